@@ -1,0 +1,31 @@
+# Two commands on a fresh machine (Python 3.11 or newer, nothing installed):
+#   make train    the environment, then the embedded run: scikit-learn's digits into runs/digits/
+#   make test     the environment, then the tests
+PYTHON ?= python3
+# Without an NVIDIA driver, take torch's CPU build.
+CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints/cpu.txt)
+READY := .venv/.ready
+
+.PHONY: train test slow lint clean
+
+train: $(READY)
+	.venv/bin/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py configs/digits.yaml
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+slow: $(READY)
+	.venv/bin/python -m pytest -m slow
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+$(READY): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

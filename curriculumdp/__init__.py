@@ -1,0 +1,1 @@
+"""Differentially private image diffusion models, trained by a curriculum."""

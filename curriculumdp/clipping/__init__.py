@@ -1,0 +1,1 @@
+"""Per-unit gradients, and their clipped sum."""

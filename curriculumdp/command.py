@@ -1,0 +1,30 @@
+"""What every command shares: a bad input ends in one clear line and exit status 2, a fault of ours in a traceback."""
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BAD_INPUT = 2
+# What the machine, not the program, got wrong.
+MACHINE_FAULTS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOENT}
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns errors that this package raises about its input into `error: …` on stderr and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        if not type(error).__module__.startswith("curriculumdp"):
+            raise
+        _stop(str(error))
+    except OSError as error:
+        if error.errno not in MACHINE_FAULTS or error.filename is None:
+            raise
+        _stop(f"{error.filename}: {error.strerror}: nothing is lost; mend it and run the same command again")
+
+
+def _stop(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(BAD_INPUT)

@@ -1,0 +1,359 @@
+"""Every option of a run, as frozen pydantic models; a bad one ends in one line that names it and the fix.
+
+A config file is one whole run. Each option says how resume takes a change of it: *neutral* (changes nothing
+that is released), *fresh* (a new incarnation of the keys, design D1) or, by default, *refused*. Everything in
+here is public. Imports neither torch nor numpy: `launch/plan.py` answers without them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from curriculumdp.config_checks import disagreements
+from curriculumdp.config_file import ConfigError, and_more, options_of, read_values, shown, validated
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Difference",
+    "config_from",
+    "load_config",
+    "resume_differences",
+    "without_paths",
+]
+
+Kind = Literal["neutral", "fresh", "refused"]
+Stage = Literal["central", "warmup", "private"]
+STAGES: tuple[Stage, ...] = ("central", "warmup", "private")
+NEUTRAL: dict[str, Any] = {"resume": "neutral"}
+FRESH: dict[str, Any] = {"resume": "fresh"}
+# What names a place on the user's machine, and hence stays out of a release.
+PATHS = ("run_dir", "data.path", "data.csv", "data.roster", "data.ledger")
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # YAML's yes and on; pydantic would read 1
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number)]
+Int = Annotated[int, BeforeValidator(_number)]
+Count = Annotated[Int, Field(ge=1)]
+Positive = Annotated[Float, Field(gt=0)]
+NotNegative = Annotated[Float, Field(ge=0)]
+Rate = Annotated[Float, Field(gt=0, le=1)]
+Share = Annotated[Float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A table of the config: frozen, no unknown key, no NaN, no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class DataConfig(Section):
+    """The sensitive set. Its declared shape and counts are public; the data must match them exactly."""
+
+    source: Literal["digits", "idx", "npz", "image_folder"] = Field(
+        description="which reader: digits (scikit-learn's), idx (MNIST's format), npz, image_folder"
+    )
+    path: str | None = Field(
+        default=None, description="folder (idx, image_folder) or file (npz)", json_schema_extra=NEUTRAL
+    )
+    csv: str | None = Field(
+        default=None,
+        description="table with the columns path,label[,unit] beside image_folder's images",
+        json_schema_extra=NEUTRAL,
+    )
+    roster: str | None = Field(
+        default=None,
+        description="public file of all unit ids, one a line: line i is unit i",
+        json_schema_extra=NEUTRAL,
+    )
+    units: Count = Field(description="number of units (people; images where no units are given)")
+    classes: Count = Field(description="number of classes; labels are 0..classes-1")
+    channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB")
+    size: Annotated[Int, Field(ge=4, le=1024)] = Field(
+        description="height and width that the model sees, in pixels"
+    )
+    class_counts: tuple[Annotated[Int, Field(ge=0)], ...] | None = Field(
+        default=None, description="units per class, only where they are public"
+    )
+    window: tuple[Float, Float] | None = Field(
+        default=None, description="[low, high] of 16-bit values that become black and white"
+    )
+    name: str | None = Field(
+        default=None, description="name of the data set in the ledger that composes runs on it"
+    )
+    ledger: str | None = Field(
+        default=None,
+        description="folder of that ledger (default: the user's state folder)",
+        json_schema_extra=NEUTRAL,
+    )
+
+
+class PrivacyConfig(Section):
+    """What the whole run may cost, both stages together."""
+
+    epsilon: Positive = Field(description="the budget ε of the whole run, central queries included")
+    delta: Annotated[Float, Field(gt=0, lt=1)] = Field(description="δ, well below 1/units")
+
+
+class ModelConfig(Section):
+    """The U-Net."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        description="width of each level, the finest first"
+    )
+    blocks: Count = Field(default=2, description="residual blocks a level")
+    attention: tuple[Count, ...] = Field(
+        default=(), description="resolutions in pixels at which levels attend to themselves"
+    )
+    groups: Count | None = Field(
+        default=None, description="groups of every GroupNorm (default: narrowest level / 4)"
+    )
+
+    @property
+    def norm_groups(self) -> int:
+        """The number of groups of every GroupNorm; EDM's rule where the config leaves it open."""
+        return self.groups or max(1, min(self.channels) // 4)
+
+
+class CentralConfig(Section):
+    """Stage one: noisy aggregates of Poisson samples of units."""
+
+    statistic: Literal["mean", "mode"] = Field(
+        default="mean", description="mean of images, or each pixel's commonest bin"
+    )
+    sample_rate: Rate = Field(description="probability that a unit is in a query, fresh for each query")
+    noise_multiplier: Positive = Field(description="noise standard deviation over the clip norm")
+    queries: Count = Field(description="number of queries; each gives one image a class")
+    size: Annotated[Int, Field(ge=1)] = Field(
+        description="height and width that images are averaged at, in pixels"
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="L2 bound of a unit's vector (default: 0.5·√d for mean, √d for mode)"
+    )
+    bins: Annotated[Int, Field(ge=2, le=256)] = Field(default=16, description="bins of the mode's histogram")
+    count_weight: NotNegative = Field(
+        default=0.0,
+        description="weight of a noisy count a class in the mean's vector; 0 divides by public counts",
+    )
+    count_floor: Positive = Field(default=1.0, description="smallest denominator of a class's mean")
+    median: Count = Field(
+        default=3, description="width of the median filter after up-sampling; odd, 1 for none"
+    )
+
+
+class AugmentConfig(Section):
+    """A mild random augmentation of central images."""
+
+    operations: Count = Field(default=2, description="operations applied to each image")
+    magnitude: Annotated[Int, Field(ge=0, le=30)] = Field(default=3, description="strength, of 30")
+
+
+class WarmupConfig(Section):
+    """Training on central images: post-processing, free of charge."""
+
+    steps: Count = Field(description="number of steps")
+    batch: Count = Field(default=64, description="images a step")
+    learning_rate: Positive = Field(description="Adam's learning rate")
+    label_dropout: Share = Field(default=0.1, description="share of labels replaced by the null class")
+    ema: Share = Field(default=0.999, description="decay of the weights' moving average")
+    augment: AugmentConfig = Field(
+        default_factory=AugmentConfig, description="augmentation of central images"
+    )
+
+
+class PrivateConfig(Section):
+    """Stage two: DP-SGD. Its noise multiplier is solved from the budget, never given."""
+
+    steps: Count = Field(description="number of steps")
+    sample_rate: Rate = Field(
+        description="probability that a unit is in a step; times units: the expected batch"
+    )
+    draws: Count = Field(description="K: draws of image and noise level a unit and step")
+    clip_norm: Positive = Field(default=1.0, description="C: L2 bound of a unit's gradient")
+    learning_rate: Positive = Field(description="Adam's learning rate")
+    decay: Annotated[Float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="last share of the steps, with decay to 0"
+    )
+    ema: Share = Field(
+        default=0.999, description="decay of the weights' moving average, which is what is released"
+    )
+    p_mean: Float = Field(
+        default=-1.2, description="mean of ln σ of the diffusion noise (EDM); the warm-up's too"
+    )
+    p_std: Positive = Field(default=1.2, description="standard deviation of ln σ (EDM); the warm-up's too")
+    sigma_data: Positive = Field(default=3**-0.5, description="standard deviation of pixels in [-1, 1] (EDM)")
+    label_dropout: Share = Field(default=0.0, description="share of draws whose label becomes the null class")
+
+
+class ComputeConfig(Section):
+    """How the work is done; a change of the fresh ones takes new keys on resume, and charges redone steps."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where to train", json_schema_extra=FRESH
+    )
+    threads: Count = Field(default=2, description="CPU threads of each process", json_schema_extra=FRESH)
+    microbatch: Count = Field(description="units whose gradients are held at once", json_schema_extra=FRESH)
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: autocast", json_schema_extra=FRESH
+    )
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        default="contiguous", description="layout of images in memory", json_schema_extra=FRESH
+    )
+    processes: Count | None = Field(
+        default=None,
+        description="processes that must have started (default: any number)",
+        json_schema_extra=NEUTRAL,
+    )
+
+
+class CheckpointConfig(Section):
+    """How often the state goes to disk."""
+
+    every: Count = Field(default=100, description="steps between checkpoints", json_schema_extra=NEUTRAL)
+    keep: Count = Field(default=2, description="newest checkpoints that stay", json_schema_extra=NEUTRAL)
+
+
+class LoggingConfig(Section):
+    """What is told while training."""
+
+    tensorboard: bool = Field(
+        default=False, description="also write TensorBoard files", json_schema_extra=NEUTRAL
+    )
+    show_private_metrics: bool = Field(
+        default=False,
+        description="losses on the console; the certificate then says so",
+        json_schema_extra=NEUTRAL,
+    )
+
+
+class SamplingConfig(Section):
+    """The sample grid of the release: post-processing."""
+
+    sampler: Literal["dpm", "heun", "euler"] = Field(
+        default="dpm", description="EDM sampler", json_schema_extra=NEUTRAL
+    )
+    steps: Annotated[Int, Field(ge=2)] = Field(
+        default=40, description="sampling steps", json_schema_extra=NEUTRAL
+    )
+    per_class: Count = Field(
+        default=10, description="images a class in samples.png", json_schema_extra=NEUTRAL
+    )
+
+
+class Config(Section):
+    """One whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        description="name of the run: letters, digits, dot, dash, underscore", json_schema_extra=NEUTRAL
+    )
+    run_dir: str = Field(
+        default="", description="the run's folder (default: runs/<name>)", json_schema_extra=NEUTRAL
+    )
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="seed of what touches no sensitive row: first weights, warm-up, sampling"
+    )
+    curriculum: tuple[Stage, ...] = Field(default=STAGES, description="the stages, in order")
+    init_from: str | None = Field(
+        default=None, description="folder of a PUBLIC diffusers model to start from"
+    )
+    data: DataConfig = Field(description="the sensitive set")
+    privacy: PrivacyConfig = Field(description="the budget")
+    model: ModelConfig = Field(description="the U-Net")
+    central: CentralConfig | None = Field(default=None, description="stage one, or null without it")
+    warmup: WarmupConfig | None = Field(
+        default=None, description="training on central images, or null without it"
+    )
+    private: PrivateConfig = Field(description="DP-SGD; its noise levels serve the warm-up too")
+    compute: ComputeConfig = Field(description="devices, threads, precision")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="logs")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="the sample grid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_folder(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("run_dir") in (None, ""):
+            return {**values, "run_dir": f"runs/{values.get('name')}"}
+        return values
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Config":
+        found = list(disagreements(self))
+        if found:
+            raise ValueError(found[0] + and_more(len(found)))
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option with its value, as JSON knows it."""
+        return self.model_dump(mode="json")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The run that a YAML file describes, with `key.path=value` overrides (their values are YAML).
+
+    Raises ConfigError, one line, for whatever is wrong with either.
+    """
+    return validated(Config, read_values(path, overrides), str(path))
+
+
+def config_from(values: Mapping[str, Any], where: str) -> Config:
+    """The run of a mapping such as `Config.resolved()` gives; `where` names its origin in a ConfigError."""
+    return validated(Config, values, where)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An option that is not what it was when the run began; `kind` says what resume makes of it."""
+
+    key: str
+    was: object
+    now: object
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.key} was {shown(self.was)} and is now {shown(self.now)}"
+
+
+def resume_differences(saved: Mapping[str, Any], now: Config) -> list[Difference]:
+    """What has changed since `saved` (a `Config.resolved()`, perhaps through JSON), in the config's order.
+
+    An option that one side lacks counts as None there; one that this version does not know is refused.
+    """
+    before, after = _flattened(saved), _flattened(now.resolved())
+    kinds = {
+        key: (field.json_schema_extra or {}).get("resume", "refused") for key, field in options_of(Config)
+    }
+    return [
+        Difference(key, before.get(key), after.get(key), kinds.get(key, "refused"))
+        for key in dict.fromkeys([*after, *before])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def without_paths(config: Config) -> dict[str, Any]:
+    """PUBLIC: the resolved config less what names places on the user's machine, for the release."""
+    values = config.resolved()
+    for key in PATHS:
+        section, _, last = key.rpartition(".")
+        (values[section] if section else values).pop(last)
+    if config.init_from is not None:
+        values["init_from"] = Path(config.init_from).name
+    return values

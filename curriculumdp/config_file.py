@@ -1,0 +1,160 @@
+"""A pydantic model from a YAML file and `key.path=value` overrides; whatever is wrong ends in one line.
+
+Knows no option of a run: those are in `config.py`.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A config file or an override that no run can be made of; the message is one line."""
+
+
+def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, with the overrides (their values are YAML) put in."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read the config file ({error.strerror}): give a file such as configs/digits.yaml"
+        ) from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys to values, this is {shown(values)}")
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """`values` as a `model`; a ConfigError names `where`, the first bad key, and how many more there are."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise ConfigError(f"{where}: {_one_line(model, found[0])}{and_more(len(found))}") from None
+
+
+def options_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each option's dotted key and pydantic's FieldInfo, sections taken apart."""
+    for name, field in model.model_fields.items():
+        inner = _section_type(field.annotation)
+        if inner is None:
+            yield prefix + name, field
+        else:
+            yield from options_of(inner, f"{prefix}{name}.")
+
+
+def shown(value: object) -> str:
+    """`value` on one line, cut short."""
+    text = _flat(repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def and_more(found: int) -> str:
+    """The remark that a problem is the first of `found`."""
+    return f" (and {found - 1} more problem{'s' if found > 2 else ''})" if found > 1 else ""
+
+
+def _flat(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key given twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key.value}' is given twice: keep one", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str | bytes, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{line}: not valid YAML: {_flat(problem)}") from None
+    except (RecursionError, ValueError) as error:  # nested without end; a date such as 2024-99-99
+        raise ConfigError(f"{where}: not valid YAML: {_flat(error)}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Sets one `key.path=value` in place."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    where = f"override {shown(override)}"
+    if not equals or not all(parts):
+        raise ConfigError(f"{where}: write key.path=value, such as privacy.epsilon=1")
+    place = values
+    for depth, part in enumerate(parts[:-1], start=1):
+        inner = place.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            raise ConfigError(f"{where}: {'.'.join(parts[:depth])} is {shown(inner)}, not a section")
+        place[part] = dict(inner or {})
+        place = place[part]
+    place[parts[-1]] = _parse(text, where)
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _section_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The section at a path of keys, or None if there is an option, an item or nothing there."""
+    section: type[BaseModel] | None = model
+    for key in path:
+        field = section.model_fields.get(str(key)) if section else None
+        section = _section_type(field.annotation) if field else None
+    return section
+
+
+def _one_line(model: type[BaseModel], error: ErrorDetails) -> str:
+    """`key is value: what is allowed (what it means); how to change it`, for one of pydantic's errors."""
+    path = error["loc"]
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if not path:
+        return message
+    key, value = ".".join(map(str, path)), shown(error["input"])
+    option = ".".join(part for part in path if isinstance(part, str))  # less an item's number
+    parent, section = _section_at(model, path[:-1]), _section_at(model, path)
+    if error["type"] == "extra_forbidden" and parent:
+        return f"unknown key {key}: {_suggestion(model, parent, key)}"
+    field = parent.model_fields.get(str(path[-1])) if parent else None
+    about = f" ({field.description})" if field and field.description else ""
+    if error["type"] == "missing":
+        return f"{key} is missing: add it{about}"
+    if section is not None:
+        return f"{key} is {value}: must be a section with the keys {', '.join(section.model_fields)}"
+    return f"{key} is {value}: {message}{about}; change it in the file or with {option}=..."
+
+
+def _suggestion(model: type[BaseModel], parent: type[BaseModel], key: str) -> str:
+    before, _, last = key.rpartition(".")
+    near = difflib.get_close_matches(last, parent.model_fields, n=1)
+    if near:
+        return f"did you mean {'.'.join(filter(None, [before, near[0]]))}?"
+    elsewhere = [known for known, _ in options_of(model) if known.rpartition(".")[2] == last]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]}?"
+    return f"allowed here are {', '.join(parent.model_fields)}"

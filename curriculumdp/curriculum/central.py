@@ -1,0 +1,162 @@
+"""Stage one: central images, noisy aggregates of random subsets of the sensitive set (DP-FETA, Li et al. 2025).
+
+A query takes a fresh Poisson sample of units. Each unit contributes ONE vector that covers all classes, clipped
+as a whole, so a query is one subsampled Gaussian release whatever the number of classes (design §4). Drawn on
+rank 0; the noise is added once. Everything after the noise is post-processing.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from curriculumdp.curriculum.phase import CentralImages, Run, State
+from curriculumdp.data.images import ImageSet
+from curriculumdp.privacy.noise import clip_and_sum, from_grid
+from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.sampling import poisson_rows
+
+UNITS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class CentralQuery:
+    """A central query's public parameters; `clip_norm` bounds the L2 norm of one unit's vector."""
+
+    statistic: str
+    size: int
+    channels: int
+    classes: int
+    bins: int
+    clip_norm: float
+    count_weight: float
+    denominators: tuple[float, ...]
+    count_floor: float
+
+    @property
+    def pixels(self) -> int:
+        return self.channels * self.size * self.size
+
+
+def unit_vectors(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
+    """PRIVATE, not yet clipped: float64 [len(units), d], each unit's contribution to a query.
+
+    mean: for each class k the block (1/n_u) Σ (down-sampled image − ½) over the unit's images of class k, then,
+    where counts are asked for, the coordinates a·n_{u,k}/n_u. mode: the mean over the unit's images of one-hots
+    over (class, channel, pixel, bin). A unit without images contributes nothing.
+    """
+    owners, rows = images.rows_of(units)
+    pixels = torch.from_numpy(images.images[rows]).to(torch.float64) / 255
+    labels = torch.from_numpy(images.labels[rows])
+    small = F.adaptive_avg_pool2d(pixels, query.size).flatten(1)
+    share = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)
+    if query.statistic == "mode":
+        return _histogram_vectors(query, small, labels, owners, share, len(units))
+    blocks = torch.zeros(len(units), query.classes, query.pixels, dtype=torch.float64)
+    blocks.index_put_((owners, labels), (small - 0.5) * share[:, None], accumulate=True)
+    if query.count_weight == 0:
+        return blocks.flatten(1)
+    counts = torch.zeros(len(units), query.classes, dtype=torch.float64)
+    counts.index_put_((owners, labels), query.count_weight * share, accumulate=True)
+    return torch.cat([blocks.flatten(1), counts], dim=1)
+
+
+def _histogram_vectors(
+    query: CentralQuery, small: Tensor, labels: Tensor, owners: Tensor, share: Tensor, units: int
+) -> Tensor:
+    bins = (small * query.bins).long().clamp_(max=query.bins - 1)
+    cells = torch.arange(query.pixels) * query.bins + bins
+    columns = labels[:, None] * (query.pixels * query.bins) + cells
+    vectors = torch.zeros(units, query.classes * query.pixels * query.bins, dtype=torch.float64)
+    return vectors.index_put_(
+        (owners[:, None].expand_as(columns), columns), share[:, None].expand_as(small), accumulate=True
+    )
+
+
+def query_sum(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
+    """PRIVATE: the un-noised sum of the sampled units' clipped vectors on the grid, int64 [d]."""
+    total = unit_vectors(query, images, units[:0]).sum(0).to(torch.int64)
+    for part in units.split(UNITS_AT_ONCE):
+        vectors = unit_vectors(query, images, part)
+        present = torch.from_numpy(images.counts[part.numpy()] > 0)
+        total += clip_and_sum(vectors, query.clip_norm, present)
+    return total
+
+
+def images_of_sum(query: CentralQuery, noisy: Tensor, size: int, median: int) -> Tensor:
+    """The central images uint8 [classes, C, size, size] that a noisy sum (int64 [d]) describes: public.
+
+    The denominator is public or the noisy count, floored at a public value; never the realised count.
+    """
+    values = from_grid(noisy, query.clip_norm)
+    if query.statistic == "mode":
+        cells = values.view(query.classes, query.pixels, query.bins)
+        small = (cells.argmax(-1).to(torch.float64) + 0.5) / query.bins
+    else:
+        split = query.classes * query.pixels
+        blocks, counts = values[:split].view(query.classes, -1), values[split:]
+        if query.count_weight:
+            denominators = (counts / query.count_weight).clamp(min=query.count_floor)
+        else:
+            denominators = torch.tensor(query.denominators, dtype=torch.float64).clamp(min=query.count_floor)
+        small = blocks / denominators[:, None] + 0.5
+    small = small.clamp(0, 1).view(query.classes, query.channels, query.size, query.size)
+    large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
+    return (_median(large, median) * 255).round().to(torch.uint8)
+
+
+def _median(images: Tensor, width: int) -> Tensor:
+    """Each pixel's median over a width×width window, borders replicated."""
+    pad = width // 2
+    windows = F.pad(images, (pad,) * 4, mode="replicate").unfold(2, width, 1).unfold(3, width, 1)
+    return windows.flatten(-2).median(-1).values
+
+
+class CentralPhase:
+    """The queries, one a step; their images collect in `state.central`."""
+
+    name = "central"
+
+    def __init__(self, run: Run) -> None:
+        config, data = run.config.central, run.config.data
+        assert config is not None
+        self.config, self.size = config, data.size
+        self.steps = config.queries
+        self.release = Release(
+            self.name, "subsampled_gaussian", config.sample_rate, config.noise_multiplier, 1
+        )
+        pixels = data.channels * config.size**2
+        widest = sqrt(pixels) * (1.0 if config.statistic == "mode" else 0.5)
+        shares = data.class_counts or (data.units / data.classes,) * data.classes
+        self.query = CentralQuery(
+            config.statistic,
+            config.size,
+            data.channels,
+            data.classes,
+            config.bins,
+            config.clip_norm or widest,
+            config.count_weight if config.statistic == "mean" else 0.0,
+            tuple(config.sample_rate * share for share in shares),
+            config.count_floor,
+        )
+
+    def begin(self, run: Run, state: State) -> None:
+        empty = state.central
+        state.central = CentralImages(empty.images[:0], empty.labels[:0])
+
+    def step(self, run: Run, state: State, step: int) -> dict[str, float]:
+        units = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)
+        chosen = torch.from_numpy(units) if run.world.is_main else torch.zeros(0, dtype=torch.int64)
+        mine = query_sum(self.query, run.images, chosen).to(run.world.device)
+        noisy = run.release_sum(self.release, step, self.query.clip_norm, mine)
+        images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)
+        state.central = CentralImages(
+            torch.cat([state.central.images, images]),
+            torch.cat([state.central.labels, torch.arange(self.query.classes)]),
+        )
+        return {"units": float(len(units))}
+
+    def sync(self, run: Run, state: State) -> None:
+        """Nothing to do: every rank adds the same noise to the same sum."""

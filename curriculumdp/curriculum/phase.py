@@ -1,0 +1,179 @@
+"""What every phase shares: the state that training changes, the run it belongs to, and how it spends.
+
+All of a model's parameters lie in one flat fp32 buffer, in the order of `net.named_parameters()`; the
+module's parameters are views of it. The optimiser's moments and the EMA have the same layout, so that a step
+of Adam, a checkpoint and a sum over ranks are each one operation on one buffer.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from curriculumdp.config import Config
+from curriculumdp.curriculum.plan import Plan
+from curriculumdp.data.images import ImageSet
+from curriculumdp.metrics import Metrics
+from curriculumdp.privacy.ledger import BudgetSpent, Ledger, ReplayMismatch
+from curriculumdp.privacy.noise import add_noise
+from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.release import Release
+from curriculumdp.world import World
+
+
+@dataclass(frozen=True)
+class CentralImages:
+    """Noisy aggregates of the sensitive set: already private, hence public.
+
+    images uint8 [M, C, H, W], labels int64 [M]. M may be 0 (a curriculum without the central stage).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass
+class State:
+    """What a step changes. The buffers are fp32 [P]; `phase` and `step` say what is done so far."""
+
+    net: nn.Module
+    weights: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    ema: Tensor
+    central: CentralImages
+    phase: int = 0
+    step: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint must hold, by name."""
+        return {
+            "weights": self.weights,
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+            "ema": self.ema,
+            "central_images": self.central.images,
+            "central_labels": self.central.labels,
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Overwrites the state by a checkpoint's tensors, in place where the network looks at it."""
+        for name in ("weights", "exp_avg", "exp_avg_sq", "ema"):
+            getattr(self, name).copy_(tensors[name])
+        self.central = CentralImages(tensors["central_images"], tensors["central_labels"])
+
+    def forget_moments(self) -> None:
+        """A new phase starts Adam and the EMA afresh from the weights it is given."""
+        self.exp_avg.zero_()
+        self.exp_avg_sq.zero_()
+        self.ema.copy_(self.weights)
+
+
+def flat_state(net: nn.Module, device: torch.device) -> State:
+    """The state of an untrained `net`, whose parameters become views of one flat fp32 buffer."""
+    net.to(device=device, dtype=torch.float32)
+    weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    offset = 0
+    for parameter in net.parameters():
+        size = parameter.numel()
+        parameter.data = weights[offset : offset + size].view(parameter.shape)
+        offset += size
+    zeros = torch.zeros_like(weights)
+    config = net.config
+    shape = (0, config.in_channels, config.sample_size, config.sample_size)
+    none = CentralImages(torch.zeros(shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+    return State(net, weights, zeros.clone(), zeros.clone(), weights.clone(), none)
+
+
+def module_tensors(net: nn.Module, flat: Tensor) -> dict[str, Tensor]:
+    """`flat` cut into the shapes of `net`'s parameters, by name."""
+    parts, offset = {}, 0
+    for name, parameter in net.named_parameters():
+        parts[name] = flat[offset : offset + parameter.numel()].view(parameter.shape)
+        offset += parameter.numel()
+    return parts
+
+
+class FreshIncarnation(Exception):
+    """A replayed sum was not the recorded one: its step must be done again under new keys, and charged."""
+
+
+class OutOfBudget(Exception):
+    """The next release would pass ε: the run ends here."""
+
+
+@dataclass
+class Run:
+    """One run as its phases see it. PRIVATE: it holds the images, the secret and (on rank 0) the ledger."""
+
+    config: Config
+    plan: Plan
+    world: World
+    secret: RunSecret
+    images: ImageSet
+    metrics: Metrics
+    ledger: Ledger | None
+    announce: Callable[[], None]
+    incarnation: int = 0
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def rows_key(self, phase: str, step: int) -> bytes:
+        """The key of a step's Poisson sample."""
+        return self.secret.key("rows", incarnation=self.incarnation, phase=phase, step=step)
+
+    def draws_key(self, phase: str) -> bytes:
+        """The key of the draws that belong to single units in a phase."""
+        return self.secret.key("draws", incarnation=self.incarnation, phase=phase)
+
+    def release_sum(self, release: Release, step: int, clip_norm: float, mine: Tensor) -> Tensor:
+        """The noisy sum of one step or query, int64 [P]: reduce, ledger entry, verdict, noise (D3.4, D4, D3.5).
+
+        `mine` is this rank's share of the un-noised sum on the grid (PRIVATE). No rank can derive the noise
+        before the entry is on rank 0's disk, because its key is made from the entry.
+        """
+        total = mine.clone()
+        self.world.sum_(total)
+        verdict = self.world.from_main(lambda: self._charge(release, step, clip_norm, total))
+        if verdict == b"mismatch":
+            raise FreshIncarnation(release.name)
+        if verdict == b"budget":
+            raise OutOfBudget(release.name)
+        return add_noise(total, release.noise_multiplier, verdict)
+
+    def _charge(self, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
+        assert self.ledger is not None
+        try:
+            entry = self.ledger.charge(
+                release.name,
+                step,
+                sample_rate=release.sample_rate,
+                noise_multiplier=release.noise_multiplier,
+                clip_norm=clip_norm,
+                total=np.ascontiguousarray(total.cpu().numpy()),
+            )
+        except ReplayMismatch:
+            return b"mismatch"
+        except BudgetSpent:
+            return b"budget"
+        self.announce()
+        return self.secret.key("noise", entry=entry.hex())
+
+
+class Phase(Protocol):
+    """One stage of the curriculum. It spends only through `Run.release_sum`, what its plan's row declares."""
+
+    name: str
+    steps: int
+
+    def begin(self, run: Run, state: State) -> None:
+        """Called before the phase's first step, and not on resume."""
+
+    def step(self, run: Run, state: State, step: int) -> dict[str, float]:
+        """Does one step and returns its PRIVATE figures; `state.step` is advanced by the caller."""
+
+    def sync(self, run: Run, state: State) -> None:
+        """Makes every rank's state rank 0's; called before a checkpoint and at the phase's end."""

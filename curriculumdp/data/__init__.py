@@ -1,0 +1,1 @@
+"""The sensitive images: reading, checking against what is declared, and who owns which."""

@@ -1,0 +1,207 @@
+"""Readers of sources that hold arrays: scikit-learn's digits, MNIST's idx files, npz. Never a pickle.
+
+What a file's header declares is checked against the file's own length before memory is asked for.
+"""
+
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from curriculumdp.data.images import DataError
+from curriculumdp.data.listing import Listing, Wanted
+from curriculumdp.data.pixels import array_pixels
+
+Read = TypeVar("Read")
+IDX_PREFIX = {"train": "train", "test": "t10k"}
+GZIP_RATIO = 1032  # deflate cannot pack tighter
+IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # unsigned bytes, of 3 and of 1 dimensions
+# What Python's readers of gzip, zip and npy raise on damaged, encrypted or foreign files.
+DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
+NPZ_ARRAYS = {"images", "labels", "units"}
+# The rows of scikit-learn's digits that are held out: every fifth, so that all writers are in both splits.
+TEST_EVERY = 5
+
+
+def list_digits(wanted: Wanted) -> Listing:
+    """scikit-learn's 1797 digits of 8x8 pixels: 1437 to train on, every fifth row (360) to test on."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - a second to import, for one source
+
+    digits = load_digits()
+    rows = np.arange(len(digits.target))
+    rows = rows[(rows % TEST_EVERY == 0) == (wanted.split == "test")]
+    images = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)[..., None]
+    return Listing(
+        "scikit-learn's digits",
+        digits.target[rows].astype(np.int64),
+        None,
+        (),
+        lambda: array_pixels(images, wanted.channels, wanted.size, None),
+    )
+
+
+def list_idx(wanted: Wanted) -> Listing:
+    """A folder of MNIST's four files, gzipped or not."""
+    folder = _required(wanted.path, "folder of the idx files")
+    prefix = IDX_PREFIX[wanted.split]
+    images = _idx_file(folder, f"{prefix}-images-idx3-ubyte")
+    labels = _idx_file(folder, f"{prefix}-labels-idx1-ubyte")
+    digits = _read_idx(labels, IDX_LABELS, None)
+    return Listing(
+        str(images),
+        digits.astype(np.int64),
+        None,
+        (images, labels),
+        lambda: array_pixels(
+            _read_idx(images, IDX_IMAGES, len(digits))[..., None], wanted.channels, wanted.size, None
+        ),
+    )
+
+
+def _idx_file(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(
+        f"{folder / name}: no such file, nor with .gz: data.path must be the folder of the idx files"
+    )
+
+
+def _read_idx(path: Path, magic: int, count: int | None) -> np.ndarray:
+    """The array in an idx file, uint8; `count` is how many entries it must have (None: any number)."""
+
+    def read() -> np.ndarray:
+        zipped = path.suffix == ".gz"
+        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+            shape = _idx_shape(path, file, magic)
+            if count is not None and shape[0] != count:
+                raise DataError(
+                    f"{path}: holds {shape[0]} images, its label file {count}: one of them is wrong"
+                )
+            if min(shape) < 1 or prod(shape) > path.stat().st_size * (GZIP_RATIO if zipped else 1):
+                raise DataError(f"{path}: its header declares the shape {shape}, which the file cannot hold")
+            body = file.read(prod(shape) + 1)
+        if len(body) != prod(shape):
+            raise DataError(
+                f"{path}: is cut short or too long for the shape {shape} that its header declares"
+            )
+        return np.frombuffer(body, dtype=np.uint8).reshape(shape).copy()  # writable
+
+    return _or_data_error(path, read)
+
+
+def _idx_shape(path: Path, file: io.BufferedIOBase, magic: int) -> tuple[int, ...]:
+    dimensions = magic & 0xFF
+    header = file.read(4 * (1 + dimensions))
+    if len(header) < 4 * (1 + dimensions) or int.from_bytes(header[:4], "big") != magic:
+        raise DataError(
+            f"{path}: is no idx file of {dimensions} dimensions (it begins with "
+            f"{header[:4].hex() or 'nothing'}, not {magic:08x})"
+        )
+    return tuple(int(size) for size in np.frombuffer(header[4:], dtype=">u4"))
+
+
+def list_npz(wanted: Wanted) -> Listing:
+    """A file of the arrays images, labels and, where a unit may own several images, units."""
+    path = _required(wanted.path, "npz file")
+    shapes = _or_data_error(path, lambda: _npz_shapes(path))
+    missing = sorted({"images", "labels"} - shapes.keys())
+    unknown = sorted(shapes.keys() - NPZ_ARRAYS)
+    if missing or unknown:
+        raise DataError(
+            f"{path}: must hold the arrays images, labels and, if a unit owns several images, units; "
+            + (f"it lacks {missing[0]}" if missing else f"it also holds {unknown[0]!r}")
+        )
+    count = shapes["images"][0] if shapes["images"] else 0
+    for name in shapes.keys() - {"images"}:
+        if shapes[name] != (count,):
+            raise DataError(
+                f"{path}: {name} has the shape {shapes[name]}, for {count} images it must be ({count},)"
+            )
+    labels = _npz_array(path, "labels")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels are {labels.dtype}, they must be integers")
+    units = _npz_array(path, "units") if "units" in shapes else None
+    if units is not None and units.dtype.kind not in "iuU":
+        raise DataError(f"{path}: units are {units.dtype}, they must be integers or strings")
+    return Listing(str(path), labels.astype(np.int64), units, (path,), lambda: _npz_pixels(path, wanted))
+
+
+def _npz_pixels(path: Path, wanted: Wanted) -> np.ndarray:
+    images = _channels_last(path, _npz_array(path, "images"))
+    if images.dtype == np.uint16 and wanted.window is None:
+        raise DataError(
+            f"{path}: images have 16 bits: say which values are black and white, data.window=[low, high]"
+        )
+    if images.dtype == np.uint8 and wanted.window is not None:
+        raise DataError(f"{path}: images have 8 bits but data.window is for deeper ones: remove data.window")
+    if images.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: images are {images.dtype}, they must be uint8, or uint16 with data.window")
+    return array_pixels(images, wanted.channels, wanted.size, wanted.window)
+
+
+def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:
+    """[N, H, W, 1 or 3] of [N, H, W], [N, H, W, C] or [N, C, H, W]."""
+    if images.ndim == 3:
+        return images[..., None]
+    last, first = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (3, 1))
+    if last == first:
+        raise DataError(
+            f"{path}: images have the shape {images.shape}, in which the channels (1 or 3) cannot be told: "
+            "store [N, H, W], [N, H, W, C] or [N, C, H, W]"
+        )
+    return images if last else images.transpose(0, 2, 3, 1)
+
+
+def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Each array's shape from its header, which must agree with its length in the archive."""
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(file)
+                if dtype.hasobject:
+                    raise DataError(
+                        f"{path}: {member.filename} holds pickled objects, which are never loaded"
+                    )
+                if member.file_size != file.tell() + prod(shape) * dtype.itemsize:
+                    raise DataError(f"{path}: {member.filename} has not the length that its header declares")
+            shapes[member.filename.removesuffix(".npy")] = shape
+    return shapes
+
+
+def _npz_array(path: Path, name: str) -> np.ndarray:
+    def read() -> np.ndarray:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+
+    return _or_data_error(path, read)
+
+
+def _required(path: Path | None, what: str) -> Path:
+    if path is None:
+        raise DataError(f"data.path is missing: name the {what}")
+    return path
+
+
+def _or_data_error(path: Path, read: Callable[[], Read]) -> Read:
+    """`read()`; what a damaged or missing file makes it raise becomes a DataError with the file's name."""
+    try:
+        return read()
+    except DataError:
+        raise
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or "too large"
+        raise DataError(f"{path}: cannot be read ({reason}): is it whole, and the right file?") from None

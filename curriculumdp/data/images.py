@@ -1,0 +1,93 @@
+"""The images of a run and the units (people) that own them. PRIVATE, all of it but the number of units."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """The data are not what the config declares, or cannot be read; the message is one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images, their labels and their owners. A unit is a place 0..unit_count-1; a place may own no image.
+
+    images uint8 [N, C, H, W], labels int64 [N], units int64 [N] (the owner of each image). Derived: counts
+    int64 [unit_count]; order int64 [N] and offsets int64 [unit_count + 1], so that unit u owns the images
+    order[offsets[u]:offsets[u + 1]], in the order of the set. What a unit owns, and in which order, does not
+    depend on any other unit. Raises DataError where shapes, dtypes or owners do not hold together.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    units: np.ndarray
+    unit_count: int
+    counts: np.ndarray = field(init=False)
+    order: np.ndarray = field(init=False)
+    offsets: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+        counts = np.bincount(self.units, minlength=self.unit_count).astype(np.int64)
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "order", np.argsort(self.units, kind="stable"))
+        object.__setattr__(self, "offsets", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+    def _check(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise DataError(f"images must be uint8 [N, C, H, W], not {self.images.dtype} {self.images.shape}")
+        for name in ("labels", "units"):
+            array = getattr(self, name)
+            if array.dtype != np.int64 or array.shape != (len(self.images),):
+                raise DataError(f"{name} must be int64 [{len(self.images)}], not {array.dtype} {array.shape}")
+        if len(self.labels) and self.labels.min() < 0:
+            raise DataError(f"labels must not be negative, one is {self.labels.min()}")
+        if len(self.units) and not 0 <= self.units.min() <= self.units.max() < self.unit_count:
+            raise DataError(
+                f"units must be 0..{self.unit_count - 1}, they reach from {self.units.min()} to "
+                f"{self.units.max()}"
+            )
+
+    def images_of(self, unit: int) -> np.ndarray:
+        """The rows of the images that `unit` owns, int64 [counts[unit]]."""
+        return self.order[self.offsets[unit] : self.offsets[unit + 1]]
+
+    def rows_of(self, units: Tensor) -> tuple[Tensor, np.ndarray]:
+        """All images of the given units (int64 [B] on the CPU): who of the B owns each, and its row.
+
+        owners int64 [M] in 0..B-1, rows int64 [M], M the sum of the units' counts; in the units' order.
+        """
+        places = units.numpy()
+        counts = self.counts[places]
+        owners = np.repeat(np.arange(len(places)), counts)
+        first = np.cumsum(counts) - counts
+        rows = self.order[np.arange(len(owners)) + (self.offsets[places] - first)[owners]]
+        return torch.from_numpy(owners), rows
+
+    def content_arrays(self) -> dict[str, np.ndarray]:
+        """What a MAC of the content must cover, by name, contiguous: equal sets give equal bytes."""
+        return {
+            "images": np.ascontiguousarray(self.images),
+            "labels": np.ascontiguousarray(self.labels),
+            "units": np.ascontiguousarray(self.units),
+            "unit_count": np.array([self.unit_count], dtype=np.int64),
+        }
+
+    def without_unit(self, unit: int) -> "ImageSet":
+        """The zero-out neighbour: `unit` owns nothing, its place stays."""
+        kept = self.units != unit
+        return ImageSet(self.images[kept], self.labels[kept], self.units[kept], self.unit_count)
+
+    def with_unit(self, unit: int, images: np.ndarray, labels: np.ndarray) -> "ImageSet":
+        """The neighbour in which the empty place `unit` owns `images` uint8 [M, C, H, W]."""
+        if self.counts[unit]:
+            raise DataError(f"unit {unit} owns {self.counts[unit]} images: take them away first")
+        return ImageSet(
+            np.concatenate([self.images, images]),
+            np.concatenate([self.labels, labels]),
+            np.concatenate([self.units, np.full(len(images), unit, dtype=np.int64)]),
+            self.unit_count,
+        )

@@ -1,0 +1,76 @@
+"""Where images come from: one reader a source, and what is checked of all of them.
+
+A new source is a reader, a function from `Wanted` to `Listing`, and a row in SOURCES.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from curriculumdp.data.arrays import list_digits, list_idx, list_npz
+from curriculumdp.data.cache import cache_key, load_pixels, save_pixels
+from curriculumdp.data.folders import list_image_folder
+from curriculumdp.data.images import DataError, ImageSet
+from curriculumdp.data.listing import Listing, Wanted, check_labels, unit_places
+
+__all__ = ["SOURCES", "DataError", "load_images"]
+
+SOURCES: dict[str, Callable[[Wanted], Listing]] = {
+    "digits": list_digits,
+    "idx": list_idx,
+    "npz": list_npz,
+    "image_folder": list_image_folder,
+}
+
+
+def load_images(
+    *,
+    source: str,
+    classes: int,
+    channels: int,
+    size: int,
+    units: int | None = None,
+    path: str | None = None,
+    csv: str | None = None,
+    roster: str | None = None,
+    window: tuple[float, float] | None = None,
+    split: Literal["train", "test"] = "train",
+    cache: Path | None = None,
+) -> ImageSet:
+    """PRIVATE: the images of a source as uint8 [N, channels, size, size], checked against what is declared.
+
+    `units` is the declared number of units, which a training set must match exactly; None for a test set, in
+    which each image is its own unit. digits and idx hold both splits; the others hold what `path` names.
+    `cache` is a private folder in which decoded images are kept. Raises DataError, one line.
+    """
+    if split == "train" and units is None:
+        raise DataError("data.units is missing: a training set must declare its number of units")
+    wanted = Wanted(
+        _path(path), _path(csv), _path(roster), None if split == "test" else units,
+        classes, channels, size, window, split,
+    )  # fmt: skip
+    listing = SOURCES[source](wanted)
+    check_labels(listing, classes)
+    places, unit_count = unit_places(listing, wanted)
+    return ImageSet(_pixels(listing, wanted, source, cache), listing.labels, places, unit_count)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()
+
+
+def _pixels(listing: Listing, wanted: Wanted, source: str, cache: Path | None) -> np.ndarray:
+    if cache is None or not listing.files:
+        return listing.pixels()
+    shape = (len(listing.labels), wanted.channels, wanted.size, wanted.size)
+    settings = asdict(wanted) | {"source": source}
+    key = cache_key(listing.files, {name: str(value) for name, value in settings.items()})
+    file = cache / f"images-{wanted.split}.npz"
+    images = load_pixels(file, key, shape)
+    if images is None:
+        images = listing.pixels()
+        save_pixels(file, key, images)
+    return images

@@ -1,0 +1,1 @@
+"""Numbers only: knows no image and no network."""

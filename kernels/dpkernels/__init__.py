@@ -1,0 +1,1 @@
+"""Per-unit gradient kernels: torch and triton only."""

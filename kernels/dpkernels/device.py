@@ -1,0 +1,100 @@
+"""Which path a call takes, and the tile tables: the one place that knows about devices.
+
+A kernel file holds a Triton kernel and, beside it, the same mathematics in torch. CUDA tensors take the
+kernel, all others torch; inside `interpreted()` CPU tensors take the kernel too, run by Triton's interpreter.
+Nothing here looks at the hardware: a tile is chosen by dtype and shape class alone.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Triton reads this variable when a kernel's module is imported; so it is read once here as well.
+INTERPRETER = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_interpreting: ContextVar[bool] = ContextVar("interpreting", default=False)
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """Whether the call that `tensor` is an argument of runs on Triton (True) or in torch (False)."""
+    return tensor.is_cuda or _interpreting.get()
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Within it CPU tensors go through the Triton kernels, in the interpreter. Slow: for tests.
+
+    Raises RuntimeError unless TRITON_INTERPRET=1 was set before Triton was first imported.
+    """
+    if not INTERPRETER:
+        raise RuntimeError("set TRITON_INTERPRET=1 before dpkernels is imported, to run kernels on the CPU")
+    token = _interpreting.set(True)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One program's share of a matrix product and how the compiler schedules it.
+
+    A program owns `rows` x `columns` of the result (output channels x input channels and taps) and walks the
+    reduction (draws and positions) in steps of `depth`.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+# Per-unit weight gradients, by the operands' dtype and the shape class. A class is named after the result's
+# narrower side: "wide" from 64 output channels on. Sizes follow Hopper's matrix instructions (64 rows a
+# warpgroup); fp32 products run on the ordinary cores, where small tiles keep the registers.
+# Not tuned by measurement yet: chosen so that no configuration spills on sm_80 or sm_90.
+GEMM_TILES: dict[tuple[str, str], Tile] = {
+    ("bf16", "wide"): Tile(64, 128, 64, num_warps=4, num_stages=3),
+    ("bf16", "narrow"): Tile(32, 128, 64, num_warps=4, num_stages=3),
+    ("tf32", "wide"): Tile(64, 128, 32, num_warps=4, num_stages=3),
+    ("tf32", "narrow"): Tile(32, 128, 32, num_warps=4, num_stages=3),
+    ("fp32", "wide"): Tile(64, 64, 32, num_warps=4, num_stages=2),
+    ("fp32", "narrow"): Tile(32, 64, 32, num_warps=4, num_stages=2),
+}
+# The recompute pass also holds an int64 tile, twice the registers of the fp32 one: twice the warps.
+RECOMPUTE_TILES: dict[tuple[str, str], Tile] = {
+    ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
+    ("bf16", "narrow"): Tile(32, 128, 64, num_warps=8, num_stages=3),
+    ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_stages=3),
+    ("tf32", "narrow"): Tile(32, 128, 32, num_warps=8, num_stages=3),
+    ("fp32", "wide"): Tile(64, 64, 32, num_warps=8, num_stages=2),
+    ("fp32", "narrow"): Tile(32, 64, 32, num_warps=8, num_stages=2),
+}
+WIDE_ROWS = 64
+# A step of `tl.dot` costs milliseconds in the interpreter whatever its size: few steps, huge tiles.
+INTERPRETED_TILE = Tile(64, 256, 1024, num_warps=1, num_stages=1)
+
+# Elements a program handles in the kernels that only stream memory, by kernel.
+STREAM_BLOCKS: dict[str, int] = {"clip_sum": 1024, "group_norm": 1024, "embedding": 128}
+# ChaCha20 blocks a program makes: one yields eight normals.
+CHACHA_BLOCKS = 128
+
+
+def gemm_tile(precision: str, rows: int, *, recompute: bool = False) -> Tile:
+    """The tile for a weight gradient with `rows` output channels; precision is bf16, tf32 or fp32."""
+    if INTERPRETER:
+        return INTERPRETED_TILE
+    shape_class = "wide" if rows >= WIDE_ROWS else "narrow"
+    return (RECOMPUTE_TILES if recompute else GEMM_TILES)[precision, shape_class]
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """What a matrix product of `dtype` operands runs in: bf16, tf32 (if torch allows it for fp32) or fp32."""
+    if dtype == torch.bfloat16:
+        return "bf16"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"

@@ -1,0 +1,176 @@
+"""The end of a DP-SGD step in one pass over the flat buffers: noise, scale, Adam, EMA, bf16 copy, zeroing.
+
+    noisy = n + rint(σ·2³⁶·z)           z standard normal, from ChaCha20 (design D1, D3.5)
+    g     = noisy·C/2³⁶ / expected      the expected batch is public, never the realised one (D3.6)
+    Adam (Kingma and Ba 2015, eq. 1-4 of algorithm 1), then ema ← d·ema + (1−d)·w
+
+Reads and writes 36 bytes a parameter. All buffers are contiguous, [P], in one order.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dpkernels.chacha import (
+    NORMALS_PER_BLOCK,
+    chacha_normals,
+    check_counter,
+    key_words,
+    keystream_reference,
+    normals_reference,
+)
+from dpkernels.device import CHACHA_BLOCKS, use_triton
+from dpkernels.grid import GRID, rint
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class Buffers(Protocol):
+    """What a step changes, fp32 [P] each."""
+
+    weights: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    ema: Tensor
+
+
+def noise_step(
+    total: Tensor,
+    key: bytes,
+    noise_multiplier: float,
+    clip_norm: float,
+    expected_units: float,
+    buffers: Buffers,
+    step: int,
+    learning_rate: float,
+    ema_decay: float,
+    half_copy: Tensor | None = None,
+) -> None:
+    """Updates `buffers` in place by the un-noised sum `total` int64 [P] (PRIVATE), which becomes zero.
+
+    key: 32 bytes that no other sum may ever meet (PRIVATE). step counts from 0. half_copy bf16 [P] receives the
+    new weights. Call it once per step and rank: all ranks with the same total and key get the same weights.
+    ValueError: a key of another length, or P beyond the keystream's counter.
+    """
+    blocks = triton.cdiv(total.numel(), NORMALS_PER_BLOCK)
+    check_counter(0, blocks)
+    words = key_words(key, total.device)
+    to_gradient = clip_norm / GRID / expected_units
+    if not use_triton(total):
+        noise = gaussian_reference(words, total.numel())
+        noise_step_reference(
+            total, noise, noise_multiplier, to_gradient, buffers, step, learning_rate, ema_decay, half_copy
+        )
+        return
+    scalars = _scalars(noise_multiplier * GRID, to_gradient, step, learning_rate, ema_decay, total.device)
+    half = total if half_copy is None else half_copy
+    _noise_step_kernel[(triton.cdiv(blocks, CHACHA_BLOCKS),)](
+        *(total, words, scalars, buffers.weights, buffers.exp_avg, buffers.exp_avg_sq, buffers.ema, half),
+        total.numel(),
+        half_copy is not None,
+        *(BETA1, BETA2, EPS, CHACHA_BLOCKS),
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+
+
+def noise_step_reference(
+    total: Tensor,
+    noise: Tensor,
+    noise_multiplier: float,
+    to_gradient: float,
+    buffers: Buffers,
+    step: int,
+    learning_rate: float,
+    ema_decay: float,
+    half_copy: Tensor | None = None,
+) -> None:
+    """`noise_step` in torch with given standard normals `noise` float64 [P]."""
+    noisy = total + (noise * (noise_multiplier * GRID)).round().to(torch.int64)
+    gradient = (noisy.double() * to_gradient).float()
+    adam_step(gradient, buffers, step, learning_rate, ema_decay)
+    if half_copy is not None:
+        half_copy.copy_(buffers.weights)
+    total.zero_()
+
+
+def adam_step(
+    gradient: Tensor, buffers: Buffers, step: int, learning_rate: float, ema_decay: float
+) -> None:
+    """One Adam step and the EMA, in place, from a gradient fp32 [P]; step counts from 0. In torch on any device."""
+    count = step + 1
+    buffers.exp_avg.lerp_(gradient, 1 - BETA1)
+    buffers.exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    width = buffers.exp_avg_sq.sqrt().div_(math.sqrt(1 - BETA2**count)).add_(EPS)
+    buffers.weights.addcdiv_(buffers.exp_avg, width, value=-learning_rate / (1 - BETA1**count))
+    buffers.ema.lerp_(buffers.weights, 1 - ema_decay)
+
+
+def gaussian_reference(words: Tensor, count: int) -> Tensor:
+    """Standard normals float64 [count] of the key whose words are int32 [8]. PRIVATE."""
+    blocks = keystream_reference(words, triton.cdiv(count, NORMALS_PER_BLOCK))
+    return normals_reference(blocks).flatten()[:count]
+
+
+def _scalars(
+    noise_scale: float,
+    to_gradient: float,
+    step: int,
+    learning_rate: float,
+    ema_decay: float,
+    device: torch.device,
+) -> Tensor:
+    """The step's numbers, float64 [6] on the device: as arguments they would be cut to fp32."""
+    count = step + 1
+    rate, root = learning_rate / (1 - BETA1**count), math.sqrt(1 - BETA2**count)
+    values = [noise_scale, to_gradient, rate, root, 1 - ema_decay, 0.0]
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+@triton.jit
+def _noise_step_kernel(
+    total: tl.tensor,  # int64 [P]
+    key: tl.tensor,  # int32 [8]
+    scalars: tl.tensor,  # float64 [6], see _scalars
+    weights: tl.tensor,  # fp32 [P], as the next three
+    exp_avg: tl.tensor,
+    exp_avg_sq: tl.tensor,
+    ema: tl.tensor,
+    half: tl.tensor,  # bf16 [P], or anything where HALF is False
+    count: tl.tensor,
+    HALF: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    place = block.to(tl.int64)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    inside = place < count
+
+    normal = chacha_normals(key, block.to(tl.uint32))
+    noise = rint(normal * tl.load(scalars)).to(tl.int64)
+    noisy = tl.load(total + place, mask=inside, other=0) + noise
+    gradient = (noisy.to(tl.float64) * tl.load(scalars + 1)).to(tl.float32)
+
+    m = tl.load(exp_avg + place, mask=inside, other=0.0)
+    m += (gradient - m) * (1 - BETA1)
+    v = tl.load(exp_avg_sq + place, mask=inside, other=0.0)
+    v = v * BETA2 + gradient * gradient * (1 - BETA2)
+    width = tl.sqrt(v) / tl.load(scalars + 3).to(tl.float32) + EPS
+    w = tl.load(weights + place, mask=inside, other=0.0)
+    w -= tl.load(scalars + 2).to(tl.float32) * (m / width)
+    average = tl.load(ema + place, mask=inside, other=0.0)
+    average += (w - average) * tl.load(scalars + 4).to(tl.float32)
+
+    tl.store(exp_avg + place, m, mask=inside)
+    tl.store(exp_avg_sq + place, v, mask=inside)
+    tl.store(weights + place, w, mask=inside)
+    tl.store(ema + place, average, mask=inside)
+    tl.store(total + place, tl.zeros_like(noisy), mask=inside)
+    if HALF:
+        tl.store(half + place, w.to(tl.bfloat16), mask=inside)

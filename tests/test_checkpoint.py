@@ -1,0 +1,150 @@
+"""A half-written, truncated or altered checkpoint is never taken, and the one before it is."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from curriculumdp import checkpoint
+from curriculumdp.checkpoint import CheckpointError, Position, load_latest, save_checkpoint
+
+KEY = b"k" * 32
+
+
+def position(step: int) -> Position:
+    return Position(2, "private", step, step + 3, "ab" * 32)
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(folder, position(step), {"weights": torch.full((100,), float(step))}, KEY, keep)
+
+
+def load(folder: Path) -> tuple[int | None, list[str]]:
+    warnings: list[str] = []
+    found = load_latest(folder, KEY, warnings.append)
+    if found is None:
+        return None, warnings
+    assert torch.equal(found[1]["weights"], torch.full((100,), float(found[0].step)))
+    return found[0].step, warnings
+
+
+def test_the_latest_checkpoint_comes_back_whole(tmp_path):
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    found = load_latest(tmp_path, KEY, print)
+    assert found is not None
+    assert found[0] == position(10)
+
+
+def test_a_later_phase_is_later_than_a_higher_step(tmp_path):
+    save_checkpoint(tmp_path, Position(1, "warmup", 600, 1, ""), {"weights": torch.full((100,), 600.0)}, KEY, 9)
+    save_checkpoint(tmp_path, Position(2, "private", 1, 1, ""), {"weights": torch.full((100,), 1.0)}, KEY, 9)
+    assert load(tmp_path) == (1, [])
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert load(tmp_path / "nothing") == (None, [])
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in range(5):
+        save(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2-private-0000003", "2-private-0000004"]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "remove"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, name, damage):
+    save(tmp_path, 5)
+    file = save(tmp_path, 10) / name
+    content = file.read_bytes()
+    if damage == "remove":
+        file.unlink()
+    else:
+        flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+        file.write_bytes({"cut": content[: len(content) // 2], "flip": flipped, "empty": b""}[damage])
+    step, warnings = load(tmp_path)
+    assert step == 5
+    assert len(warnings) == 1
+    assert "2-private-0000010" in warnings[0]
+
+
+def test_every_byte_of_the_record_is_guarded(tmp_path):
+    file = save(tmp_path, 5) / "checkpoint.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        if chr(content[place]).isspace():
+            continue
+        file.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        assert load(tmp_path)[0] is None, f"byte {place} of checkpoint.json can be changed unnoticed"
+
+
+def test_a_record_moved_under_other_weights_is_refused(tmp_path):
+    first, second = save(tmp_path, 5), save(tmp_path, 6)
+    (second / "state.safetensors").write_bytes((first / "state.safetensors").read_bytes())
+    assert load(tmp_path)[0] == 5
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path):
+    save(tmp_path, 5)
+    assert load_latest(tmp_path, b"x" * 32, lambda _: None) is None
+
+
+@pytest.mark.parametrize("call", ["save_file", "_sha256", "_mac", "_fsync"])
+def test_a_crash_inside_a_write_leaves_the_one_before(tmp_path, monkeypatch, call):
+    save(tmp_path, 5)
+
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, call, crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 10)
+    assert load(tmp_path) == (5, [])
+    save(tmp_path, 10)
+    assert load(tmp_path) == (10, [])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
+    save(tmp_path, 5)
+    program = f"""
+        import resource, signal, sys, torch
+        from pathlib import Path
+        from curriculumdp.checkpoint import CheckpointError, Position, save_checkpoint
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            save_checkpoint(Path({str(tmp_path)!r}), Position(2, "private", 10, 0, ""), {{"w": torch.zeros(9999)}}, b"k", 2)
+        except CheckpointError as error:
+            sys.exit(str(error))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
+    )
+    assert done.returncode == 1
+    assert "could not be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert load(tmp_path) == (5, [])
+    assert [p.name for p in tmp_path.iterdir()] == ["2-private-0000005"]
+
+
+def test_a_checkpoint_is_safetensors_and_json_only_and_private(tmp_path):
+    path = save(tmp_path / "checkpoints", 5)
+    assert sorted(p.name for p in path.iterdir()) == ["checkpoint.json", "state.safetensors"]
+    assert json.loads((path / "checkpoint.json").read_text())["step"] == 5
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_an_error_of_a_read_only_place_names_it(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(CheckpointError, match="file"):
+        save(blocked / "checkpoints", 1)
