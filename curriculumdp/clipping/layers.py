@@ -95,9 +95,16 @@ def _linear_backward(
     return grad_out.matmul(weight) if wants_input else None
 
 
+def _dense(x: Tensor) -> Tensor:
+    """`x` in a layout that the library's group norm takes: channels_last (4-D) or contiguous."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if channels_last else x.contiguous()
+
+
 def _group_norm_forward(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     if _autocast_dtype(x) is not None and x.device.type == "cuda":
         x = x.float()  # autocast's own rule for group_norm on CUDA
+    x = _dense(x)
     samples, channels = x.shape[:2]
     positions = x[0, 0].numel()
     y, mean, rstd = torch.native_group_norm(
@@ -116,9 +123,10 @@ def _group_norm_backward(
     if not wants_input:
         return None
     samples, channels = x.shape[:2]
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     return torch.ops.aten.native_group_norm_backward(
-        grad_out.contiguous(),
-        x.contiguous(),
+        grad_out.contiguous(memory_format=layout),
+        x,
         mean,
         rstd,
         layer.weight,

@@ -7,6 +7,7 @@ division by the EXPECTED batch; Adam; EMA.
 
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ def draw_batch(
     counts = torch.from_numpy(images.counts)[places]
     present = (units >= 0) & (counts > 0)
     shape = (len(units) * draws, *images.images.shape[1:])
-    pixels = images.images[0].size
+    pixels = prod(images.images.shape[1:])
     words = unit_words(key, step, places.to(device), draws, HEAD_WORDS + pixels + pixels % 2)
     pick = (uniforms(words[..., 0]).double().cpu() * counts[:, None]).long()
     owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(pick, (counts - 1).clamp(min=0)[:, None])

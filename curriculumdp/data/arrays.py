@@ -148,6 +148,8 @@ def _npz_pixels(path: Path, wanted: Wanted) -> np.ndarray:
 
 def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:
     """[N, H, W, 1 or 3] of [N, H, W], [N, H, W, C] or [N, C, H, W]."""
+    if 0 in images.shape:
+        raise DataError(f"{path}: images have the shape {images.shape}: they hold no pixels")
     if images.ndim == 3:
         return images[..., None]
     last, first = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (3, 1))

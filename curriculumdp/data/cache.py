@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def save_pixels(path: Path, key: str, images: np.ndarray) -> None:
             np.savez(file, key=np.array(key), images=images)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise DataError(
             f"{path}: the decoded images cannot be kept ({error.strerror}): free the disk"
         ) from None

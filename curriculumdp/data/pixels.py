@@ -15,7 +15,7 @@ from curriculumdp.data.images import DataError
 # A decoded picture beyond this is refused from its header, before memory is asked for.
 MAX_PIXELS = 64_000_000
 # Raster formats whose decoders run nothing (Pillow hands EPS to Ghostscript).
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 
 
@@ -39,7 +39,7 @@ def _refuse_from_header(path: Path, picture: ImageFile.ImageFile, window: tuple[
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{path}: {width}x{height} pixels are too many (at most {MAX_PIXELS}): scale it down")
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a JPEG with a preview
         raise DataError(f"{path}: holds several frames: save the one that counts")
     deep = picture.mode in DEEP_MODES
     # Pillow would keep the high byte of each channel, and say nothing.

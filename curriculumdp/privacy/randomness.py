@@ -1,13 +1,14 @@
-"""Every private draw of a run, as a pure function of (secret, incarnation, purpose, phase, step, index).
+"""Keyed draws: every private draw is a pure function of (run secret, purpose, place), and nothing has a state.
 
-Nothing here has a state: the same key gives the same draw, so that a checkpoint needs no generator and a killed
-run goes on with the draws it would have made. What privacy rests on (rows, noise) comes from ChaCha20 (RFC 8439)
-under keys made by HKDF-SHA256; the draws that belong to a unit come from Philox4x32-10 (Salmon et al. 2011)
-under a key made the same way, since they only have to be independent of other units.
+Draws that privacy rests on (Poisson rows, noise) come from ChaCha20 (RFC 8439) under keys that HKDF-SHA256
+(RFC 5869) derives from the run's secret. Draws that belong to a single unit (which image, noise level, diffusion
+noise) carry no privacy, only repeatability: they come from Philox4x32-10 (Salmon et al., SC 2011), which any
+device computes in parallel.
 """
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,65 +18,131 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
 from torch import Tensor
 
-SECRET_BYTES = 32
-BLOCK_WORDS = 8  # 64-bit words in a ChaCha20 block
-MASK = 0xFFFFFFFF
-PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
-PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+KEY_BYTES = 32
+PROTOCOL = "curriculumdp 1"
+WORDS_A_BLOCK = 8
+MOST_BLOCKS = 2**32
+# 64 Ki words (512 KiB) stay in a core's cache through the dozen passes of Box-Muller.
+WORDS_AT_ONCE = 2**16
+_ZEROS = bytes(8 * WORDS_AT_ONCE)
 
 
-class RandomnessError(ValueError):
-    """A secret that cannot be made or read, or a draw beyond what a key may give."""
+class SecretError(ValueError):
+    """A run's secret cannot be read, written or used."""
 
 
 class RunSecret:
-    """32 bytes of OS entropy, made once per run. Never exported, logged, pickled or shown."""
+    """The 32 bytes that all private draws of one run derive from. PRIVATE above all: who has it has the noise.
 
-    __slots__ = ("_bytes",)
+    It shows itself in no repr, format, traceback, pickle or copy, and leaves the process only through `save`.
+    """
 
-    def __init__(self, content: bytes) -> None:
-        if len(content) != SECRET_BYTES:
-            raise RandomnessError(f"a run's secret has {SECRET_BYTES} bytes, not {len(content)}")
-        self._bytes = bytes(content)
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = bytearray(secrets.token_bytes(KEY_BYTES))
 
     @classmethod
     def create(cls) -> "RunSecret":
-        return cls(os.urandom(SECRET_BYTES))
+        """A new secret from the operating system's entropy."""
+        return cls()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "RunSecret":
-        return cls(content)
-
-    def __repr__(self) -> str:
-        return "RunSecret(not shown)"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a run's secret is never pickled")
-
-    def key(self, purpose: str, **context: int | float | str) -> bytes:
-        """32 bytes for one purpose: HKDF-SHA256 with the canonical JSON of purpose and context as info."""
-        info = json.dumps([purpose, context], sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return HKDF(SHA256(), 32, salt=b"curriculumdp/1", info=info.encode()).derive(self._bytes)
-
-    def save(self, path: Path) -> None:
-        """Writes the secret to a new file of mode 0600, safely on disk when this returns."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, self._bytes)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        sync_folder(path.parent)
+    def from_bytes(cls, raw: bytes) -> "RunSecret":
+        """The secret that is `raw` (32 bytes): for a saved one, and for tests that need one secret twice."""
+        if len(raw) != KEY_BYTES:
+            raise SecretError(f"a run's secret has {KEY_BYTES} bytes, not {len(raw)}")
+        made = cls()
+        made._held[:] = raw
+        return made
 
     @classmethod
     def load(cls, path: Path) -> "RunSecret":
-        return cls(path.read_bytes())
+        """The secret saved at `path`; refuses a file that others may read or that was cut short."""
+        return cls.from_bytes(read_private(path, "the run's secret"))
+
+    def save(self, path: Path) -> None:
+        """Writes a new file of mode 0600 and syncs it and its folder; refuses to overwrite one."""
+        self._require_held()
+        write_private(path, bytes(self._held), "the run's secret")
+
+    def erase(self, path: Path | None = None) -> None:
+        """Forgets the bytes, and overwrites and removes the file at `path`. No key can be derived any more."""
+        self._held[:] = bytes(len(self._held))
+        self._held.clear()
+        if path is not None and path.exists():
+            erase_private(path)
+
+    def key(self, purpose: str, **context: int | float | str) -> bytes:
+        """32 bytes for one purpose and place: HKDF-SHA256, info = canonical JSON of (purpose, context).
+
+        Other purposes or contexts give independent keys, which tell nothing about each other or the secret.
+        """
+        self._require_held()
+        if any(not isinstance(value, int | float | str) for value in context.values()):
+            raise TypeError("a key's context holds int, float and str only")
+        info = json.dumps(
+            [PROTOCOL, purpose, context], sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info.encode()).derive(
+            bytes(self._held)
+        )
+
+    def identity(self) -> str:
+        """32 hex digits that name the secret and tell nothing about it or any other key."""
+        return self.key("identity")[:16].hex()
+
+    def _require_held(self) -> None:
+        if not self._held:
+            raise SecretError("the run's secret was erased: a sealed run draws nothing any more")
+
+    def __repr__(self) -> str:
+        return "RunSecret(hidden)"
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise TypeError("a run's secret is never pickled or copied")
+
+
+def read_private(path: Path, what: str) -> bytes:
+    """The content of a key file; SecretError if it is missing, unreadable, or open to others than its owner."""
+    try:
+        mode = path.stat().st_mode
+        content = path.read_bytes()
+    except OSError as error:
+        raise SecretError(f"{path}: {what} cannot be read ({error.strerror})") from error
+    if mode & 0o077:
+        raise SecretError(f"{path}: {what} can be read by others (mode {mode & 0o777:o}): chmod 600 it")
+    return content
+
+
+def write_private(path: Path, content: bytes, what: str) -> None:
+    """Writes a new file of mode 0600, synced with its folder; SecretError if it exists or cannot be written."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise SecretError(f"{path}: {what} could not be written ({error.strerror})") from error
+
+
+def erase_private(path: Path) -> None:
+    """Overwrites a key file with zeros and removes it. (A journal or a flash drive may keep old blocks.)"""
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes a folder's list of files durable: a new, renamed or removed name survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,67 +150,123 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def keystream(key: bytes, words: int, first_block: int = 0) -> np.ndarray:
-    """uint64 [words] of ChaCha20's keystream from block `first_block` on, nonce 0, little endian (RFC 8439 §2.4)."""
-    blocks = -(-words // BLOCK_WORDS)
-    if first_block < 0 or first_block + blocks > 2**32:
-        raise RandomnessError(f"a key gives 2**32 blocks, {first_block + blocks} were asked for")
-    nonce = first_block.to_bytes(4, "little") + bytes(12)
-    stream = Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(words * 8))
-    return np.frombuffer(stream, dtype="<u8")
+def keystream(key: bytes, words: int, first_block: int = 0) -> NDArray[np.uint64]:
+    """ChaCha20's keystream from block `first_block` on, as `words` little-endian 64-bit words; zero nonce.
 
-
-def gaussian(key: bytes, count: int) -> np.ndarray:
-    """float64 [count] standard normals by Box-Muller: words 2i (radius) and 2i+1 (angle) give normals 2i and 2i+1.
-
-    The radius' uniform is (n + ½)/2⁶⁴ of a whole 64-bit word, so that the tail reaches 9.5σ; 32-bit uniforms
-    would cut it at 6.8σ.
+    A key serves one purpose and place, so that the nonce can stay zero. Raises ValueError where the 32-bit
+    block counter would wrap and the stream repeat.
     """
-    words = keystream(key, count + count % 2).reshape(-1, 2).astype(np.float64)
-    radius = np.sqrt(-2.0 * np.log((words[:, 0] + 0.5) * 2.0**-64))
-    angle = words[:, 1] * (2.0 * np.pi * 2.0**-64)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:count]
+    blocks = -(-words // WORDS_A_BLOCK)
+    if words < 0 or first_block < 0 or first_block + blocks > MOST_BLOCKS:
+        raise ValueError(
+            f"a ChaCha20 key gives at most 2**32 blocks; blocks {first_block} to "
+            f"{first_block + blocks} were asked for"
+        )
+    nonce = first_block.to_bytes(4, "little") + bytes(12) if first_block < MOST_BLOCKS else bytes(16)
+    encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
+    stream = np.empty(words, dtype="<u8")
+    view = memoryview(stream).cast("B")
+    for start in range(0, len(view), len(_ZEROS)):
+        part = view[start : start + len(_ZEROS)]
+        encryptor.update_into(_ZEROS[: len(part)], part)
+    return stream.astype(np.uint64, copy=False)
 
 
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """int64 [..., 4] words in [0, 2³²): Philox4x32-10 of counters int64 [..., 4] (Salmon et al. 2011)."""
-    c0, c1, c2, c3 = counter.unbind(-1)
-    k0, k1 = key
-    for _ in range(10):
-        # Products of 32-bit words wrap in int64; the mask takes the right bits off the wrapped value.
-        p0, p1 = c0 * PHILOX_M0, c2 * PHILOX_M1
-        c0 = ((p1 >> 32) & MASK) ^ c1 ^ k0
-        c2 = ((p0 >> 32) & MASK) ^ c3 ^ k1
-        c1, c3 = p1 & MASK, p0 & MASK
-        k0, k1 = (k0 + PHILOX_W0) & MASK, (k1 + PHILOX_W1) & MASK
-    return torch.stack([c0, c1, c2, c3], dim=-1)
+def gaussian(key: bytes, count: int) -> NDArray[np.float64]:
+    """`count` standard normals by Box-Muller in float64, two from each pair of keystream words.
+
+    The radius is √(−2 ln u), u = (n + ½)/2⁶⁴ for a 64-bit word n: |z| reaches 9.49 and no tail is cut that a δ
+    above 1e-20 could see. The first m of n normals are the m normals of the same key.
+    """
+    normals = np.empty(count + count % 2)
+    for start in range(0, len(normals), WORDS_AT_ONCE):
+        words = keystream(key, min(WORDS_AT_ONCE, len(normals) - start), start // WORDS_A_BLOCK)
+        radius = words[0::2].astype(np.float64)
+        radius += 0.5
+        radius *= 2.0**-64
+        np.log(radius, out=radius)
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        angle = words[1::2] * (2 * np.pi * 2.0**-64)
+        part = normals[start : start + len(words)]
+        np.multiply(radius, np.cos(angle), out=part[0::2])
+        np.multiply(radius, np.sin(angle), out=part[1::2])
+    return normals[:count]
+
+
+_MASK = 0xFFFFFFFF
+_ROUNDS = 10
+_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+_WEYL = 0x9E3779B9, 0xBB67AE85
+# 32 Ki counters: six int64 arrays of them are 1.5 MiB, a core's cache.
+_COUNTERS_AT_ONCE = 2**15
 
 
 def unit_words(key: bytes, step: int, units: Tensor, draws: int, words: int) -> Tensor:
-    """int64 [B, draws, words] in [0, 2³²): a function of (key, step, unit, draw, word) and of nothing else.
+    """Random 32-bit words of single units: int64 [B, draws, words], each in [0, 2³²), on the device of `units`.
 
-    units int64 [B], each below 2³². Where a unit stands in the batch, and who stands beside it, changes nothing.
+    `units` int64 [B], each below 2³² (a padding −1 gets words like any other). A word is a pure function of
+    (the first 8 bytes of `key`, step, unit, draw, place): neither batch nor device nor neighbours matter.
+    Not for privacy noise: Philox is no cipher.
     """
-    halves = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:8], "little")
-    shape = (len(units), draws, -(-words // 4))
-    blocks = torch.arange(shape[2], device=units.device).view(1, 1, -1)
-    draw = torch.arange(draws, device=units.device).view(1, -1, 1)
-    parts = (blocks, draw, units.view(-1, 1, 1), torch.full((1, 1, 1), step, device=units.device))
-    counter = torch.stack([part.expand(shape) for part in parts], dim=-1)
-    return philox(counter, halves).flatten(2)[..., :words]
+    blocks = -(-words // 4)
+    if not 0 <= step <= _MASK:
+        raise ValueError(f"step {step} is not in [0, 2**32)")
+    key_words = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:8], "little")
+    whole = torch.empty((len(units), draws, blocks, 4), dtype=torch.int64, device=units.device)
+    block = torch.arange(blocks, device=units.device)
+    draw = torch.arange(draws, device=units.device)[:, None]
+    at_once = (
+        max(1, _COUNTERS_AT_ONCE // max(1, draws * blocks)) if units.device.type == "cpu" else len(units)
+    )
+    for start in range(0, len(units), max(1, at_once)):
+        unit = units[start : start + at_once, None, None] & _MASK
+        shape = (len(unit), draws, blocks)
+        counter = [block.expand(shape), draw.expand(shape), unit.expand(shape), torch.full_like(unit, step)]
+        philox([part.expand(shape).clone() for part in counter], key_words, whole[start : start + at_once])
+    return whole.flatten(2)[..., :words]
+
+
+def philox(counter: list[Tensor], key: tuple[int, int], out: Tensor) -> None:
+    """Philox4x32-10 of four int64 counters (each in [0, 2³²), overwritten), into `out` [..., 4].
+
+    A product of two 32-bit numbers wraps in int64 to the right 64 bits; its halves come back by shift and mask.
+    Words 1 and 3 keep their product's high half until the next round's mask, which saves two passes a round.
+    """
+    a, b, c, d = counter
+    low, high = torch.empty_like(a), torch.empty_like(a)
+    for number in range(_ROUNDS):
+        k0, k1 = ((k + number * w) & _MASK for k, w in zip(key, _WEYL, strict=True))
+        torch.mul(a, _MULTIPLIERS[0], out=low)
+        torch.mul(c, _MULTIPLIERS[1], out=high)
+        torch.bitwise_right_shift(high, 32, out=a)
+        a.bitwise_xor_(b).bitwise_xor_(k0).bitwise_and_(_MASK)
+        torch.bitwise_right_shift(low, 32, out=c)
+        c.bitwise_xor_(d).bitwise_xor_(k1).bitwise_and_(_MASK)
+        b, high = high, b
+        d, low = low, d
+    for place, part in enumerate((a, b, c, d)):
+        torch.bitwise_and(part, _MASK, out=out[..., place])
 
 
 def uniforms(words: Tensor) -> Tensor:
-    """float64, as `words` int64 in [0, 2³²): uniform in (0, 1)."""
-    return (words.double() + 0.5) * 2.0**-32
+    """(n + ½)/2³² of each word n: float64 in the open interval (0, 1), of the same shape."""
+    return (words.to(torch.float64) + 0.5) * 2.0**-32
 
 
 def normals(words: Tensor) -> Tensor:
-    """float32, as `words` (an even number of them in the last axis): standard normals by Box-Muller.
+    """Standard normals fp32 of the shape of `words` [..., even], by Box-Muller in float64; |z| reaches 6.7.
 
-    Noise of diffusion training, not privacy noise: 32-bit uniforms (up to 6.7σ) are enough for it.
+    Consecutive words are a pair (radius, angle). Computed in float64 so that the rounded result does not depend
+    on how a device's fp32 functions round.
     """
-    pairs = words.unflatten(-1, (-1, 2))
-    radius = torch.sqrt(-2.0 * torch.log(uniforms(pairs[..., 0]).float()))
-    angle = uniforms(pairs[..., 1]).float() * (2.0 * torch.pi)
-    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(-2)
+    if words.shape[-1] % 2:
+        raise ValueError(f"normals come in pairs: an odd number of words ({words.shape[-1]}) was given")
+    radius = uniforms(words[..., 0::2]).log_().mul_(-2.0).sqrt_()
+    angle = words[..., 1::2].to(torch.float64).mul_(2 * torch.pi * 2.0**-32)
+    out = torch.empty(words.shape, dtype=torch.float32, device=words.device)
+    torch.mul(radius, angle.cos(), out=(part := torch.empty_like(radius)))
+    out[..., 0::2] = part
+    torch.mul(radius, angle.sin_(), out=part)
+    out[..., 1::2] = part
+    return out

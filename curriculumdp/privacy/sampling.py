@@ -1,27 +1,33 @@
-"""Poisson samples of units, and how they are cut into microbatches: the same on every rank."""
+"""Which units a step takes: Poisson sampling by a keyed function of the unit's number, and its fixed packing."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curriculumdp.privacy.randomness import keystream
 
 
-def poisson_rows(key: bytes, count: int, rate: float) -> np.ndarray:
-    """int64, sorted: the places i < count with PRF(key, i) < rate, each with that probability, independently.
+def poisson_rows(key: bytes, count: int, rate: float) -> NDArray[np.int64]:
+    """PRIVATE: the sorted numbers i < `count` that are in the sample, int64 [m]; m is random and may be 0.
 
-    The PRF is the i-th 64-bit word of ChaCha20's keystream; the threshold is rounded down, so that the true rate
-    is never above `rate`.
+    Unit i is in iff the i-th 64-bit word of `key`'s ChaCha20 keystream is below rate·2⁶⁴: each independently,
+    whatever the others, the batch or the number of processes. The threshold is rounded down, so that the true
+    rate never exceeds `rate`; rate 1 takes all, rate 0 none.
     """
     if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"a sample rate is in [0, 1], not {rate}")
+        raise ValueError(f"a sample rate lies in [0, 1]: {rate}")
     if rate == 1.0:
         return np.arange(count, dtype=np.int64)
-    words = keystream(key, count)
-    return np.flatnonzero(words < np.uint64(int(rate * 2.0**64))).astype(np.int64)
+    return np.flatnonzero(keystream(key, count) < np.uint64(int(rate * 2.0**64))).astype(np.int64, copy=False)
 
 
-def microbatches(rows: np.ndarray, size: int) -> np.ndarray:
-    """int64 [n, size]: `rows` in order, cut into microbatches, the last one padded with −1; n = 0 for no rows."""
-    count = -(-len(rows) // size)
-    padded = np.full(count * size, -1, dtype=np.int64)
-    padded[: len(rows)] = rows
-    return padded.reshape(count, size)
+def microbatches(rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """`rows` int64 [m] cut into microbatches of a fixed shape: int64 [ceil(m/size), size], padded with −1.
+
+    The cut depends on the sample and the size alone, so that a rank only decides who does a microbatch.
+    """
+    if size < 1:
+        raise ValueError(f"a microbatch holds at least one unit: {size}")
+    number = -(-len(rows) // size)
+    packed = np.full(number * size, -1, dtype=np.int64)
+    packed[: len(rows)] = rows
+    return packed.reshape(number, size)

@@ -145,12 +145,10 @@ def chacha_block(key: tl.tensor, counter: tl.tensor) -> tuple[tl.tensor, ...]:
         x1, x6, x11, x12 = _quarter(x1, x6, x11, x12)
         x2, x7, x8, x13 = _quarter(x2, x7, x8, x13)
         x3, x4, x9, x14 = _quarter(x3, x4, x9, x14)
-    return (
-        *(x0 + s0, x1 + s1, x2 + s2, x3 + s3),
-        *(x4 + s4, x5 + s5, x6 + s6, x7 + s7),
-        *(x8 + s8, x9 + s9, x10 + s10, x11 + s11),
-        *(x12 + counter, x13, x14, x15),
-    )
+    x0, x1, x2, x3 = x0 + s0, x1 + s1, x2 + s2, x3 + s3
+    x4, x5, x6, x7 = x4 + s4, x5 + s5, x6 + s6, x7 + s7
+    x8, x9, x10, x11, x12 = x8 + s8, x9 + s9, x10 + s10, x11 + s11, x12 + counter
+    return x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15
 
 
 @triton.jit

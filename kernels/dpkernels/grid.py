@@ -11,12 +11,13 @@ AIM = 1.0 - 2.0**-12
 
 @triton.jit
 def rint(x: tl.tensor) -> tl.tensor:
-    """float64 rounded to the nearest integer, ties to even, as torch.round: exact for every |x|.
+    """fp32 or fp64 rounded to the nearest integer, ties to even, as torch.round: exact for every x.
 
-    Adding and taking off 2⁵² leaves no room for a fraction. Compile its callers with enable_fp_fusion=False,
-    or the product before it is fused into the addition and rounds differently from torch.
+    From LIMIT on a number of its type has no fraction; below, adding and taking off LIMIT leaves no room for
+    one. Compile its callers with enable_fp_fusion=False, or the product before it is fused into the addition
+    and rounds differently from torch.
     """
+    LIMIT: tl.constexpr = 4503599627370496.0 if x.dtype == tl.float64 else 8388608.0
     size = tl.abs(x)
-    rounded = (size + 4503599627370496.0) - 4503599627370496.0
-    rounded = tl.where(size < 4503599627370496.0, rounded, size)
+    rounded = tl.where(size < LIMIT, (size + LIMIT) - LIMIT, size)
     return tl.where(x < 0, -rounded, rounded)

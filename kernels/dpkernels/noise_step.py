@@ -124,10 +124,10 @@ def _scalars(
     ema_decay: float,
     device: torch.device,
 ) -> Tensor:
-    """The step's numbers, float64 [6] on the device: as arguments they would be cut to fp32."""
+    """The step's numbers, float64 [5] on the device: as arguments they would be cut to fp32."""
     count = step + 1
     rate, root = learning_rate / (1 - BETA1**count), math.sqrt(1 - BETA2**count)
-    values = [noise_scale, to_gradient, rate, root, 1 - ema_decay, 0.0]
+    values = [noise_scale, to_gradient, rate, root, 1 - ema_decay]
     return torch.tensor(values, dtype=torch.float64, device=device)
 
 
@@ -135,7 +135,7 @@ def _scalars(
 def _noise_step_kernel(
     total: tl.tensor,  # int64 [P]
     key: tl.tensor,  # int32 [8]
-    scalars: tl.tensor,  # float64 [6], see _scalars
+    scalars: tl.tensor,  # float64 [5], see _scalars
     weights: tl.tensor,  # fp32 [P], as the next three
     exp_avg: tl.tensor,
     exp_avg_sq: tl.tensor,
@@ -150,27 +150,50 @@ def _noise_step_kernel(
 ) -> None:
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     place = block.to(tl.int64)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    inside = place < count
+    noise = rint(chacha_normals(key, block.to(tl.uint32)) * tl.load(scalars)).to(tl.int64)
 
-    normal = chacha_normals(key, block.to(tl.uint32))
-    noise = rint(normal * tl.load(scalars)).to(tl.int64)
-    noisy = tl.load(total + place, mask=inside, other=0) + noise
+    # A mask that is constant over a block's eight parameters lets loads and stores be wide; the last block,
+    # where it is not whole, is done by itself.
+    whole = (block < count // 8)[:, None] & (tl.arange(0, 8) < 8)[None, :]
+    _update(total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, half, place, whole, HALF, BETA1, BETA2, EPS)
+    if (tl.program_id(0) + 1) * BLOCKS > count // 8:
+        rest = (block >= count // 8)[:, None] & (place < count)
+        _update(total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, half, place, rest, HALF, BETA1, BETA2, EPS)
+
+
+@triton.jit
+def _update(
+    total: tl.tensor,
+    noise: tl.tensor,
+    scalars: tl.tensor,
+    weights: tl.tensor,
+    exp_avg: tl.tensor,
+    exp_avg_sq: tl.tensor,
+    ema: tl.tensor,
+    half: tl.tensor,
+    place: tl.tensor,
+    mask: tl.tensor,
+    HALF: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+) -> None:
+    """`noise_step_reference` at the parameters `place` where `mask`."""
+    noisy = tl.load(total + place, mask=mask, other=0) + noise
     gradient = (noisy.to(tl.float64) * tl.load(scalars + 1)).to(tl.float32)
-
-    m = tl.load(exp_avg + place, mask=inside, other=0.0)
+    m = tl.load(exp_avg + place, mask=mask, other=0.0)
     m += (gradient - m) * (1 - BETA1)
-    v = tl.load(exp_avg_sq + place, mask=inside, other=0.0)
+    v = tl.load(exp_avg_sq + place, mask=mask, other=0.0)
     v = v * BETA2 + gradient * gradient * (1 - BETA2)
-    width = tl.sqrt(v) / tl.load(scalars + 3).to(tl.float32) + EPS
-    w = tl.load(weights + place, mask=inside, other=0.0)
-    w -= tl.load(scalars + 2).to(tl.float32) * (m / width)
-    average = tl.load(ema + place, mask=inside, other=0.0)
+    width = tl.div_rn(tl.sqrt_rn(v), tl.load(scalars + 3).to(tl.float32)) + EPS
+    w = tl.load(weights + place, mask=mask, other=0.0)
+    w -= tl.load(scalars + 2).to(tl.float32) * tl.div_rn(m, width)
+    average = tl.load(ema + place, mask=mask, other=0.0)
     average += (w - average) * tl.load(scalars + 4).to(tl.float32)
-
-    tl.store(exp_avg + place, m, mask=inside)
-    tl.store(exp_avg_sq + place, v, mask=inside)
-    tl.store(weights + place, w, mask=inside)
-    tl.store(ema + place, average, mask=inside)
-    tl.store(total + place, tl.zeros_like(noisy), mask=inside)
+    tl.store(exp_avg + place, m, mask=mask)
+    tl.store(exp_avg_sq + place, v, mask=mask)
+    tl.store(weights + place, w, mask=mask)
+    tl.store(ema + place, average, mask=mask)
+    tl.store(total + place, tl.zeros_like(noisy), mask=mask)
     if HALF:
-        tl.store(half + place, w.to(tl.bfloat16), mask=inside)
+        tl.store(half + place, w.to(tl.bfloat16), mask=mask)

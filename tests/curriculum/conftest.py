@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from curriculumdp.config import Config
-from curriculumdp.config_file import config_from
+from curriculumdp.config import config_from
 from curriculumdp.curriculum.run import run_curriculum
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import one_process

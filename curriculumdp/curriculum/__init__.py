@@ -1,0 +1,1 @@
+"""Where privacy meets images: the plan of a run, its phases, and the run itself."""

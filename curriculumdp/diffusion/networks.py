@@ -1,0 +1,110 @@
+"""The U-Net: diffusers' `UNet2DModel`, kept to layers that per-example gradients have rules for."""
+
+from collections.abc import Sequence
+from math import gcd
+from pathlib import Path
+
+from diffusers import UNet2DModel
+from torch import nn
+
+MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class NetworkError(ValueError):
+    """A network that cannot be built, or that cannot be trained under privacy."""
+
+
+def build_unet(
+    channels: Sequence[int],
+    size: int,
+    image_channels: int,
+    classes: int,
+    null_class: bool,
+    *,
+    blocks: int,
+    attention: Sequence[int] = (),
+    groups: int | None = None,
+) -> UNet2DModel:
+    """An untrained class-conditional U-Net for images [N, image_channels, size, size].
+
+    Its layers are Conv2d, Linear, GroupNorm and Embedding. `attention` names the resolutions (pixels) of the
+    levels that attend to themselves; the middle block always does. The null class, if any, is label `classes`.
+    `groups` of every GroupNorm: by default the narrowest level / 4 (EDM's rule). Initial weights come from
+    torch's global generator: seed it before. Raises NetworkError, one line.
+    """
+    groups = groups or max(1, min(channels) // 4)
+    _check_shape(channels, size, attention, groups)
+    attends = [size >> level in attention for level in range(len(channels))]
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=image_channels,
+        out_channels=image_channels,
+        # Fourier features would be NaN at EDM's negative c_noise.
+        time_embedding_type="positional",
+        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
+        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
+        block_out_channels=tuple(channels),
+        layers_per_block=blocks,
+        # The widest head that fits every level: one head at the narrowest.
+        attention_head_dim=gcd(*channels),
+        norm_num_groups=groups,
+        add_attention=True,
+        num_class_embeds=classes + int(null_class),
+    )
+
+
+def _check_shape(channels: Sequence[int], size: int, attention: Sequence[int], groups: int) -> None:
+    halvings = len(channels) - 1
+    if size % 2**halvings:
+        raise NetworkError(
+            f"{len(channels)} levels halve the image {halvings} times: its size {size} must be a multiple of "
+            f"{2**halvings}; drop a level or change the size"
+        )
+    sizes = [size >> level for level in range(len(channels))]
+    for resolution in attention:
+        if resolution not in sizes:
+            raise NetworkError(f"no level works at attention's {resolution} pixels; choose among {sizes}")
+    for width in channels:
+        # With one channel a group the norm takes out what the time and class embeddings add.
+        if width % groups or width == groups:
+            raise NetworkError(
+                f"{groups} groups do not suit a level of {width} channels: they must divide every level and "
+                "hold at least 2 channels each; change the channels or the groups"
+            )
+
+
+def check_trainable(net: nn.Module) -> None:
+    """Raises NetworkError, naming the layer, if one of `net` mixes examples or draws unkeyed randomness.
+
+    Batch statistics make one example's gradient depend on another's pixels; dropout's mask comes from a
+    generator that a resumed run would not find again.
+    """
+    for name, layer in net.named_modules():
+        if isinstance(layer, MIXES_EXAMPLES):
+            raise NetworkError(f"{name} is a {type(layer).__name__}, which mixes examples: use GroupNorm")
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+            raise NetworkError(f"{name} drops out with probability {layer.p:g}: only 0 can be replayed")
+
+
+def load_public_weights(net: UNet2DModel, folder: Path) -> None:
+    """Overwrites `net`'s weights by those of a PUBLIC diffusers folder (a pipeline's, or its `unet`).
+
+    A class embedding for another number of classes stays as it is. Opens no network connection and reads
+    safetensors alone. Raises NetworkError, naming the first parameter that does not fit.
+    """
+    place = folder / "unet" if (folder / "unet").is_dir() else folder
+    try:
+        public = UNet2DModel.from_pretrained(place, local_files_only=True, use_safetensors=True).state_dict()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise NetworkError(f"{folder} holds no diffusers UNet2DModel in safetensors: {error}") from error
+    own = net.state_dict()
+    for name in dict.fromkeys([*own, *public]):
+        if name.startswith("class_embedding") and name in own:
+            continue
+        shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (own, public)]
+        if shapes[0] != shapes[1]:
+            raise NetworkError(
+                f"{folder}: {name} is {shapes[1]} there and {shapes[0]} here: match `model` to it"
+            )
+    fitting = {name: value for name, value in public.items() if own[name].shape == value.shape}
+    net.load_state_dict(fitting, strict=False)

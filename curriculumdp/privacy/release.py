@@ -1,0 +1,58 @@
+"""What a run gives away, as accountants see it: a mechanism, its parameters, and how often it was used."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Mechanism = Literal["gaussian", "subsampled_gaussian"]
+
+# Under a tenth, one use without sampling costs ε > 90 at δ = 1e-5, and a privacy loss distribution takes seconds.
+MIN_NOISE_MULTIPLIER = 0.1
+# Above these, accountants lose their digits or their patience (dp_accounting raises an int to the count's power).
+MAX_NOISE_MULTIPLIER = 1e6
+MAX_COUNT = 10**6
+
+
+class AccountingError(ValueError):
+    """Numbers that no accountant can make a guarantee of; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """`count` uses of one mechanism on a sum whose L2 sensitivity is C: PUBLIC, all of it.
+
+    gaussian: N(0, (noise_multiplier·C)²) on the sum of all units. subsampled_gaussian: the same on the sum of
+    a Poisson sample, fresh at each use, that holds each unit with probability `sample_rate`. A `count` of 0
+    costs nothing. Raises AccountingError for values that no accountant here takes.
+    """
+
+    name: str
+    mechanism: Mechanism
+    sample_rate: float
+    noise_multiplier: float
+    count: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise AccountingError(f"a release's name is {self.name!r}: must be a text of at least one letter")
+        if self.mechanism not in get_args(Mechanism):
+            allowed = " or ".join(get_args(Mechanism))
+            raise AccountingError(f"release {self.name}: mechanism is {self.mechanism!r}: must be {allowed}")
+        if not (_is_number(self.sample_rate) and 0 < self.sample_rate <= 1):
+            raise self._refused("sample_rate", "must be a number in (0, 1]")
+        if self.mechanism == "gaussian" and self.sample_rate != 1:
+            raise self._refused("sample_rate", "must be 1 for gaussian, which takes all units")
+        low, high = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
+        if not (_is_number(self.noise_multiplier) and low <= self.noise_multiplier <= high):
+            raise self._refused(
+                "noise_multiplier", f"must be a number in [{low:g}, {high:g}]; with less noise no privacy is left"
+            )
+        if not isinstance(self.count, int) or isinstance(self.count, bool) or not 0 <= self.count <= MAX_COUNT:
+            raise self._refused("count", f"must be a whole number in [0, {MAX_COUNT}]")
+
+    def _refused(self, field: str, allowed: str) -> AccountingError:
+        return AccountingError(f"release {self.name}: {field} is {getattr(self, field)!r}: {allowed}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

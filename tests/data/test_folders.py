@@ -1,0 +1,191 @@
+"""A folder of pictures: labels and owners as written, no way out of the folder, nothing passed over."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curriculumdp.data.images import DataError, ImageSet
+from curriculumdp.data.sources import load_images
+
+
+def picture(path: Path, value: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), value).save(path)
+    return path
+
+
+def load(folder: Path, **asked: Any) -> ImageSet:
+    settings = {"classes": 2, "channels": 1, "size": 8, "units": 3} | asked
+    return load_images(source="image_folder", path=str(folder), **settings)
+
+
+def complaint(folder: Path, **asked: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        load(folder, **asked)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    for value, name in enumerate(["cats/b.png", "cats/a.png", "dogs/c.png"]):
+        picture(root / name, value)
+    return root
+
+
+def table(folder: Path, text: str) -> str:
+    path = folder.parent / "table.csv"
+    path.write_text(text)
+    return str(path)
+
+
+def test_classes_are_the_sub_folders_in_the_order_of_their_names(folder: Path) -> None:
+    picture(folder / ".hidden.png", 9)
+    images = load(folder)
+    assert images.images[:, 0, 0, 0].tolist() == [1, 0, 2]
+    assert images.labels.tolist() == [0, 0, 1]
+    assert images.units.tolist() == [0, 1, 2]
+
+
+def test_an_empty_sub_folder_is_a_class_without_images(folder: Path) -> None:
+    (folder / "bees").mkdir()
+    assert load(folder, classes=3).labels.tolist() == [1, 1, 2]
+    assert "has 3 sub-folders but data.classes = 2" in complaint(folder)
+
+
+def test_what_is_no_image_is_named_rather_than_passed_over(folder: Path) -> None:
+    (folder / "cats" / "notes.txt").write_text("?")
+    assert "notes.txt" in complaint(folder)
+
+
+def test_a_nested_folder_is_named(folder: Path) -> None:
+    picture(folder / "cats" / "more.png" / "d.png", 4)
+    assert "more.png: is no image" in complaint(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "cats" / "d.png").symlink_to(picture(tmp_path / "outside.png", 5))
+    assert "leads out of the folder" in complaint(folder, units=4)
+
+
+def test_a_link_to_another_image_of_the_folder_counts_it_twice_and_is_refused(folder: Path) -> None:
+    (folder / "cats" / "d.png").symlink_to(folder / "cats" / "a.png")
+    assert "listed twice" in complaint(folder, units=4)
+
+
+def test_a_table_gives_labels_and_owners(folder: Path) -> None:
+    text = "\ufeffpath,label,unit\ncats/a.png,1,4\ndogs/c.png,0,1\ncats/b.png,1,4\n"
+    images = load(folder, csv=table(folder, text), units=5)
+    assert images.images[:, 0, 0, 0].tolist() == [1, 2, 0]
+    assert images.labels.tolist() == [1, 0, 1]
+    assert images.units.tolist() == [4, 1, 4]
+
+
+def test_named_owners_are_found_in_the_roster(folder: Path) -> None:
+    text = "path,label,unit\ncats/a.png,1,p-07\ndogs/c.png,0,p-01\n"
+    roster = folder.parent / "roster.txt"
+    roster.write_text("p-01\np-03\np-07\n")
+    assert load(folder, csv=table(folder, text), roster=str(roster)).units.tolist() == [2, 0]
+    assert "data.roster" in complaint(folder, csv=table(folder, text))
+
+
+def test_without_owners_each_row_is_a_unit(folder: Path) -> None:
+    csv = table(folder, "path,label\ncats/a.png,1\ndogs/c.png,0\n")
+    assert load(folder, csv=csv, units=2).units.tolist() == [0, 1]
+    assert "holds 2 images but data.units = 3" in complaint(folder, csv=csv)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("path,label,units\ncats/a.png,1,4\n", "['path', 'label', 'units']"),
+        ("path,label,label\ncats/a.png,1,1\n", "they must be path,label"),
+        ("", "they must be path,label"),
+        ("path,label\ncats/a.png\n", "line 2: has not 2 fields"),
+        ("path,label\ncats/a.png,1,2\n", "line 2: has not 2 fields"),
+        ("path,label\ncats/a.png,one\n", "line 2: the label 'one'"),
+        ("path,label\ncats/a.png,-1\n", "line 2: the label '-1'"),
+        ("path,label\ncats/a.png,2\n", "data.classes = 2"),
+        ("path,label,unit\ncats/a.png,1,\n", "line 2: the unit is empty"),
+        ("path,label,unit\ncats/a.png,1,3\n", "data.units = 3"),
+        ("path,label,unit\ncats/a.png,1,1e1\n", "data.roster"),
+        ("path,label\ncats/a.png,1\ncats/a.png,0\n", "a.png: is listed twice"),
+        ("path,label\ncats/a.png,1\ncats/./a.png,0\n", "a.png: is listed twice"),
+        ("path,label\ncats/z.png,1\n", "line 2: there is no file"),
+        ("path,label\ncats,1\n", "line 2: there is no file"),
+        ("path,label\n,1\n", "line 2: there is no file"),
+        ("path,label\n../outside.png,1\n", "line 2: leads out"),
+        ("path,label\ncats/../cats/a.png,1\n", "line 2: leads out"),
+        ("path,label\n/etc/hostname,1\n", "line 2: leads out"),
+        ("path,label\nlink.png,1\n", "line 2: leads out"),
+        ("path,label\nlink/outside.png,1\n", "line 2: leads out"),
+        ("path,label\nloop/a.png,1\n", "line 2"),
+        ("path,label\n" + "a" * 5000 + ".png,1\n", "line 2: is no usable path"),
+        ("path,label\na\0.png,1\n", "line"),
+        ('path,label\n"cats/a.png,1\n', "cannot be read as a CSV table"),
+        ("path,label\n" + "a" * 200_000 + ",1\n", "cannot be read as a CSV table"),
+        ("path,label\n", "holds no image"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(folder: Path, tmp_path: Path, text: str, part: str) -> None:
+    picture(tmp_path / "outside.png", 5)
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "loop").symlink_to(folder / "loop")
+    assert part in complaint(folder, csv=table(folder, text))
+
+
+def test_a_row_may_not_name_the_folder_by_its_absolute_path(folder: Path) -> None:
+    assert "leads out" in complaint(folder, csv=table(folder, f"path,label\n{folder}/cats/a.png,1\n"))
+
+
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    assert "data.path must be the folder" in complaint(tmp_path / "absent")
+    assert "absent.csv" in complaint(folder, csv=str(tmp_path / "absent.csv"))
+    (tmp_path / "latin.csv").write_bytes(b"path,label\n\xe9.png,1\n")
+    assert "cannot be read as a CSV table" in complaint(folder, csv=str(tmp_path / "latin.csv"))
+
+
+def test_a_test_set_needs_no_declared_units(folder: Path) -> None:
+    images = load(folder, units=None, split="test")
+    assert (images.unit_count, images.counts.tolist()) == (3, [1, 1, 1])
+    assert "data.units is missing" in complaint(folder, units=None)
+
+
+def test_decoded_images_are_kept_privately_and_only_while_they_are_true(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "private" / "cache"
+    first = load(folder, cache=cache)
+    (kept,) = cache.iterdir()
+    assert (cache.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o700, 0o600)
+    written = kept.stat().st_mtime_ns
+    assert np.array_equal(load(folder, cache=cache).images, first.images)
+    assert kept.stat().st_mtime_ns == written
+
+    picture(folder / "cats" / "a.png", 77)
+    os.utime(folder / "cats" / "a.png", ns=(1, written + 10**9))
+    assert load(folder, cache=cache).images[0, 0, 0, 0] == 77  # another time of change
+    assert load(folder, cache=cache, channels=3).images.shape == (3, 3, 8, 8)  # other settings
+    assert load(folder, cache=cache).images.shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", "half", "foreign"])
+def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: bytes | str) -> None:
+    first = load(folder, cache=tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    if damage == "foreign":
+        np.savez(kept, other=np.zeros(3))
+    else:
+        kept.write_bytes(damage if isinstance(damage, bytes) else kept.read_bytes()[:200])
+    assert np.array_equal(load(folder, cache=tmp_path / "cache").images, first.images)
+    with np.load(kept) as arrays:
+        assert np.array_equal(arrays["images"], first.images)
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot be kept" in complaint(folder, cache=tmp_path / "file" / "cache")
