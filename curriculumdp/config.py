@@ -75,6 +75,9 @@ class DataConfig(Section):
         json_schema_extra=NEUTRAL,
     )
     units: Count = Field(description="number of units (people; images where no units are given)")
+    unit: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] = Field(
+        "one image", description="what a unit is, in the certificate's words: 'all images of one patient'"
+    )
     classes: Count = Field(description="number of classes; labels are 0..classes-1")
     channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB")
     size: Annotated[Int, Field(ge=4, le=1024)] = Field(

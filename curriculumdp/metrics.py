@@ -7,6 +7,8 @@ certificate then states).
 
 import json
 import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -14,37 +16,50 @@ from tqdm import tqdm
 
 
 class Metrics:
-    """Rank 0's bar and logs; on other ranks every call does nothing."""
+    """Rank 0's bar and logs; with no `private` folder (the other ranks) every call does nothing.
 
-    def __init__(self, private: Path | None, total_steps: int, done: int, show_private: bool, tensorboard: bool):
-        self.private, self.show_private = private, show_private
-        self.log = None
-        self.board = None
-        self.bar = None
-        self.steps_logged = done
+    `spent(phase, step)` is an upper bound on the ε spent once that many steps of that phase are done.
+    """
+
+    def __init__(
+        self,
+        private: Path | None,
+        steps: Mapping[str, int],
+        done: int,
+        spent: Callable[[str, int], float],
+        show_private: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
+        self._spent, self._show = spent, show_private
+        self._stack = ExitStack()
+        self._on = private is not None
         if private is None:
             return
-        self.log = (private / "metrics.jsonl").open("a", buffering=1)
-        self.bar = tqdm(total=total_steps, initial=done, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self._log = self._stack.enter_context((private / "metrics.jsonl").open("a", buffering=1))
+        self._bar = self._stack.enter_context(
+            tqdm(total=sum(steps.values()), initial=done, unit="step", dynamic_ncols=True, mininterval=0.5)
+        )
+        self._board = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional dependency
+            from torch.utils.tensorboard import SummaryWriter  # an optional dependency
 
-            self.board = SummaryWriter(private / "tensorboard")
+            self._board = SummaryWriter(private / "tensorboard")
+            self._stack.callback(self._board.close)
 
-    def step(self, phase: str, step: int, epsilon: float, figures: dict[str, float]) -> None:
-        """One step is done: `epsilon` is an upper bound on what is spent, `figures` are PRIVATE."""
-        self.steps_logged += 1
-        if self.bar is None or self.log is None:
+    def step(self, phase: str, step: int, figures: Mapping[str, float]) -> None:
+        """`step` steps of `phase` are done; `figures` are PRIVATE."""
+        if not self._on:
             return
-        self.bar.set_description(f"{phase:8s} ε ≤ {epsilon:.3g}")
-        if self.show_private:
-            self.bar.set_postfix(figures)
-        self.bar.update()
+        epsilon = self._spent(phase, step)
+        self._bar.set_description_str(f"{phase:8s} ε ≤ {epsilon:.3g}", refresh=False)
+        if self._show:
+            self._bar.set_postfix(figures, refresh=False)
+        self._bar.update()
         row = {"time": time.time(), "phase": phase, "step": step, "epsilon": epsilon, **figures}
-        self.log.write(json.dumps(row) + "\n")
-        if self.board is not None:
+        self._log.write(json.dumps(row) + "\n")
+        if self._board is not None:
             for name, value in figures.items():
-                self.board.add_scalar(f"{phase}/{name}", value, step)
+                self._board.add_scalar(f"{phase}/{name}", value, step)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -52,6 +67,4 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for open_thing in (self.bar, self.log, self.board):
-            if open_thing is not None:
-                open_thing.close()
+        self._stack.close()

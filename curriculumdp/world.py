@@ -62,12 +62,12 @@ class World:
         self.sum_(seen)
         return bool(seen.item())
 
-    def from_main(self, make: Callable[[], bytes]) -> bytes:
+    def from_main(self, make: Callable[[], bytes | None]) -> bytes:
         """What `make` returns on rank 0, on every rank; if it raises there, every rank stops."""
         answer, error = b"", None
         if self.is_main:
             try:
-                answer = make()
+                answer = make() or b""
             except Exception as raised:
                 error = raised
         head = torch.tensor([len(answer), int(error is not None)], dtype=torch.int64, device=self.device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpkernels.conv2d import conv2d_bias_grad, conv2d_weight_grad
 from dpkernels.embedding import embedding_weight_grad
-from dpkernels.group_norm import group_norm_grads
+from dpkernels.group_norm import group_norm_backward
 from dpkernels.linear import linear_bias_grad, linear_weight_grad
 
 
@@ -95,16 +95,10 @@ def _linear_backward(
     return grad_out.matmul(weight) if wants_input else None
 
 
-def _dense(x: Tensor) -> Tensor:
-    """`x` in a layout that the library's group norm takes: channels_last (4-D) or contiguous."""
-    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return x if channels_last else x.contiguous()
-
-
 def _group_norm_forward(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     if _autocast_dtype(x) is not None and x.device.type == "cuda":
         x = x.float()  # autocast's own rule for group_norm on CUDA
-    x = _dense(x)
+    x = x.contiguous()  # as the backward reads it
     samples, channels = x.shape[:2]
     positions = x[0, 0].numel()
     y, mean, rstd = torch.native_group_norm(
@@ -117,25 +111,11 @@ def _group_norm_backward(
     layer: nn.GroupNorm, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Sink
 ) -> Tensor | None:
     x, mean, rstd = saved
-    weight, bias = sink.segment(layer.weight), sink.segment(layer.bias)
-    group_norm_grads(x, grad_out, mean, rstd, weight[0] if weight else None, None, bool(weight and weight[1]))
-    group_norm_grads(x, grad_out, mean, rstd, None, bias[0] if bias else None, bool(bias and bias[1]))
-    if not wants_input:
-        return None
-    samples, channels = x.shape[:2]
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    return torch.ops.aten.native_group_norm_backward(
-        grad_out.contiguous(memory_format=layout),
-        x,
-        mean,
-        rstd,
-        layer.weight,
-        samples,
-        channels,
-        x[0, 0].numel(),
-        layer.num_groups,
-        (True, False, False),
-    )[0]
+    scale, shift = sink.segment(layer.weight), sink.segment(layer.bias)
+    again = any(segment is not None and segment[1] for segment in (scale, shift))
+    return group_norm_backward(
+        x, grad_out, mean, rstd, layer.weight, scale and scale[0], shift and shift[0], again
+    )
 
 
 def _embedding_forward(layer: nn.Embedding, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curriculumdp.config import CentralConfig, DataConfig
 from curriculumdp.curriculum.phase import CentralImages, Run, State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.noise import clip_and_sum, from_grid
@@ -38,6 +39,12 @@ class CentralQuery:
     @property
     def pixels(self) -> int:
         return self.channels * self.size * self.size
+
+
+def clip_norm_of(config: CentralConfig, data: DataConfig) -> float:
+    """C_c: the config's, or the largest norm that one image's pixels can have."""
+    widest = sqrt(data.channels * config.size**2) * (1.0 if config.statistic == "mode" else 0.5)
+    return config.clip_norm or widest
 
 
 def unit_vectors(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
@@ -127,8 +134,6 @@ class CentralPhase:
         self.release = Release(
             self.name, "subsampled_gaussian", config.sample_rate, config.noise_multiplier, 1
         )
-        pixels = data.channels * config.size**2
-        widest = sqrt(pixels) * (1.0 if config.statistic == "mode" else 0.5)
         shares = data.class_counts or (data.units / data.classes,) * data.classes
         self.query = CentralQuery(
             config.statistic,
@@ -136,7 +141,7 @@ class CentralPhase:
             data.channels,
             data.classes,
             config.bins,
-            config.clip_norm or widest,
+            clip_norm_of(config, data),
             config.count_weight if config.statistic == "mean" else 0.0,
             tuple(config.sample_rate * share for share in shares),
             config.count_floor,

@@ -6,9 +6,8 @@ of Adam, a checkpoint and a sum over ranks are each one operation on one buffer.
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from curriculumdp.config import Config
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.data.images import ImageSet
-from curriculumdp.metrics import Metrics
 from curriculumdp.privacy.ledger import BudgetSpent, Ledger, ReplayMismatch
 from curriculumdp.privacy.noise import add_noise
 from curriculumdp.privacy.randomness import RunSecret
@@ -66,6 +64,18 @@ class State:
             getattr(self, name).copy_(tensors[name])
         self.central = CentralImages(tensors["central_images"], tensors["central_labels"])
 
+    def share(self, world: World, central: int) -> None:
+        """Puts rank 0's buffers on every rank; `central` is the number of central images it has."""
+        if not world.is_main:
+            images = self.central.images
+            self.central = CentralImages(
+                images.new_zeros((central, *images.shape[1:])), torch.zeros(central, dtype=torch.int64)
+            )
+        for tensor in self.tensors().values():
+            moved = tensor.to(world.device)
+            world.broadcast_(moved)
+            tensor.copy_(moved)
+
     def forget_moments(self) -> None:
         """A new phase starts Adam and the EMA afresh from the weights it is given."""
         self.exp_avg.zero_()
@@ -75,7 +85,7 @@ class State:
 
 def flat_state(net: nn.Module, device: torch.device) -> State:
     """The state of an untrained `net`, whose parameters become views of one flat fp32 buffer."""
-    net.to(device=device, dtype=torch.float32)
+    net.to(device)
     weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
     offset = 0
     for parameter in net.parameters():
@@ -115,11 +125,19 @@ class Run:
     world: World
     secret: RunSecret
     images: ImageSet
-    metrics: Metrics
-    ledger: Ledger | None
-    announce: Callable[[], None]
+    ledger: Ledger | None = None
     incarnation: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    def begin_incarnation(self, fingerprint: dict[str, Any], why: str | None = None) -> None:
+        """Goes on under the last incarnation's keys if its fingerprint is this one, else, or with a `why`, under new."""
+
+        def begin() -> bytes:
+            assert self.ledger is not None
+            number = self.ledger.new_incarnation(fingerprint, why) if why else self.ledger.begin(fingerprint)
+            return str(number).encode()
+
+        self.incarnation = int(self.world.from_main(begin))
 
     def rows_key(self, phase: str, step: int) -> bytes:
         """The key of a step's Poisson sample."""
@@ -159,7 +177,6 @@ class Run:
             return b"mismatch"
         except BudgetSpent:
             return b"budget"
-        self.announce()
         return self.secret.key("noise", entry=entry.hex())
 
 

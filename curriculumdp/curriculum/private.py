@@ -20,7 +20,7 @@ from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from curriculumdp.privacy.noise import from_grid
-from curriculumdp.privacy.randomness import normals, unit_words, uniforms
+from curriculumdp.privacy.randomness import normals, uniforms, unit_words
 from curriculumdp.privacy.release import Release
 from curriculumdp.privacy.sampling import microbatches, poisson_rows
 from dpkernels.noise_step import adam_step

@@ -1,30 +1,40 @@
 """One run, from config to release: the same command begins it, goes on with it, and says where it ended.
 
-Order matters for privacy: the lock, then the config, the data and the plan (solved once, kept in the ledger's
-first entry), then the secret, the checkpoint, the incarnation; then steps, each charged before its noise.
+The order of things is what privacy rests on: the lock, the config, the data and the plan (solved once, kept in the
+ledger's first entry), the secret, the checkpoint, the incarnation; then steps, each charged before its noise.
 """
 
+import hashlib
 import json
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
 from curriculumdp.config import Config
 from curriculumdp.curriculum.central import CentralPhase
+from curriculumdp.curriculum.folder import RunFolder, fingerprint
 from curriculumdp.curriculum.phase import FreshIncarnation, OutOfBudget, Phase, Run, State, flat_state
+from curriculumdp.curriculum.plan import Plan
+from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.publish import publish
+from curriculumdp.curriculum.spent import SpentSoFar
 from curriculumdp.curriculum.warmup import WarmupPhase, public_seed
+from curriculumdp.data.images import DataError, ImageSet
+from curriculumdp.data.sources import load_images
+from curriculumdp.diffusion.networks import build_unet, check_trainable, load_public_weights
+from curriculumdp.metrics import Metrics
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import World
 
-PHASES: dict[str, type[Phase]] = {"central": CentralPhase, "warmup": WarmupPhase, "private": PrivatePhase}
+PHASES: dict[str, Callable[[Run], Phase]] = {
+    "central": CentralPhase,
+    "warmup": WarmupPhase,
+    "private": PrivatePhase,
+}
 PREEMPTED = 143  # 128 + SIGTERM: what a scheduler takes for "stopped as asked"
 
 
@@ -34,7 +44,6 @@ class Outcome:
 
     run: Path
     release: Path | None
-    epsilon: float
 
     @property
     def exit_code(self) -> int:
@@ -42,68 +51,204 @@ class Outcome:
 
     def summary(self) -> str:
         if self.release is None:
-            return f"stopped as asked, everything saved: run the same command again to go on ({self.run})"
+            return f"stopped as asked, everything is saved: run the same command again to go on ({self.run})"
         return (
-            f"release: {self.release}\nsamples: {self.release / 'samples.png'}\n"
-            f"privacy: ε = {self.epsilon:.4g}; check it with: python launch/verify.py {self.release}"
+            f"release:  {self.release}\n"
+            f"samples:  {self.release / 'samples.png'}\n"
+            f"check it: python launch/verify.py {self.release}"
         )
 
 
 class Preempted(Exception):
-    """SIGTERM came, or the launcher died: the state is saved and the process ends with 143."""
+    """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
 
 
-@contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, and that a dead launcher sets through `launcher_is_gone`."""
-    stopping = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class Preempted(Exception):
+    """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
 
 
-# `accelerate launch` dies of a SIGTERM without handing it on to a single worker (measured).
-LAUNCHED_BY = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+def run_curriculum(config: Config, world: World, *, secret: RunSecret | None = None) -> Outcome:
+    """Begins, goes on with, or points to the end of the run that `config` describes.
 
-
-def launcher_is_gone() -> bool:
-    """True if this process was started by a launcher that no longer lives."""
-    return LAUNCHED_BY is not None and os.getppid() != LAUNCHED_BY
-
-
-def train(run: Run, state: State, save) -> str:
-    """Runs the phases that are left from where `state` is; returns why it ended ("planned" or "budget").
-
-    `save(state)` writes a checkpoint. Raises Preempted once everything is saved.
+    `secret` is for tests that need one secret in two runs; no option sets it. Raises a ValueError of this package,
+    one line, for whatever a user can mend.
     """
-    names = run.config.curriculum
-    while state.phase < len(names):
-        phase = PHASES[names[state.phase]](run)
-        if state.step == 0:
-            phase.begin(run, state)
-        while state.step < phase.steps:
-            if run.world.any(run.stopping.is_set() or launcher_is_gone()):
-                phase.sync(run, state)
-                save(state)
-                raise Preempted
-            try:
-                figures = phase.step(run, state, state.step)
-            except FreshIncarnation:
-                run.begin_incarnation("a replayed sum differs from the recorded one")
-                continue
-            except OutOfBudget:
-                return "budget"
-            state.step += 1
-            run.metrics.step(phase.name, state.step, run.epsilon_spent(), figures)
-            if state.step % run.config.checkpoint.every == 0 and state.step < phase.steps:
-                phase.sync(run, state)
-                save(state)
-        phase.sync(run, state)
-        state.phase, state.step = state.phase + 1, 0
-        save(state)
+    torch.set_num_threads(config.compute.threads)
+    folder = RunFolder(Path(config.run_dir))
+    with ExitStack() as stack:
+        stopping = stack.enter_context(stop_signal())
+        if world.from_main(lambda: b"sealed" if folder.claim(stack, config) else b""):
+            world.from_main(lambda: publish_sealed(folder))
+            return Outcome(folder.path, folder.release)
+        images = load_declared(config, folder.private / "cache" if world.is_main else None)
+        world.require_equal("the data", content_digest(images))
+        state = initial_state(config, world.device)
+        size = state.weights.numel()
+        record = world.from_main(lambda: folder.open_ledger(stack, config, images, size, secret))
+        run = Run(
+            config=config,
+            plan=Plan.from_record(json.loads(record)),
+            world=world,
+            secret=RunSecret.from_bytes(world.from_main(lambda: folder.secret_file.read_bytes())),
+            images=images,
+            ledger=folder.ledger if world.is_main else None,
+            stopping=stopping,
+        )
+        restore(run, state, folder)
+        run.begin_incarnation(fingerprint(config, world.device))
+        try:
+            reason = train(run, state, folder)
+        except Preempted:
+            return Outcome(folder.path, None)
+        world.from_main(lambda: finish(folder, config, state, reason))
+    return Outcome(folder.path, folder.release)
+
+
+def train(run: Run, state: State, folder: RunFolder) -> str:
+    """Runs what is left of the curriculum from where `state` is; returns why it ended ("planned" or "budget").
+
+    Raises Preempted once everything is saved.
+    """
+    names, every = run.config.curriculum, run.config.checkpoint.every
+    with open_metrics(run, state, folder) as metrics:
+        while state.phase < len(names):
+            phase = PHASES[names[state.phase]](run)
+            if state.step == 0:
+                phase.begin(run, state)
+            while state.step < phase.steps:
+                if run.world.any(run.stopping.is_set() or launcher_is_gone()):
+                    save(run, phase, state, folder)
+                    raise Preempted
+                try:
+                    figures = phase.step(run, state, state.step)
+                except FreshIncarnation:
+                    run.begin_incarnation(fingerprint(run.config, run.world.device), "a replayed sum differs")
+                    continue
+                except OutOfBudget:
+                    save(run, phase, state, folder)
+                    return "budget"
+                state.step += 1
+                metrics.step(phase.name, state.step, figures)
+                if state.step % every == 0 and state.step < phase.steps:
+                    save(run, phase, state, folder)
+            phase.sync(run, state)
+            state.phase, state.step = state.phase + 1, 0
+            save(run, phase, state, folder)
     return "planned"
+
+
+def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
+    """The bar and logs of this leg, on rank 0."""
+    if not run.world.is_main:
+        return Metrics(None, {}, 0, lambda *_: 0.0)
+    logging = run.config.logging
+    steps = {phase.name: phase.steps for phase in run.plan.phases}
+    done = sum(list(steps.values())[: state.phase]) + state.step
+    return Metrics(
+        folder.private, steps, done, SpentSoFar(run.plan), logging.show_private_metrics, logging.tensorboard
+    )
+
+
+def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:
+    """A checkpoint, once every rank has rank 0's state."""
+    phase.sync(run, state)
+    run.world.from_main(lambda: folder.save(run.config, state))
+
+
+def restore(run: Run, state: State, folder: RunFolder) -> None:
+    """Puts the latest checkpoint's state, or the untrained one of rank 0, on every rank."""
+    place = {"phase": 0, "step": 0, "central": 0}
+    if run.world.is_main:
+        found = folder.latest(lambda text: print(f"warning: {text}", flush=True))
+        if found is not None:
+            state.load(found[1])
+            place |= {"phase": found[0].phase, "step": found[0].step, "central": len(state.central.labels)}
+    place = json.loads(run.world.from_main(lambda: json.dumps(place).encode()))
+    state.phase, state.step = place["phase"], place["step"]
+    state.share(run.world, place["central"])
+    if state.phase or state.step:
+        run.world.print(f"going on after step {state.step} of phase {state.phase + 1}")
+
+
+def initial_state(config: Config, device: torch.device) -> State:
+    """The state of the untrained network, the same for the same config; raises NetworkError."""
+    model, data = config.model, config.data
+    dropout = config.private.label_dropout + (config.warmup.label_dropout if config.warmup else 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(public_seed(config.seed, "weights"))
+        net = build_unet(
+            model.channels,
+            data.size,
+            data.channels,
+            data.classes,
+            null_class=dropout > 0,
+            blocks=model.blocks,
+            attention=model.attention,
+            groups=model.norm_groups,
+        )
+    if config.init_from is not None:
+        load_public_weights(net, Path(config.init_from))
+    check_trainable(net)
+    return flat_state(net, device)
+
+
+def load_declared(config: Config, cache: Path | None) -> ImageSet:
+    """PRIVATE: the sensitive set, checked against what the config declares of it."""
+    data = config.data
+    images = load_images(
+        source=data.source,
+        classes=data.classes,
+        channels=data.channels,
+        size=data.size,
+        units=data.units,
+        path=data.path,
+        csv=data.csv,
+        roster=data.roster,
+        window=data.window,
+        cache=cache,
+    )
+    if data.unit == "one image" and images.counts.max() > 1:
+        raise DataError(
+            "some units own more than one image but data.unit says 'one image': set data.unit to what a unit is, "
+            "such as 'all images of one patient'"
+        )
+    return images
+
+
+def content_digest(images: ImageSet) -> bytes:
+    """SHA-256 of the whole set: PRIVATE, compared between ranks and never written down."""
+    digest = hashlib.sha256()
+    for array in images.content_arrays().values():
+        digest.update(str(array.shape).encode() + array.tobytes())
+    return digest.digest()
+
+
+def finish(folder: RunFolder, config: Config, state: State, reason: str) -> None:
+    """Seals the run, writes its release, and only then erases its secret: killed in between, it goes on here."""
+    folder.seal(reason)
+    publish(folder.release, config, folder.ledger, state, metrics_shown=folder.metrics_shown)
+    folder.forget_secret()
+
+
+def publish_sealed(folder: RunFolder) -> None:
+    """Makes up for what a kill between seal and release left undone; does nothing for a finished run."""
+    if not folder.release.exists():
+        config, state = folder.checkpointed(initial_state)
+        publish(folder.release, config, folder.ledger, state, metrics_shown=folder.metrics_shown)
+    folder.forget_secret()
+
+
+def export_run(run: Path, out: Path, sign: Path | None) -> Path:
+    """Writes the release of a run to `out`, signed if `sign` names an Ed25519 key; ends a run that goes on (operator).
+
+    The weights are the latest checkpoint's; the certificate covers the whole ledger. Raises FolderError, one line,
+    where there is no run or nothing to export yet.
+    """
+    folder = RunFolder(run)
+    with ExitStack() as stack:
+        folder.claim_for_export(stack)
+        config, state = folder.checkpointed(initial_state)
+        folder.seal("operator")
+        publish(out, config, folder.ledger, state, metrics_shown=folder.metrics_shown, sign=sign)
+        folder.forget_secret()
+    return out

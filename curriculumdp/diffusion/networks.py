@@ -28,7 +28,7 @@ def build_unet(
     """An untrained class-conditional U-Net for images [N, image_channels, size, size].
 
     Its layers are Conv2d, Linear, GroupNorm and Embedding. `attention` names the resolutions (pixels) of the
-    levels that attend to themselves; the middle block always does. The null class, if any, is label `classes`.
+    levels that attend to themselves; the middle block always does. A null class is one more label, `classes`.
     `groups` of every GroupNorm: by default the narrowest level / 4 (EDM's rule). Initial weights come from
     torch's global generator: seed it before. Raises NetworkError, one line.
     """

@@ -29,7 +29,7 @@ def to_picture(image: np.ndarray) -> Image.Image:
 
 
 def save_images(folder: Path, images: np.ndarray, labels: np.ndarray, png: bool) -> Path:
-    """The path of a new `images.npz` (images uint8 [N, H, W, C], labels int64 [N]) in `folder`, made if missing.
+    """The path of a new `images.npz` in `folder`: images uint8 [N, H, W, C], labels int64 [N].
 
     With `png` also one file an image, `png/<number>_<label>.png`.
     """

@@ -54,7 +54,8 @@ def sample_images(
     shape = (config.in_channels, config.sample_size, config.sample_size)
     parts = [np.zeros((0, shape[1], shape[2], shape[0]), np.uint8)]
     bar = tqdm(total=len(labels), desc="sampling", unit="image", leave=False, disable=None)
-    for some in labels.split(batch):
+    for start in range(0, len(labels), batch):
+        some = labels[start : start + batch]
         noise = torch.stack([torch.randn(shape, generator=generator) for _ in some])
         parts.append(
             _to_uint8(denoise(net, noise, some, steps=steps, sampler=sampler, sigma_data=sigma_data))
@@ -80,7 +81,7 @@ def denoise(
 
 
 def heun(denoiser: Denoiser, x: Tensor, labels: Tensor, sigmas: Tensor) -> Tensor:
-    """Images [N, C, H, W] from x ~ N(0, σ₀²) by EDM's algorithm 1 (no churn) over `sigmas`, descending to 0."""
+    """Images [N, C, H, W] from x ~ N(0, σ₀²): EDM's algorithm 1, no churn, over `sigmas` descending to 0."""
     for sigma, lower in zip(sigmas.tolist(), sigmas.tolist()[1:], strict=False):
         slope = (x - denoiser(x, x.new_full((len(x),), sigma), labels)) / sigma
         euler = x + (lower - sigma) * slope

@@ -15,27 +15,36 @@ function here imports torch, except the two that ask Opacus, which needs it.
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
 import dp_accounting
 import numpy as np
 from dp_accounting.pld import privacy_loss_distribution as pld
-from dp_accounting.rdp import RdpAccountant
+from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
 from curriculumdp.privacy.release import AccountingError, Release
 
 __all__ = [
     "ACCOUNTANT",
     "AccountingError",
+    "check_delta",
+    "compose",
     "epsilon",
+    "epsilon_of_losses",
+    "epsilon_of_rdp",
     "epsilon_opacus_rdp",
     "epsilon_path",
     "epsilon_prv",
     "epsilon_rdp",
     "epsilon_replace_one",
+    "losses",
+    "rdp_curve",
 ]
 
 DISCRETISATION = 1e-4
@@ -67,28 +76,38 @@ def epsilon_replace_one(releases: Sequence[Release], delta: float) -> float:
 def epsilon_path(releases: Sequence[Release], done: Sequence[int], delta: float) -> list[float]:
     """`epsilon` after the first `done[i]` uses of `releases`, taken in order; one number for each i."""
     check_affordable(releases, delta)
-    single = [losses(Release(r.name, r.mechanism, r.sample_rate, r.noise_multiplier, 1)) for r in releases]
     path = []
     for uses in done:
         left, parts = uses, []
-        for release, one in zip(releases, single, strict=True):
+        for release in releases:
             here = min(left, release.count)
+            parts.append(losses(replace(release, count=here)))
             left -= here
-            if here:
-                parts.append(one.self_compose(here))
         path.append(epsilon_of_losses(compose(parts), delta))
     return path
 
 
 def epsilon_rdp(releases: Sequence[Release], delta: float) -> float:
-    """The same cost by Rényi differential privacy: dp_accounting's orders, looser than `epsilon`, fast."""
-    check_delta(delta)
+    """The same cost by Rényi differential privacy (dp_accounting): looser than `epsilon`, faster."""
+    return epsilon_of_rdp(rdp_curve(releases), delta)
+
+
+def rdp_curve(releases: Sequence[Release]) -> np.ndarray:
+    """The Rényi divergences float64 [orders] of `releases` together, at dp_accounting's orders; curves add up."""
     accountant = RdpAccountant(neighboring_relation=Relation.ADD_OR_REMOVE_ONE)
     with _quiet():
         for release in releases:
             if release.count:
                 accountant.compose(_event(release), release.count)
-        return _finite(float(accountant.get_epsilon(delta)), "dp_accounting's RDP")
+    return accountant.rdp
+
+
+def epsilon_of_rdp(curve: np.ndarray, delta: float) -> float:
+    """The smallest ε that a curve of `rdp_curve`'s proves at `delta`."""
+    check_delta(delta)
+    with _quiet():
+        found, _ = compute_epsilon(RdpAccountant().orders, curve, delta)
+    return _finite(float(found), "dp_accounting's RDP")
 
 
 def epsilon_opacus_rdp(releases: Sequence[Release], delta: float) -> float:
@@ -102,16 +121,14 @@ def epsilon_opacus_rdp(releases: Sequence[Release], delta: float) -> float:
         return _finite(float(accountant.get_epsilon(delta)), "Opacus's RDP")
 
 
-def epsilon_prv(
-    releases: Sequence[Release], delta: float, error: float = 0.01
-) -> tuple[float, float, float]:
+def epsilon_prv(releases: Sequence[Release], delta: float) -> tuple[float, float, float]:
     """(low, estimate, high) of ε by Opacus's privacy random variables (Gopi et al. 2021; imports torch).
 
-    The true ε, in the direction that removes a unit, lies between low and high, which are about ±`error` around
-    the estimate. Raises AccountingError where that method finds no ε, as for one next to 0.
+    The true ε, in the direction that removes a unit, lies between low and high: about 0.01 below and above the
+    estimate, or 0.2 % of ε where that is more. Raises AccountingError where the method finds no ε.
     """
-    check_delta(delta)
     history = _history(releases)
+    error = max(0.01, check_affordable(releases, delta) / 500)  # memory grows with ε / error
     if not history:
         return 0.0, 0.0, 0.0
     from opacus.accountants import PRVAccountant
@@ -122,25 +139,33 @@ def epsilon_prv(
         with _quiet(), np.errstate(divide="ignore"):  # it takes log(1 − q), also for q = 1
             found = accountant._get_dprv(error, delta / 1000).compute_epsilon(delta, delta / 1000, error)
     except (RuntimeError, ValueError, IndexError) as failure:
-        raise AccountingError(f"Opacus's PRV finds no ε at δ = {delta:g}: {failure or type(failure)}") from None
+        raise AccountingError(
+            f"Opacus's PRV finds no ε at δ = {delta:g}: {failure or type(failure)}"
+        ) from None
     low, estimate, high = (_finite(float(value), "Opacus's PRV") for value in found)
     return max(0.0, low), max(0.0, estimate), high
 
 
 def losses(release: Release, relation: Any = Relation.ADD_OR_REMOVE_ONE) -> Any:
     """dp_accounting's PrivacyLossDistribution of a release with all its uses."""
-    if release.count == 0:
-        return pld.identity(DISCRETISATION)
     sigma, uses = release.noise_multiplier, release.count
+    if uses == 0:
+        return pld.identity(DISCRETISATION)
     if release.sample_rate == 1:  # n Gaussians at σ are one at σ/√n, with one rounding instead of n
         sigma, uses = sigma / math.sqrt(uses), 1
-    one = pld.from_gaussian_mechanism(
+    one = _losses_of_one(sigma, release.sample_rate, relation)
+    return one if uses == 1 else one.self_compose(uses)
+
+
+# Most of an evaluation's time goes into these, and calibration, plan and path ask for the same ones.
+@lru_cache(maxsize=8)
+def _losses_of_one(sigma: float, sample_rate: float, relation: Any) -> Any:
+    return pld.from_gaussian_mechanism(
         sigma,
         value_discretization_interval=DISCRETISATION,
-        sampling_prob=release.sample_rate,
+        sampling_prob=sample_rate,
         neighboring_relation=relation,
     )
-    return one.self_compose(uses)
 
 
 def compose(parts: Iterator[Any] | Sequence[Any]) -> Any:
@@ -164,14 +189,16 @@ def check_delta(delta: float) -> None:
         )
 
 
-def check_affordable(releases: Sequence[Release], delta: float) -> None:
-    """Raises AccountingError for releases so costly that their loss distributions would fill the memory."""
-    if epsilon_rdp(releases, delta) > MAX_EPSILON_RDP:
+def check_affordable(releases: Sequence[Release], delta: float) -> float:
+    """ε by RDP. Raises AccountingError where it says that loss distributions would fill the memory."""
+    rough = epsilon_rdp(releases, delta)
+    if rough > MAX_EPSILON_RDP:
         names = ", ".join(dict.fromkeys(release.name for release in releases))
         raise AccountingError(
             f"{names}: cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: more noise, a lower "
             "sample rate or fewer releases"
         )
+    return rough
 
 
 def _finite(value: float, method: str) -> float:
@@ -195,8 +222,6 @@ def _history(releases: Sequence[Release]) -> list[tuple[float, float, int]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences remarks on single orders of RDP that are left out: without them ε is larger, never wrong."""
-    import warnings
-
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)

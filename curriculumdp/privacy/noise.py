@@ -1,9 +1,9 @@
 """The grid and its noise: clipped vectors become integers, their sum is exact, Gaussian noise is added once.
 
-A unit's vector g with ‖g‖ ≤ C(1 − 2⁻¹²) is rounded to n = rint(g·2³⁶/C). Rounding moves each of P coordinates by
-at most ½, hence ‖n‖ ≤ 2³⁶ − 2²⁴ + √P/2 ≤ 2³⁶ for any P ≤ 2⁵⁰: the sensitivity of the integer sum is 2³⁶, that is C,
-to the bit and in any order. Noise is rounded to the same grid: what is released is the rounding of the exact
-mechanism's output, so the low bits of floating point tell nothing (Mironov, CCS 2012).
+A unit's vector g with ‖g‖ ≤ C(1 − 2⁻¹²) is rounded to n = rint(g·2³⁶/C). Rounding moves each of P coordinates
+by at most ½, hence ‖n‖ ≤ 2³⁶ − 2²⁴ + √P/2 < 2³⁶ for any P < 2⁵⁰: the sensitivity of the integer sum is 2³⁶,
+that is C, to the bit and in any order. Noise is rounded to the same grid: what is released is the rounding of
+the exact mechanism's output, so the low bits of floating point tell nothing (Mironov, CCS 2012).
 """
 
 import math
@@ -60,9 +60,9 @@ def round_to_grid(vectors: Tensor, clip_norm: float) -> Tensor:
 def clip_and_sum(vectors: Tensor, clip_norm: float, present: Tensor) -> Tensor:
     """PRIVATE: the exact sum of the units' clipped vectors on the grid, int64 [P].
 
-    `vectors` float64 [B, P], one unit a row, `present` bool [B]. A unit that is absent or whose norm is not finite
-    is selected out (0·∞ is NaN). Adding or removing any unit, whatever its values, moves the result by at
-    most 2³⁶ in L2 norm.
+    `vectors` float64 [B, P], one unit a row, `present` bool [B]. A unit that is absent or whose norm is not
+    finite is selected out (0·∞ is NaN). Adding or removing any unit, whatever its values, moves the result by
+    at most 2³⁶ in L2 norm.
 
     | a unit's norm     | it contributes                     |
     |-------------------|------------------------------------|

@@ -1,9 +1,9 @@
-"""Keyed draws: every private draw is a pure function of (run secret, purpose, place), and nothing has a state.
+"""Keyed draws: every private draw is a pure function of (run secret, purpose, place); nothing has a state.
 
 Draws that privacy rests on (Poisson rows, noise) come from ChaCha20 (RFC 8439) under keys that HKDF-SHA256
-(RFC 5869) derives from the run's secret. Draws that belong to a single unit (which image, noise level, diffusion
-noise) carry no privacy, only repeatability: they come from Philox4x32-10 (Salmon et al., SC 2011), which any
-device computes in parallel.
+(RFC 5869) derives from the run's secret. Draws that belong to a single unit (which image, noise level,
+diffusion noise) carry no privacy, only repeatability: they come from Philox4x32-10 (Salmon et al., SC 2011),
+which any device computes in parallel.
 """
 
 import json
@@ -35,7 +35,7 @@ class SecretError(ValueError):
 
 
 class RunSecret:
-    """The 32 bytes that all private draws of one run derive from. PRIVATE above all: who has it has the noise.
+    """The 32 bytes that all private draws of a run derive from. PRIVATE above all: who has it has the noise.
 
     It shows itself in no repr, format, traceback, pickle or copy, and leaves the process only through `save`.
     """
@@ -53,8 +53,9 @@ class RunSecret:
     @classmethod
     def from_bytes(cls, raw: bytes) -> "RunSecret":
         """The secret that is `raw` (32 bytes): for a saved one, and for tests that need one secret twice."""
-        if len(raw) != KEY_BYTES:
-            raise SecretError(f"a run's secret has {KEY_BYTES} bytes, not {len(raw)}")
+        if (size := len(raw)) != KEY_BYTES:
+            del raw  # a traceback may show the names of its frames
+            raise SecretError(f"a run's secret has {KEY_BYTES} bytes, not {size}")
         made = cls()
         made._held[:] = raw
         return made
@@ -67,10 +68,15 @@ class RunSecret:
     def save(self, path: Path) -> None:
         """Writes a new file of mode 0600 and syncs it and its folder; refuses to overwrite one."""
         self._require_held()
-        write_private(path, bytes(self._held), "the run's secret")
+        try:
+            write_private(path, bytes(self._held), "the run's secret")
+            return
+        except SecretError as error:
+            failed = str(error)
+        raise SecretError(failed)  # out here: a chained traceback's frames would hold the bytes
 
     def erase(self, path: Path | None = None) -> None:
-        """Forgets the bytes, and overwrites and removes the file at `path`. No key can be derived any more."""
+        """Forgets the bytes, overwrites and removes the file at `path`: no key can be derived any more."""
         self._held[:] = bytes(len(self._held))
         self._held.clear()
         if path is not None and path.exists():
@@ -107,19 +113,18 @@ class RunSecret:
 
 
 def read_private(path: Path, what: str) -> bytes:
-    """The content of a key file; SecretError if it is missing, unreadable, or open to others than its owner."""
+    """The content of a key file; SecretError if it is missing, unreadable, or open to others."""
     try:
         mode = path.stat().st_mode
-        content = path.read_bytes()
+        if mode & 0o077:
+            raise SecretError(f"{path}: {what} can be read by others (mode {mode & 0o777:o}): chmod 600 it")
+        return path.read_bytes()
     except OSError as error:
         raise SecretError(f"{path}: {what} cannot be read ({error.strerror})") from error
-    if mode & 0o077:
-        raise SecretError(f"{path}: {what} can be read by others (mode {mode & 0o777:o}): chmod 600 it")
-    return content
 
 
 def write_private(path: Path, content: bytes, what: str) -> None:
-    """Writes a new file of mode 0600, synced with its folder; SecretError if it exists or cannot be written."""
+    """Writes a new file of mode 0600, synced with its folder; SecretError if it exists or cannot be."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
@@ -165,7 +170,7 @@ def keystream(key: bytes, words: int, first_block: int = 0) -> NDArray[np.uint64
     nonce = first_block.to_bytes(4, "little") + bytes(12) if first_block < MOST_BLOCKS else bytes(16)
     encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
     stream = np.empty(words, dtype="<u8")
-    view = memoryview(stream).cast("B")
+    view = stream.view(np.uint8).data
     for start in range(0, len(view), len(_ZEROS)):
         part = view[start : start + len(_ZEROS)]
         encryptor.update_into(_ZEROS[: len(part)], part)
@@ -175,8 +180,8 @@ def keystream(key: bytes, words: int, first_block: int = 0) -> NDArray[np.uint64
 def gaussian(key: bytes, count: int) -> NDArray[np.float64]:
     """`count` standard normals by Box-Muller in float64, two from each pair of keystream words.
 
-    The radius is √(−2 ln u), u = (n + ½)/2⁶⁴ for a 64-bit word n: |z| reaches 9.49 and no tail is cut that a δ
-    above 1e-20 could see. The first m of n normals are the m normals of the same key.
+    The radius is √(−2 ln u), u = (n + ½)/2⁶⁴ for a 64-bit word n: |z| reaches 9.49, and what is cut off the
+    tails has probability 2e-21 a normal. The first m of n normals are the m normals of the same key.
     """
     normals = np.empty(count + count % 2)
     for start in range(0, len(normals), WORDS_AT_ONCE):
@@ -203,7 +208,7 @@ _COUNTERS_AT_ONCE = 2**15
 
 
 def unit_words(key: bytes, step: int, units: Tensor, draws: int, words: int) -> Tensor:
-    """Random 32-bit words of single units: int64 [B, draws, words], each in [0, 2³²), on the device of `units`.
+    """Random 32-bit words of single units: int64 [B, draws, words], each in [0, 2³²), where `units` is.
 
     `units` int64 [B], each below 2³² (a padding −1 gets words like any other). A word is a pure function of
     (the first 8 bytes of `key`, step, unit, draw, place): neither batch nor device nor neighbours matter.
@@ -230,8 +235,8 @@ def unit_words(key: bytes, step: int, units: Tensor, draws: int, words: int) -> 
 def philox(counter: list[Tensor], key: tuple[int, int], out: Tensor) -> None:
     """Philox4x32-10 of four int64 counters (each in [0, 2³²), overwritten), into `out` [..., 4].
 
-    A product of two 32-bit numbers wraps in int64 to the right 64 bits; its halves come back by shift and mask.
-    Words 1 and 3 keep their product's high half until the next round's mask, which saves two passes a round.
+    A product of two 32-bit numbers wraps in int64 to the right 64 bits; shift and mask give its halves back.
+    Words 1 and 3 keep their product's high half until the next round's mask: two passes a round less.
     """
     a, b, c, d = counter
     low, high = torch.empty_like(a), torch.empty_like(a)
@@ -257,8 +262,8 @@ def uniforms(words: Tensor) -> Tensor:
 def normals(words: Tensor) -> Tensor:
     """Standard normals fp32 of the shape of `words` [..., even], by Box-Muller in float64; |z| reaches 6.7.
 
-    Consecutive words are a pair (radius, angle). Computed in float64 so that the rounded result does not depend
-    on how a device's fp32 functions round.
+    Consecutive words are a pair (radius, angle). Computed in float64 so that the rounded result does not
+    depend on how a device's fp32 functions round.
     """
     if words.shape[-1] % 2:
         raise ValueError(f"normals come in pairs: an odd number of words ({words.shape[-1]}) was given")

@@ -45,9 +45,14 @@ class Release:
         low, high = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
         if not (_is_number(self.noise_multiplier) and low <= self.noise_multiplier <= high):
             raise self._refused(
-                "noise_multiplier", f"must be a number in [{low:g}, {high:g}]; with less noise no privacy is left"
+                "noise_multiplier",
+                f"must be a number in [{low:g}, {high:g}]; with less noise no privacy is left",
             )
-        if not isinstance(self.count, int) or isinstance(self.count, bool) or not 0 <= self.count <= MAX_COUNT:
+        if (
+            not isinstance(self.count, int)
+            or isinstance(self.count, bool)
+            or not 0 <= self.count <= MAX_COUNT
+        ):
             raise self._refused("count", f"must be a whole number in [0, {MAX_COUNT}]")
 
     def _refused(self, field: str, allowed: str) -> AccountingError:

@@ -1,4 +1,4 @@
-"""Which units a step takes: Poisson sampling by a keyed function of the unit's number, and its fixed packing."""
+"""Which units a step takes: Poisson sampling by a keyed function of the unit's number; its fixed packing."""
 
 import numpy as np
 from numpy.typing import NDArray

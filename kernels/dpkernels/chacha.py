@@ -152,7 +152,7 @@ def chacha_block(key: tl.tensor, counter: tl.tensor) -> tuple[tl.tensor, ...]:
 
 
 @triton.jit
-def _pair(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+def box_muller(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Two standard normals float64 [N] from four words: `normals_reference`."""
     radius_n = a.to(tl.float64) + b.to(tl.float64) * 4294967296.0
     angle_n = c.to(tl.float64) + d.to(tl.float64) * 4294967296.0
@@ -165,10 +165,10 @@ def _pair(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[tl.te
 def chacha_normals(key: tl.tensor, counter: tl.tensor) -> tl.tensor:
     """Standard normals float64 [N, 8] of the blocks `counter` uint32 [N]."""
     w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15 = chacha_block(key, counter)
-    z0, z1 = _pair(w0, w1, w2, w3)
-    z2, z3 = _pair(w4, w5, w6, w7)
-    z4, z5 = _pair(w8, w9, w10, w11)
-    z6, z7 = _pair(w12, w13, w14, w15)
+    z0, z1 = box_muller(w0, w1, w2, w3)
+    z2, z3 = box_muller(w4, w5, w6, w7)
+    z4, z5 = box_muller(w8, w9, w10, w11)
+    z6, z7 = box_muller(w12, w13, w14, w15)
     # A join's new axis is the last, so the outermost join holds the lowest bit of a normal's number.
     even = tl.join(tl.join(z0, z4), tl.join(z2, z6))
     odd = tl.join(tl.join(z1, z5), tl.join(z3, z7))

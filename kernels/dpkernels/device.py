@@ -1,7 +1,7 @@
 """Which path a call takes, and the tile tables: the one place that knows about devices.
 
 A kernel file holds a Triton kernel and, beside it, the same mathematics in torch. CUDA tensors take the
-kernel, all others torch; inside `interpreted()` CPU tensors take the kernel too, run by Triton's interpreter.
+kernel, all others torch; inside `interpreted()` CPU tensors take the kernel too, in Triton's interpreter.
 Nothing here looks at the hardware: a tile is chosen by dtype and shape class alone.
 """
 
@@ -9,19 +9,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 # Triton reads this variable when a kernel's module is imported; so it is read once here as well.
 INTERPRETER = os.environ.get("TRITON_INTERPRET", "0") == "1"
-_interpreting: ContextVar[bool] = ContextVar("interpreting", default=False)
+_forced: ContextVar[bool] = ContextVar("forced", default=False)
 
 
 def use_triton(tensor: Tensor) -> bool:
     """Whether the call that `tensor` is an argument of runs on Triton (True) or in torch (False)."""
-    return tensor.is_cuda or _interpreting.get()
+    # fp64 is the reference's: no kernel takes it.
+    return tensor.dtype != torch.float64 and (tensor.is_cuda or _forced.get())
 
 
 @contextmanager
@@ -32,15 +33,21 @@ def interpreted() -> Iterator[None]:
     """
     if not INTERPRETER:
         raise RuntimeError("set TRITON_INTERPRET=1 before dpkernels is imported, to run kernels on the CPU")
-    token = _interpreting.set(True)
+    with always_triton():
+        yield
+
+
+@contextmanager
+def always_triton() -> Iterator[None]:
+    """Within it every tensor takes the Triton path, meta tensors included: for compiling ahead of time."""
+    token = _forced.set(True)
     try:
         yield
     finally:
-        _interpreting.reset(token)
+        _forced.reset(token)
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One program's share of a matrix product and how the compiler schedules it.
 
     A program owns `rows` x `columns` of the result (output channels x input channels and taps) and walks the
@@ -59,9 +66,9 @@ class Tile:
 # warpgroup); fp32 products run on the ordinary cores, where small tiles keep the registers.
 # Not tuned by measurement yet: chosen so that no configuration spills on sm_80 or sm_90.
 GEMM_TILES: dict[tuple[str, str], Tile] = {
-    ("bf16", "wide"): Tile(64, 128, 64, num_warps=4, num_stages=3),
+    ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
     ("bf16", "narrow"): Tile(32, 128, 64, num_warps=4, num_stages=3),
-    ("tf32", "wide"): Tile(64, 128, 32, num_warps=4, num_stages=3),
+    ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_stages=3),
     ("tf32", "narrow"): Tile(32, 128, 32, num_warps=4, num_stages=3),
     ("fp32", "wide"): Tile(64, 64, 32, num_warps=4, num_stages=2),
     ("fp32", "narrow"): Tile(32, 64, 32, num_warps=4, num_stages=2),
@@ -79,8 +86,10 @@ WIDE_ROWS = 64
 # A step of `tl.dot` costs milliseconds in the interpreter whatever its size: few steps, huge tiles.
 INTERPRETED_TILE = Tile(64, 256, 1024, num_warps=1, num_stages=1)
 
-# Elements a program handles in the kernels that only stream memory, by kernel.
-STREAM_BLOCKS: dict[str, int] = {"clip_sum": 1024, "group_norm": 1024, "embedding": 128}
+# The kernels that only stream memory: what one program owns, or takes in one step.
+CLIP_SUM_BLOCK = 1024
+GROUP_NORM_CHANNELS, GROUP_NORM_POSITIONS = 16, 128
+EMBEDDING_ROWS, EMBEDDING_COLUMNS = 16, 64
 # ChaCha20 blocks a program makes: one yields eight normals.
 CHACHA_BLOCKS = 128
 
@@ -94,7 +103,7 @@ def gemm_tile(precision: str, rows: int, *, recompute: bool = False) -> Tile:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What a matrix product of `dtype` operands runs in: bf16, tf32 (if torch allows it for fp32) or fp32."""
-    if dtype == torch.bfloat16:
+    """What a matrix product of `dtype` operands runs in: bf16 (and fp16), tf32 (if torch allows it) or fp32."""
+    if dtype in (torch.bfloat16, torch.float16):
         return "bf16"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"

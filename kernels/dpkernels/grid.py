@@ -21,3 +21,22 @@ def rint(x: tl.tensor) -> tl.tensor:
     size = tl.abs(x)
     rounded = tl.where(size < LIMIT, (size + LIMIT) - LIMIT, size)
     return tl.where(x < 0, -rounded, rounded)
+
+
+@triton.jit
+def add_to(place: tl.tensor, value: tl.tensor, mask: tl.tensor) -> None:
+    """Adds int64 `value` to memory at `place`, which no other program writes: hence no atomics."""
+    tl.store(place, tl.load(place, mask=mask, other=0) + value, mask=mask)
+
+
+@triton.jit
+def store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, ACCUMULATE: tl.constexpr) -> tl.tensor:
+    """Stores fp32 `value`, or adds it to what is there; returns in fp32 what memory then holds.
+
+    Where masked, nothing is stored and 0 returned if `value` is 0 there.
+    """
+    if ACCUMULATE:
+        value += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    stored = value.to(place.dtype.element_ty)
+    tl.store(place, stored, mask=mask)
+    return stored.to(tl.float32)

@@ -1,4 +1,4 @@
-"""Per-unit gradients of GroupNorm's scale and shift (Wu and He 2018), y = x̂·w + b.
+"""GroupNorm's backward with per-unit gradients of its scale and shift (Wu and He 2018), y = x̂·w + b.
 
 ∂L/∂w of unit b = Σ over its draws and positions of g·x̂, ∂L/∂b = Σ g, per channel.
 """
@@ -6,33 +6,41 @@
 import torch
 from torch import Tensor
 
-from dpkernels.accumulate import store, widen
+from dpkernels.accumulate import store
 
 
-def group_norm_grads(
+def group_norm_backward(
     x: Tensor,
     grad_out: Tensor,
     mean: Tensor,
     rstd: Tensor,
+    weight: Tensor,
     weight_out: Tensor | None,
     bias_out: Tensor | None,
     accumulate: bool = False,
-) -> None:
-    """Writes each unit's gradients of scale and shift. PRIVATE.
+) -> Tensor:
+    """Returns the input's gradient and writes each unit's gradients of scale and shift. PRIVATE.
 
     x and grad_out [N, C, ...] (2 to 4 dimensions, any strides), N = B·K with a unit's K draws contiguous; mean
-    and rstd [N, groups], as the forward returned them; weight_out and bias_out [B, C] or None; `accumulate`
-    adds to what they hold.
+    and rstd [N, groups], as the forward returned them; weight [C]; weight_out and bias_out [B, C] or None;
+    `accumulate` adds to what they hold.
     """
     samples, channels = x.shape[:2]
-    groups = mean.shape[1]
-    grad = widen(grad_out).reshape(samples, channels, -1)
-    shift = grad.sum(2)
-    if weight_out is not None:
-        moment = (grad * widen(x).reshape(samples, channels, -1)).sum(2)
-        wide = channels // groups
-        centre = widen(mean).repeat_interleave(wide, 1)
-        scale = (moment - centre * shift) * widen(rstd).repeat_interleave(wide, 1)
-        store(weight_out, scale.view(len(weight_out), -1, channels).sum(1), accumulate)
-    if bias_out is not None:
-        store(bias_out, shift.view(len(bias_out), -1, channels).sum(1), accumulate)
+    # The library sums scale and shift over samples. Seen as one sample of N·C channels there is nothing to sum
+    # over, so that the ordinary backward, at the ordinary price, gives them by sample.
+    grad_x, scale, shift = torch.ops.aten.native_group_norm_backward(
+        grad_out.contiguous().view(1, samples * channels, -1),
+        x.contiguous().view(1, samples * channels, -1),
+        mean.view(1, -1),
+        rstd.view(1, -1),
+        weight.repeat(samples),
+        1,
+        samples * channels,
+        x[0, 0].numel(),
+        mean.numel(),
+        (True, True, True),
+    )
+    for out, value in ((weight_out, scale), (bias_out, shift)):
+        if out is not None:
+            store(out, value.view(len(out), -1, channels).sum(1), accumulate)
+    return grad_x.view(x.shape)

@@ -1,0 +1,203 @@
+"""A run's folder as rank 0 keeps it: the lock, the config, the secret, the ledger, the checkpoints.
+
+    run/private/   mode 0700, never leaves: lock, config.json, secret, ledger.jsonl, checkpoints/, metrics.jsonl, cache/
+    run/release/   what may leave, written once at the end (design D5)
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
+from curriculumdp.config import Config, config_from, resume_differences
+from curriculumdp.curriculum.phase import State
+from curriculumdp.curriculum.plan import plan_curriculum
+from curriculumdp.data.images import ImageSet
+from curriculumdp.privacy.accountant import epsilon
+from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
+from curriculumdp.privacy.ledger_files import KEY
+from curriculumdp.privacy.randomness import RunSecret, erase_private
+from curriculumdp.privacy.release import Release
+
+CONFIG = "config.json"
+# The version of everything that turns rows and keys into a noisy sum; a change of it takes fresh keys on resume.
+MECHANISM = 1
+
+
+# There once a leg of the run has shown private metrics: the certificate must say so whatever later legs do.
+SHOWN = "metrics_were_shown"
+
+
+class FolderError(ValueError):
+    """A run folder that this config cannot begin in or go on with; the message is one line."""
+
+
+def fingerprint(config: Config, device: torch.device) -> dict[str, Any]:
+    """All that is known to change the bits of a step's sum (design D1): a hint, the sum's digest is the guard."""
+    compute = config.compute
+    on_gpu = device.type == "cuda"
+    return {
+        "device": device.type,
+        "instructions": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "threads": compute.threads,
+        "microbatch": compute.microbatch,
+        "memory_format": compute.memory_format,
+        "precision": compute.precision,
+        "torch": torch.__version__,
+        "mechanism": MECHANISM,
+    }
+
+
+class RunFolder:
+    """Rank 0's hold on a run's folder. PRIVATE. Every method is called on rank 0 alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.private, self.release = path, path / "private", path / "release"
+        self._ledger: Ledger | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self._ledger is not None, "the ledger is opened before anything is spent"
+        return self._ledger
+
+    @property
+    def secret_file(self) -> Path:
+        return self.private / SECRET
+
+    def claim(self, stack: ExitStack, config: Config) -> bool:
+        """True if the run is sealed already. Locks the folder until `stack` unwinds; refuses another run's.
+
+        Raises LedgerError if another process holds it, FolderError if it cannot be written or its config differs
+        in what a run may not change.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(RunLock(self.private))
+        except OSError as error:
+            raise FolderError(f"run_dir {self.path}: cannot be written ({error.strerror}): name another") from error
+        self._compare_config(config)
+        if config.logging.show_private_metrics:
+            write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")
+        if ledger_is_missing(self.private) or not (self.private / KEY).exists():
+            return False
+        self._ledger = Ledger.read(self.private)
+        return self._ledger.sealed is not None
+
+    def claim_for_export(self, stack: ExitStack) -> None:
+        """Opens what is there of a run, to seal and export it; raises FolderError where there is no run."""
+        if not (self.private / CONFIG).exists():
+            raise FolderError(f"{self.path} holds no run: name a run's folder, such as runs/digits")
+        stack.enter_context(RunLock(self.private))
+        self._ledger = Ledger.read(self.private)
+        if self._ledger.sealed is None:
+            self._ledger = Ledger.open(self.private, RunSecret.load(self.secret_file), {}, None)
+            stack.callback(self._ledger.close)
+
+    def _compare_config(self, config: Config) -> None:
+        file = self.private / CONFIG
+        if file.exists():
+            try:
+                saved = json.loads(file.read_text())
+            except ValueError as error:
+                raise FolderError(f"{file}: cannot be read ({error}): bring it back or use another run_dir") from None
+            changed = [d for d in resume_differences(saved, config) if d.kind == "refused"]
+            if changed:
+                raise FolderError(
+                    f"{self.path} holds a run of another config: {changed[0]}"
+                    + (f" (and {len(changed) - 1} more)" if changed[1:] else "")
+                    + ": change it back, or set another run_dir"
+                )
+        write_whole(file, json.dumps(config.resolved(), indent=1).encode())
+
+    def open_ledger(
+        self, stack: ExitStack, config: Config, images: ImageSet, parameters: int, secret: RunSecret | None
+    ) -> bytes:
+        """The plan's record (JSON): solved now and written down first, or the ledger's of a run that goes on."""
+        facts = {
+            "config": config_digest(config),
+            "parameters": parameters,
+            "epsilon": config.privacy.epsilon,
+            "delta": config.privacy.delta,
+        }
+        data = list(images.content_arrays().values())
+        if ledger_is_missing(self.private):
+            plan = plan_curriculum(config)
+            made = secret or RunSecret.create()
+            made.save(self.secret_file)
+            record = facts | {"phases": plan.record(), "releases": [asdict(r) for r in plan.releases()]}
+            self._ledger = Ledger.create(self.private, made, record, data, within(config))
+        else:
+            kept = RunSecret.load(self.secret_file)
+            self._ledger = Ledger.open(self.private, kept, facts, data, within(config))
+        stack.callback(self.ledger.close)
+        return json.dumps(self.ledger.plan["phases"]).encode()
+
+    def checkpointed(self, untrained: Callable[[Config, torch.device], State]) -> tuple[Config, State]:
+        """The run's own config and the state of its latest checkpoint, on the CPU, for an export."""
+        config = config_from(json.loads((self.private / CONFIG).read_text()), str(self.private / CONFIG))
+        state = untrained(config, torch.device("cpu"))
+        found = self.latest(print)
+        if found is None:
+            raise FolderError(f"{self.path} has no checkpoint yet: there is nothing to export")
+        state.load(found[1])
+        return config, state
+
+    def latest(self, warn: Callable[[str], None]) -> tuple[Position, dict[str, torch.Tensor]] | None:
+        """The latest whole checkpoint, or None; the ledger must be one that goes on from the one it saw."""
+        found = load_latest(self.private / CHECKPOINTS, self.ledger.checkpoint_key, warn)
+        if found is not None:
+            self.ledger.check_prefix(found[0].ledger_count, found[0].ledger_mac)
+        return found
+
+    def save(self, config: Config, state: State) -> None:
+        """Writes a checkpoint of `state`, tied to the ledger as it is now."""
+        names = [*config.curriculum, "done"]
+        position = Position(state.phase, names[state.phase], state.step, *self.ledger.head())
+        keep = config.checkpoint.keep
+        save_checkpoint(self.private / CHECKPOINTS, position, state.tensors(), self.ledger.checkpoint_key, keep)
+
+    def seal(self, reason: str) -> None:
+        """Ends the ledger ("planned", "budget", "operator"); after this nothing can be charged."""
+        if self.ledger.sealed is None:
+            self.ledger.seal(reason)
+
+    def forget_secret(self) -> None:
+        """Erases the secret: no draw of this run can be made again. The ledger's key stays."""
+        if self.secret_file.exists():
+            erase_private(self.secret_file)
+
+    @property
+    def metrics_shown(self) -> bool:
+        return (self.private / SHOWN).exists()
+
+
+def within(config: Config) -> Callable[[Sequence[Release]], bool]:
+    """Whether releases together keep to the config's budget: asked only beyond what the plan has paid for."""
+    budget = config.privacy
+    return lambda releases: epsilon(releases, budget.delta) <= budget.epsilon
+
+
+def config_digest(config: Config) -> str:
+    """SHA-256 (hex) of the options that a run may not change."""
+    blank = config.model_validate(config.resolved())
+    options = {d.key for d in resume_differences({}, blank) if d.kind == "refused"}
+    flat = {d.key: d.now for d in resume_differences({}, config) if d.key in options}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replaces a private file by `content`, wholly or not at all."""
+    beside = file.with_name(f".{file.name}.unfinished")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    beside.rename(file)

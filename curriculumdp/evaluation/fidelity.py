@@ -1,0 +1,123 @@
+"""Fidelity: how near synthetic images come to real ones in the feature space of a NAMED network.
+
+The network is a small classifier of the same kind of images, trained on images that are not compared with. Its
+Fréchet distance is called FD, never FID: that name belongs to the standard Inception weights. Features are float64
+[N, D].
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+
+from curriculumdp.evaluation.classifiers import FEATURES, SMALL, SmallCNN, fit, outputs_of
+from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
+
+KERNEL_BLOCK, KERNEL_BLOCKS = 1000, 20  # images a block and blocks of the kernel distance (Bińkowski et al. 2018)
+NEIGHBOURS = 3  # k of precision and recall (Kynkäänniemi et al. 2019)
+MOST_NEIGHBOURS = 10_000  # images whose neighbours are searched, of either set
+FEWEST = 10
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network whose last hidden layer is the space to compare in; `sha256` is that of its weights."""
+
+    name: str
+    trained_on: str
+    sha256: str
+    features: Callable[[np.ndarray], np.ndarray]
+
+    def facts(self) -> dict[str, str]:
+        return {"name": self.name, "trained_on": self.trained_on, "sha256": self.sha256}
+
+
+def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> FeatureNetwork:
+    """The small CNN as a feature network, a function of `data` and `seed` (and of the machine's rounding)."""
+    if len(data) < FEWEST or len(np.unique(data.labels)) < 2:
+        raise EvaluationError(
+            f"{data.origin}: a feature network needs at least {FEWEST} images of two classes: name a larger set"
+        )
+    channels, classes = data.images.shape[1], int(data.labels.max()) + 1
+    net = fit(lambda: SmallCNN(channels, classes), data, SMALL, seed, device)
+    assert isinstance(net, SmallCNN)
+    digest = hashlib.sha256()
+    for value in net.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return FeatureNetwork(
+        f"small CNN, {FEATURES} features",
+        f"{len(data)} images ({data.origin})",
+        digest.hexdigest(),
+        lambda images: outputs_of(net.features, images, device),
+    )
+
+
+def fidelity(network: FeatureNetwork, real: LabelledSet, synthetic: LabelledSet) -> dict[str, float]:
+    """fd, kid, precision and recall of `synthetic` against `real`. As private as `real` and the network."""
+    if min(len(real), len(synthetic)) < FEWEST:
+        raise EvaluationError(f"fidelity needs at least {FEWEST} images on either side: name a larger set")
+    a, b = network.features(real.images), network.features(synthetic.images)
+    precision, recall = precision_recall(a, b)
+    return {
+        "fd": frechet_distance(a, b),
+        "kid": kernel_distance(a, b),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|μa − μb|² + tr(Σa + Σb − 2(Σa Σb)^½), Heusel et al. 2017; biased upwards where there are few images."""
+    mean_term = float(((a.mean(0) - b.mean(0)) ** 2).sum())
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    # Σa^½ Σb Σa^½ has the eigenvalues of Σa Σb and is symmetric, so its root needs no complex numbers.
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
+    return max(0.0, mean_term + float(np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
+    """KID: the unbiased squared MMD under the kernel (x·y/D + 1)³, Bińkowski et al. 2018; may be below 0."""
+    draw = np.random.default_rng(seed)
+    blocks = KERNEL_BLOCKS if max(len(a), len(b)) > KERNEL_BLOCK else 1
+    parts = [(draw.permutation(a)[:KERNEL_BLOCK], draw.permutation(b)[:KERNEL_BLOCK]) for _ in range(blocks)]
+    return float(np.mean([_squared_mmd(x, y) for x, y in parts]))
+
+
+def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return np.asarray((u @ v.T / u.shape[1] + 1) ** 3)
+
+    def without_diagonal(k: np.ndarray) -> float:
+        return float((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)))
+
+    return (
+        without_diagonal(kernel(x, x)) + without_diagonal(kernel(y, y)) - 2 * float(kernel(x, y).mean())
+    )
+
+
+def precision_recall(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """(share of synthetic images on the real manifold, share of real ones on the synthetic manifold).
+
+    A manifold is the union of balls that reach from each image to its k-th nearest of its own set (Kynkäänniemi
+    et al. 2019). Both sets are cut to the same number of images, on which the figures depend.
+    """
+    draw = np.random.default_rng(seed)
+    count = min(len(real), len(synthetic), MOST_NEIGHBOURS)
+    a, b = draw.permutation(real)[:count], draw.permutation(synthetic)[:count]
+    return _share_inside(b, a), _share_inside(a, b)
+
+
+def _share_inside(points: np.ndarray, manifold: np.ndarray, at_once: int = 1000) -> float:
+    k = min(NEIGHBOURS, len(manifold) - 1)
+    parts = np.array_split(manifold, -(-len(manifold) // at_once))
+    # An image's nearest in its own set is itself, hence the (k+1)-th smallest.
+    radii = np.concatenate([np.partition(cdist(part, manifold), k)[:, k] for part in parts])
+    inside = [
+        (cdist(part, manifold) <= radii).any(1) for part in np.array_split(points, -(-len(points) // at_once))
+    ]
+    return float(np.concatenate(inside).mean())

@@ -1,0 +1,102 @@
+"""A release as evaluation meets it: its certificate, its settings, the images that it draws. PUBLIC."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from curriculumdp.certificate import Certificate
+from curriculumdp.data.sources import load_images
+from curriculumdp.diffusion.pipeline import load_pipeline
+from curriculumdp.diffusion.sample import balanced_labels, sample_images
+from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
+from curriculumdp.verify import CERTIFICATE, CONFIG, file_sha256, read_certificate
+
+# What a set is called on the command line, and the reader of curriculumdp.data that it means.
+KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "folder": "image_folder"}
+HOLD_BOTH_SPLITS = ("digits", "idx")
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a release says of itself; `config` is its training config, which holds no path."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    certificate: Certificate
+
+    @property
+    def name(self) -> str:
+        return str(self.config["name"])
+
+    @property
+    def classes(self) -> int:
+        return self.certificate.guarantee.public.classes
+
+    @property
+    def sampler(self) -> tuple[str, int]:
+        """The name of the sampler and its steps."""
+        return str(self.config["sampling"]["sampler"]), int(self.config["sampling"]["steps"])
+
+    def identity(self) -> dict[str, str]:
+        """Which release this is: its name and the digest of its certificate."""
+        return {"name": self.name, "certificate_sha256": file_sha256(self.folder / CERTIFICATE)}
+
+
+def read_released(folder: Path) -> Released:
+    """The release in `folder`, not verified. Raises CertificateError or EvaluationError, one line."""
+    certificate = read_certificate(folder)
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+        for section in ("data", "privacy", "model", "private", "sampling"):
+            dict(config[section])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
+        raise EvaluationError(f"{folder / CONFIG} is not a training config: name a whole release") from None
+    return Released(folder, config, certificate)
+
+
+def draw_images(
+    released: Released, count: int, seed: int, device: torch.device | str = "cpu"
+) -> LabelledSet:
+    """`count` images, the classes in equal numbers, by the release's own sampler; another `seed`, others."""
+    net, sigma_data = load_pipeline(released.folder)
+    labels = balanced_labels(list(range(released.classes)), count)
+    sampler, steps = released.sampler
+    images = sample_images(
+        net.to(device),
+        labels,
+        steps=steps,
+        sampler=sampler,
+        sigma_data=sigma_data,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return LabelledSet(images.transpose(0, 3, 1, 2), labels.numpy(), f"{count} drawn with seed {seed}")
+
+
+def load_set(text: str, released: Released, split: Literal["train", "test"]) -> LabelledSet:
+    """The set that `text` names (digits, idx:PATH, npz:PATH, folder:PATH), fitted to the release's images.
+
+    digits and idx hold both splits; of the others the named file is the set. Raises DataError or
+    EvaluationError, one line.
+    """
+    kind, _, path = text.partition(":")
+    if kind not in KINDS or bool(path) == (kind == "digits"):
+        raise EvaluationError(f"{text!r} names no set of images: digits, idx:PATH, npz:PATH or folder:PATH")
+    public = released.certificate.guarantee.public
+    window = released.config["data"].get("window")
+    declared = kind in HOLD_BOTH_SPLITS and split == "train"
+    found = load_images(
+        source=KINDS[kind],
+        path=path or None,
+        classes=public.classes,
+        channels=public.image_shape[0],
+        size=public.image_shape[1],
+        window=None if window is None else (float(window[0]), float(window[1])),
+        units=public.units if declared else None,
+        split="train" if declared else "test",
+    )
+    part = f", {split} split" if kind in HOLD_BOTH_SPLITS else ""
+    return LabelledSet(found.images, found.labels, f"{kind}{part}")

@@ -1,0 +1,82 @@
+"""Utility: classifiers that learn from synthetic images alone and are then held against real ones."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+
+from curriculumdp.evaluation.classifiers import SMALL, WIDE, Recipe, SmallCNN, WideResNet, fit, outputs_of
+from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
+
+Predict = Callable[[LabelledSet, LabelledSet, int, torch.device], np.ndarray]
+
+
+def _logistic(train: LabelledSet, test: LabelledSet, seed: int, device: torch.device) -> np.ndarray:
+    return _sklearn(LogisticRegression(max_iter=1000, random_state=seed), train, test)
+
+
+def _mlp(train: LabelledSet, test: LabelledSet, seed: int, device: torch.device) -> np.ndarray:
+    return _sklearn(MLPClassifier((128,), max_iter=200, random_state=seed), train, test)
+
+
+def _sklearn(model: Any, train: LabelledSet, test: LabelledSet) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is as good a classifier
+        model.fit(train.pixels(), train.labels)
+    return np.asarray(model.predict(test.pixels()))
+
+
+def _network(make: Callable[[int, int], torch.nn.Module], recipe: Recipe) -> Predict:
+    def predict(train: LabelledSet, test: LabelledSet, seed: int, device: torch.device) -> np.ndarray:
+        classes = 1 + int(max(train.labels.max(), test.labels.max()))
+        net = fit(lambda: make(train.images.shape[1], classes), train, recipe, seed, device)
+        return np.asarray(outputs_of(net, test.images, device).argmax(1))
+
+    return predict
+
+
+# Pixels in [0, 1] for the first two, in [−1, 1] for the networks.
+CLASSIFIERS: dict[str, Predict] = {
+    "logistic": _logistic,
+    "mlp": _mlp,
+    "cnn": _network(SmallCNN, SMALL),
+    "wrn": _network(WideResNet, WIDE),
+}
+DESCRIPTIONS = {
+    "logistic": "scikit-learn's LogisticRegression(max_iter=1000), pixels in [0, 1]",
+    "mlp": "scikit-learn's MLPClassifier, one hidden layer of 128, pixels in [0, 1]",
+    "cnn": "two 3x3 convolutions (32, 64), 64 hidden units, Adam",
+    "wrn": "WRN-40-4, SGD",
+}
+
+
+def chosen_classifiers(text: str | None, device: torch.device) -> tuple[str, ...]:
+    """The classifiers of a comma-separated list; by default all that the device trains in minutes."""
+    if text is None:
+        return tuple(name for name in CLASSIFIERS if name != "wrn" or device.type == "cuda")
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in CLASSIFIERS]
+    if unknown:
+        raise EvaluationError(f"no classifier {unknown[0]!r}: choose among {', '.join(CLASSIFIERS)}")
+    return names
+
+
+def accuracy(
+    name: str, train: LabelledSet, test: LabelledSet, seed: int, device: torch.device | None = None
+) -> float:
+    """The share of `test` that a classifier trained on `train` gets right. As private as the two sets."""
+    if len(np.unique(train.labels)) < 2:
+        raise EvaluationError("utility needs images of two classes at least: this set has labels of one only")
+    predicted = CLASSIFIERS[name](train, test, seed, device or torch.device("cpu"))
+    return float((predicted == test.labels).mean())
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Values, their mean and spread (standard deviation; None for a single value)."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"values": [float(value) for value in values], "mean": float(np.mean(values)), "spread": spread}

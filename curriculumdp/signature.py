@@ -1,0 +1,56 @@
+"""Who made a release: an Ed25519 signature over the certificate's bytes, and through them over every file."""
+
+import base64
+import binascii
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+
+MAKE_KEY = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
+MAKE_PUBLIC = "take it from the private key with: openssl pkey -in key.pem -pubout -out key.pub"
+
+
+class SignatureError(ValueError):
+    """A key that cannot be used; the message is one line and never shows the key."""
+
+
+def sign(content: bytes, private_key: Path) -> bytes:
+    """The signature of `content` as a line of base64, by the Ed25519 key of a PEM file."""
+    try:
+        key = load_pem_private_key(_read(private_key), password=None)
+    except TypeError:
+        raise SignatureError(f"{private_key} is encrypted: decrypt it first (openssl pkey)") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise SignatureError(f"{private_key} is not a private key in PEM: {MAKE_KEY}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SignatureError(f"{private_key} is not an Ed25519 key: {MAKE_KEY}")
+    return base64.b64encode(key.sign(content)) + b"\n"
+
+
+def load_signer(public_key: Path) -> Ed25519PublicKey:
+    """The Ed25519 public key of a PEM file. Raises SignatureError."""
+    try:
+        key = load_pem_public_key(_read(public_key))
+    except (ValueError, UnsupportedAlgorithm):
+        raise SignatureError(f"{public_key} is not a public key in PEM: {MAKE_PUBLIC}") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise SignatureError(f"{public_key} is not an Ed25519 key: {MAKE_PUBLIC}")
+    return key
+
+
+def is_signed(content: bytes, signature: bytes, signer: Ed25519PublicKey) -> bool:
+    """True if `signature`, as `sign` writes it, is the signer's over `content`."""
+    try:
+        signer.verify(base64.b64decode(signature.strip(), validate=True), content)
+    except (InvalidSignature, binascii.Error, ValueError):
+        return False
+    return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SignatureError(f"{path}: {error.strerror}: name a key in a PEM file") from None

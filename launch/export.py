@@ -1,0 +1,36 @@
+"""python launch/export.py RUN --out DIR [--sign KEY]: a release of a run, in a folder that may leave.
+
+A run that is not finished is ended by this (its certificate says: operator). KEY is an Ed25519 private key
+in PEM: openssl genpkey -algorithm ed25519 -out key.pem. Exit status: 0 done, 2 a bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="the folder of a run, such as runs/digits")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the release's folder, new or empty"
+    )
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="private key that signs the certificate")
+    asked = parser.parse_args()
+
+    from curriculumdp.command import one_line_errors
+
+    with one_line_errors():
+        from curriculumdp.curriculum.run import export_run
+
+        print(f"release: {export_run(asked.run, asked.out, asked.sign)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

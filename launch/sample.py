@@ -1,0 +1,44 @@
+"""python launch/sample.py RELEASE --num N --out DIR: synthetic images of a release, as DIR/images.npz.
+
+images.npz holds images (uint8 [N, H, W, C]) and labels (int64 [N]). The same command gives the same images.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("release", type=Path, help="the folder of a release")
+    parser.add_argument("--num", type=int, required=True, metavar="N", help="number of images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for images.npz")
+    parser.add_argument("--grid", type=Path, metavar="FILE", help="also one picture of the first 100 images")
+    parser.add_argument("--labels", metavar="0,1,2", help="classes to sample in turn (default: all)")
+    parser.add_argument("--png", action="store_true", help="also one file an image, in DIR/png")
+    parser.add_argument("--sampler", default="dpm", choices=("dpm", "heun", "euler"))
+    parser.add_argument("--steps", type=int, default=40, help="sampling steps (default 40)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=256, help="images at once (default 256)")
+    asked = parser.parse_args()
+
+    from curriculumdp.command import one_line_errors
+
+    with one_line_errors():
+        from curriculumdp.synthetic import sample_release
+
+        path = sample_release(
+            asked.release, asked.num, asked.out, labels=asked.labels, sampler=asked.sampler,
+            steps=asked.steps, seed=asked.seed, batch=asked.batch, png=asked.png, grid=asked.grid,
+        )  # fmt: skip
+        print(f"images: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

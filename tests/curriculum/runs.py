@@ -1,0 +1,102 @@
+"""A whole run in two seconds, and what tests do with it: kill it, go on with it, look at one step of it."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from curriculumdp.config import Config, config_from
+from curriculumdp.curriculum.phase import Run, State
+from curriculumdp.curriculum.plan import Plan, plan_curriculum
+from curriculumdp.curriculum.run import initial_state, run_curriculum
+from curriculumdp.data.images import ImageSet
+from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.world import World, one_process
+
+SECRET = bytes(range(32))
+
+
+def tiny(run_dir: Path, **changes: object) -> Config:
+    """A run of 3 queries, 4 warm-up steps and 6 DP-SGD steps on an 8-pixel network."""
+    values: dict = {
+        "name": "tiny",
+        "run_dir": str(run_dir),
+        "data": {"source": "digits", "units": 1437, "classes": 10, "channels": 1, "size": 8},
+        "privacy": {"epsilon": 10.0, "delta": 1e-4},
+        "model": {"channels": [8, 16], "blocks": 1},
+        "central": {"sample_rate": 0.1, "noise_multiplier": 6.0, "queries": 3, "size": 8},
+        "warmup": {"steps": 4, "batch": 8, "learning_rate": 1e-3, "label_dropout": 0.1},
+        "private": {"steps": 6, "sample_rate": 0.02, "draws": 2, "learning_rate": 1e-3},
+        "compute": {"microbatch": 8, "threads": 1, "device": "cpu"},
+        "checkpoint": {"every": 2},
+        "sampling": {"steps": 3, "per_class": 1},
+    }
+    for path, value in changes.items():
+        section, _, key = path.rpartition("__")
+        (values[section] if section else values)[key] = value
+    return config_from(values, "tiny")
+
+
+@lru_cache
+def plan_of(config: Config) -> Plan:
+    """The plan of a config; solving for the noise is the slowest part of a tiny run."""
+    return plan_curriculum(config)
+
+
+def bare_run(images: ImageSet, world: World, config: Config) -> tuple[Run, State]:
+    """A Run and an untrained State as one rank sees them, without ledger, folder or collectives."""
+    run = Run(
+        config=config,
+        plan=plan_of(config),
+        world=world,
+        secret=RunSecret.from_bytes(SECRET),
+        images=images,
+    )
+    return run, initial_state(config, world.device)
+
+
+def finish(config: Config, world: World | None = None) -> Path:
+    """Runs `config` to its end in this process, under the tests' one secret; the release folder."""
+    outcome = run_curriculum(config, world or one_process(), secret=RunSecret.from_bytes(SECRET))
+    assert outcome.release is not None
+    return outcome.release
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """The exit status of `work` done in a forked child: negative for a signal, 0 if it returned, 1 if it raised."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    _, wait = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(wait)
+
+
+def kill_at(owner: object, name: str, nth: int, after: bool = False) -> None:
+    """Patches `owner.name` so that its nth call (from 1) is a SIGKILL of this process; for use in a child."""
+    calls = 0
+    original = getattr(owner, name)
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == nth and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, counted)

@@ -1,0 +1,57 @@
+"""launch/export.py hands its arguments on, and a bad input ends in one line."""
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from curriculumdp.export import ExportError
+
+COMMAND = Path(__file__).resolve().parents[2] / "launch" / "export.py"
+
+
+def export(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Path], *arguments: str) -> int:
+    stand_in = ModuleType("curriculumdp.curriculum.run")
+    stand_in.export_run = work  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
+    return runpy.run_path(str(COMMAND))["main"]()
+
+
+def test_help_needs_no_library() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(COMMAND), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--sign" in done.stdout
+
+
+def test_arguments_are_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[object] = []
+
+    def work(run: Path, out: Path, sign: Path | None) -> Path:
+        seen.append((run, out, sign))
+        return out
+
+    assert export(monkeypatch, work, "runs/a", "--out", "there", "--sign", "key.pem") == 0
+    assert export(monkeypatch, work, "runs/a", "--out", "there") == 0
+    assert seen == [
+        (Path("runs/a"), Path("there"), Path("key.pem")),
+        (Path("runs/a"), Path("there"), None),
+    ]
+    assert "release: there" in capsys.readouterr().out
+
+
+def test_refusals_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(run: Path, out: Path, sign: Path | None) -> Path:
+        raise ExportError(f"{run} is no run")
+
+    with pytest.raises(SystemExit) as stopped:
+        export(monkeypatch, work, "nothing", "--out", "there")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: nothing is no run\n"

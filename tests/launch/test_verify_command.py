@@ -1,0 +1,78 @@
+"""launch/verify.py says what a release promises, and fails where it is not so."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_release import write_keys, write_release
+
+COMMAND = Path(__file__).resolve().parents[2] / "launch" / "verify.py"
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    private, public = write_keys(folder, "ours")
+    return write_release(folder / "release", signing_key=private), public
+
+
+def verify(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["verify.py", *map(str, arguments)])
+    return runpy.run_path(str(COMMAND))["main"]()
+
+
+def test_help_needs_no_library() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(COMMAND), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--signer" in done.stdout
+
+
+def test_a_good_release_passes_from_anywhere(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    """As a user starts it: another process, another folder, the package found beside the command."""
+    done = subprocess.run(
+        [sys.executable, str(COMMAND), str(signed[0])],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "promised: ε = 6 at δ = 0.0001" in done.stdout
+    assert "PRV" in done.stdout
+    assert "origin not proved" in done.stdout
+
+
+def test_origin_is_proved_by_a_signature(
+    signed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(monkeypatch, signed[0], "--signer", signed[1]) == 0
+    assert f"origin: signed by {signed[1]}" in capsys.readouterr().out
+
+
+def test_each_fault_is_a_line_and_the_status_is_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_release(tmp_path / "release")
+    (folder / "samples.png").unlink()
+    (folder / "extra.bin").write_bytes(b"")
+    assert verify(monkeypatch, folder) == 1
+    said = capsys.readouterr().out
+    assert "WRONG: samples.png is missing" in said
+    assert "WRONG: 'extra.bin' does not belong in a release" in said
+    assert "promised" not in said
+
+
+def test_an_unusable_key_is_a_bad_input(
+    signed: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        verify(monkeypatch, signed[0], "--signer", tmp_path / "none.pub")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
