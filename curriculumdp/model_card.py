@@ -53,7 +53,7 @@ images = pipeline(
 ```
 
 Always pass `num_inference_steps` (the pipeline's default is one step, which gives a mean image) and
-`class_labels` (0 to {public.classes - 1}; left out, they are drawn at random, "no class" included).
+`class_labels` (0 to {public.classes - 1}; left out, the pipeline draws them from torch's global generator).
 
 ## Privacy
 

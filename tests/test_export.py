@@ -93,6 +93,19 @@ def test_no_file_tells_where_it_was_made(release: Path) -> None:
     assert not re.search(r"(^|[\s\"'(])/(home|tmp|work|root|usr)/", (release / "README.md").read_text())
 
 
+def test_a_network_that_was_loaded_from_a_path_does_not_carry_it_along(release: Path, tmp_path: Path) -> None:
+    config = dict(load_pipeline(release)[0].config) | {"_name_or_path": "/home/someone/public-model"}
+    folder = write_release(tmp_path / "release", net_config=config)
+    assert all(b"/home/someone" not in (folder / name).read_bytes() for name in names(folder))
+
+
+def test_scheduler_is_saved_with_the_noise_levels_that_were_trained(release: Path) -> None:
+    """Left at diffusers' sigma_data of 0.5 the samples would be wrong, quietly."""
+    saved = json.loads((release / "scheduler/scheduler_config.json").read_text())
+    figures = [saved[name] for name in ("sigma_data", "sigma_min", "sigma_max", "rho")]
+    assert figures == [3**-0.5, 0.002, 80.0, 7.0]
+
+
 def test_certificate_states_everything_that_the_guarantee_needs(release: Path) -> None:
     whole = json.loads((release / "privacy.json").read_text())
     assert whole["guarantee"]["epsilon"] == 6.0

@@ -1,67 +1,232 @@
-"""What a run will cost, before any training: both stages under one budget. Sees no data, imports no torch."""
+"""What a run will do and what it will cost, solved before any image is read. PUBLIC: it sees no data.
 
-from collections.abc import Mapping
+Imports no torch, so that `launch/plan.py` answers on any machine.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from curriculumdp.config import Config
-from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.calibrate import solve_noise_multiplier
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.accountant import ACCOUNTANT, check_delta, epsilon, epsilon_path
+from curriculumdp.privacy.calibrate import (
+    MAX_BUDGET,
+    BudgetTooSmall,
+    check_budget,
+    solve_noise_multiplier,
+    solve_noise_multiplier_rdp,
+)
+from curriculumdp.privacy.release import AccountingError, Mechanism, Release
+
+TABLE_HEAD = (
+    "phase",
+    "mechanism",
+    "sample rate",
+    "noise multiplier",
+    "steps",
+    "units a step",
+    "ε alone",
+    "of budget",
+)
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """One phase; a phase that spends nothing has no mechanism, rate or noise."""
+    """A row of the plan. `steps` are queries for central; `expected_units`, a step's: rate × declared units.
+
+    `epsilon_alone` is what the phase would cost if it were the whole run. A phase that releases nothing has
+    the mechanism "post_processing" and neither rate nor noise.
+    """
 
     name: str
-    mechanism: str | None
+    mechanism: Mechanism | Literal["post_processing"]
     sample_rate: float | None
     noise_multiplier: float | None
     steps: int
     epsilon_alone: float
+    expected_units: float | None
+
+    @property
+    def release(self) -> Release | None:
+        """What the phase gives away, or None."""
+        if self.mechanism == "post_processing" or self.sample_rate is None or self.noise_multiplier is None:
+            return None
+        return Release(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.steps)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a run's phases and what they cost together."""
+    """A run's phases and their cost: `epsilon` at `delta`, all together, is at most `budget`."""
 
     phases: tuple[PlannedPhase, ...]
     epsilon: float
     delta: float
+    budget: float
+    accountant: str
 
     def phase(self, name: str) -> PlannedPhase:
-        return next(phase for phase in self.phases if phase.name == name)
+        """The row of that name; KeyError if the curriculum has none."""
+        for row in self.phases:
+            if row.name == name:
+                return row
+        raise KeyError(name)
 
     def releases(self) -> list[Release]:
-        return [
-            Release(p.name, p.mechanism, p.sample_rate, p.noise_multiplier, p.steps)
-            for p in self.phases
-            if p.mechanism is not None
-        ]
+        """What the whole run releases, in order."""
+        return [row.release for row in self.phases if row.release is not None]
 
     def record(self) -> dict[str, Any]:
-        return asdict(self)
+        """The plan as JSON knows it, for the ledger's first entry."""
+        return asdict(self) | {"phases": [asdict(row) for row in self.phases]}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Plan":
-        return cls(tuple(PlannedPhase(**row) for row in record["phases"]), record["epsilon"], record["delta"])
+    def from_record(cls, record: dict[str, Any]) -> "Plan":
+        """The plan that `record` describes: nothing is solved again."""
+        return cls(**record | {"phases": tuple(PlannedPhase(**row) for row in record["phases"])})
+
+    def figures(self) -> dict[str, Any]:
+        """What `launch/plan.py --json` prints."""
+        keys = ("name", "mechanism", "sample_rate", "noise_multiplier", "steps", "epsilon_alone")
+        phases = [{key: getattr(row, key) for key in keys} for row in self.phases]
+        return {"epsilon": self.epsilon, "delta": self.delta, "accountant": self.accountant, "phases": phases}
 
 
 def plan_curriculum(config: Config) -> Plan:
-    rows: list[PlannedPhase] = []
-    fixed: list[Release] = []
-    delta = config.privacy.delta
-    for name in config.curriculum:
-        if name == "central":
-            c = config.central
-            fixed.append(Release(name, "subsampled_gaussian", c.sample_rate, c.noise_multiplier, c.queries))
-            rows.append(PlannedPhase(name, "subsampled_gaussian", c.sample_rate, c.noise_multiplier, c.queries, epsilon(fixed, delta)))
-        elif name == "warmup":
-            rows.append(PlannedPhase(name, None, None, None, config.warmup.steps, 0.0))
-        else:
-            p = config.private
-            sigma = solve_noise_multiplier(fixed, p.sample_rate, p.steps, config.privacy.epsilon, delta)
-            fixed.append(Release(name, "subsampled_gaussian", p.sample_rate, sigma, p.steps))
-            rows.append(PlannedPhase(name, "subsampled_gaussian", p.sample_rate, sigma, p.steps, epsilon(fixed[-1:], delta)))
-    return Plan(tuple(rows), epsilon(fixed, delta), delta)
+    """The plan of a run, which costs at most `privacy.epsilon`, central queries included.
+
+    DP-SGD's noise is the least for which that holds. Raises AccountingError, one line; BudgetTooSmall where
+    the central queries alone cost too much.
+    """
+    budget, delta = config.privacy.epsilon, config.privacy.delta
+    with _about("privacy.delta"):
+        check_delta(delta)
+    with _about("privacy.epsilon"):
+        check_budget(budget)
+    releases: dict[str, Release] = {}
+    if "central" in config.curriculum:
+        releases["central"] = _central(config)
+    if "private" in config.curriculum:
+        releases["private"] = _private(config, list(releases.values()))
+    total = epsilon(list(releases.values()), delta)
+    if not total <= budget:
+        raise RuntimeError(f"the plan costs ε = {total!r}, more than its budget {budget!r}")
+    rows = tuple(_row(config, stage, releases.get(stage)) for stage in config.curriculum)
+    return Plan(rows, total, delta, budget, ACCOUNTANT)
+
+
+def spent_table(plan: Plan, points: int = 10) -> list[tuple[int, float]]:
+    """(releases done, ε spent by then) at even distances, from (0, 0) to the whole plan; upper bounds.
+
+    Between two rows the later one's ε holds, since no release gives any back.
+    """
+    total = sum(release.count for release in plan.releases())
+    done = sorted({round(total * point / points) for point in range(points + 1)})
+    path = epsilon_path(plan.releases(), done, plan.delta)
+    return [(uses, min(spent, plan.epsilon)) for uses, spent in zip(done, path, strict=True)]
+
+
+def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
+    """(ε, DP-SGD's noise multiplier there) for a quarter, half and twice the budget, by RDP: some 10 % too much.
+
+    None where the queries before DP-SGD alone cost more; empty for a plan without DP-SGD.
+    """
+    *before, last = plan.releases()
+    return [
+        (budget, _noise_by_rdp(before, last, budget, plan.delta))
+        for budget in (plan.budget / 4, plan.budget / 2, 2 * plan.budget)
+        if last.name == "private" and budget <= MAX_BUDGET
+    ]
+
+
+def described(plan: Plan) -> str:
+    """The plan as a table for a person, with what other budgets would need."""
+    lines = [TABLE_HEAD] + [
+        (
+            row.name,
+            row.mechanism.replace("_", " "),
+            _short(row.sample_rate),
+            _short(row.noise_multiplier),
+            str(row.steps),
+            _short(row.expected_units),
+            _short(row.epsilon_alone),
+            f"{row.epsilon_alone / plan.budget:.0%}",
+        )
+        for row in plan.phases
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    others = [
+        f"ε = {budget:g}: {'central alone costs more' if noise is None else f'{noise:.3g}'}"
+        for budget, noise in other_budgets(plan)
+    ]
+    table.append(
+        f"\ntogether: ε = {plan.epsilon:.5g} of {plan.budget:g} at δ = {plan.delta:g} ({plan.accountant})"
+    )
+    if len(plan.releases()) > 1:
+        table.append("(costs compose to less than their sum, so the shares pass 100 %)")
+    if others:
+        table.append(
+            "noise multipliers for other budgets, approximate (RDP, 5 to 12 % high): " + "; ".join(others)
+        )
+    return "\n".join(table)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _noise_by_rdp(before: list[Release], private: Release, budget: float, delta: float) -> float | None:
+    try:
+        return solve_noise_multiplier_rdp(before, private.sample_rate, private.count, budget, delta)
+    except BudgetTooSmall:
+        return None
+
+
+def _central(config: Config) -> Release:
+    central, privacy = config.central, config.privacy
+    assert central is not None  # the config saw to it
+    release = Release(
+        "central", "subsampled_gaussian", central.sample_rate, central.noise_multiplier, central.queries
+    )
+    alone = epsilon([release], privacy.delta)
+    if alone >= privacy.epsilon:
+        raise BudgetTooSmall(
+            f"central.queries = {central.queries}, central.sample_rate = {central.sample_rate:g} and "
+            f"central.noise_multiplier = {central.noise_multiplier:g} cost ε = {alone:.4g} alone, but "
+            f"privacy.epsilon is {privacy.epsilon:g}: lower the first two, or raise one of the others"
+        )
+    return release
+
+
+def _private(config: Config, before: list[Release]) -> Release:
+    private, privacy = config.private, config.privacy
+    with _about("private.steps and private.sample_rate"):
+        noise = solve_noise_multiplier(
+            before, private.sample_rate, private.steps, privacy.epsilon, privacy.delta
+        )
+        return Release("private", "subsampled_gaussian", private.sample_rate, noise, private.steps)
+
+
+def _row(config: Config, stage: str, release: Release | None) -> PlannedPhase:
+    if release is None:
+        assert config.warmup is not None  # the one stage that releases nothing
+        return PlannedPhase(stage, "post_processing", None, None, config.warmup.steps, 0.0, None)
+    return PlannedPhase(
+        stage,
+        release.mechanism,
+        release.sample_rate,
+        release.noise_multiplier,
+        release.count,
+        epsilon([release], config.privacy.delta),
+        release.sample_rate * config.data.units,
+    )
+
+
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Puts the config's key before what an accountant says of its value."""
+    try:
+        yield
+    except AccountingError as error:
+        raise type(error)(f"{key}: {error}") from None

@@ -1,28 +1,24 @@
-"""An upper bound on the ε that a plan has spent so far, cheap enough for a progress bar."""
+"""An upper bound on the ε that a run has spent so far, cheap enough for a progress bar."""
 
 from bisect import bisect_left
 
-from curriculumdp.curriculum.plan import Plan
-from curriculumdp.privacy.accountant import epsilon_path
+from curriculumdp.curriculum.plan import Plan, spent_table
 
 POINTS = 12
 
 
 class SpentSoFar:
-    """ε at the next of a dozen points of the plan: never below what is spent. Public."""
+    """ε at the next of a dozen even points of the plan: never below what is spent. Public."""
 
     def __init__(self, plan: Plan) -> None:
-        releases = plan.releases()
-        self._before: dict[str, int] = {}
+        self._table = spent_table(plan, POINTS)
+        self._before, self._spending = {}, {}
         done = 0
         for phase in plan.phases:
-            self._before[phase.name] = done
-            done += phase.steps if phase.mechanism is not None else 0
-        self._spends = {phase.name: phase.mechanism is not None for phase in plan.phases}
-        ends = {sum(row.count for row in releases[: i + 1]) for i in range(len(releases))}
-        self._points = sorted(ends | {0} | {round(done * i / POINTS) for i in range(POINTS + 1)})
-        self._epsilon = epsilon_path(releases, self._points, plan.delta)
+            self._before[phase.name], self._spending[phase.name] = done, phase.release is not None
+            done += phase.steps if phase.release is not None else 0
 
     def __call__(self, phase: str, step: int) -> float:
-        uses = self._before[phase] + (step if self._spends[phase] else 0)
-        return self._epsilon[bisect_left(self._points, uses)]
+        """The bound once `step` steps of `phase` are done."""
+        uses = self._before[phase] + step * self._spending[phase]
+        return self._table[bisect_left(self._table, (uses, 0.0))][1]

@@ -1,7 +1,8 @@
-"""Classifiers in torch: a small CNN, WRN-40-4, and how they are trained. None of this is trained under privacy."""
+"""Classifiers in torch: a small CNN, WRN-40-4, and how they are trained (without privacy)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -67,7 +68,7 @@ class WideResNet(nn.Module):
         super().__init__()
         widths = [16, 16 * width, 32 * width, 64 * width]
         blocks: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
-        for group, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for group, (inputs, outputs) in enumerate(pairwise(widths)):
             for place in range((depth - 4) // 6):
                 first = place == 0
                 stride = 2 if first and group else 1
@@ -102,9 +103,9 @@ WIDE = Recipe(
 def fit(
     make: Callable[[], nn.Module], data: LabelledSet, recipe: Recipe, seed: int, device: torch.device
 ) -> nn.Module:
-    """`make()`, trained on `data`, in eval mode on `device`. The last step's weights: no peeking at a test set.
+    """`make()`, trained on `data`, in eval mode on `device`; the last step's weights (no peeking).
 
-    `seed` rules the first weights, the batches and the dropout; torch's global generators are left as they were.
+    `seed` rules the first weights, batches and dropout; torch's global generators are left as they were.
     """
     steps = max(recipe.steps, ceil(recipe.epochs * len(data) / recipe.batch))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -1,8 +1,8 @@
 """Fidelity: how near synthetic images come to real ones in the feature space of a NAMED network.
 
-The network is a small classifier of the same kind of images, trained on images that are not compared with. Its
-Fréchet distance is called FD, never FID: that name belongs to the standard Inception weights. Features are float64
-[N, D].
+The network is a small classifier of the same kind of images, trained on images that are not compared with.
+Its Fréchet distance is called FD, never FID: that name belongs to the standard Inception weights. Features
+are float64 [N, D].
 """
 
 import hashlib
@@ -11,20 +11,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
+from torch import Tensor
 
 from curriculumdp.evaluation.classifiers import FEATURES, SMALL, SmallCNN, fit, outputs_of
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 
-KERNEL_BLOCK, KERNEL_BLOCKS = 1000, 20  # images a block and blocks of the kernel distance (Bińkowski et al. 2018)
+KERNEL_BLOCK, KERNEL_BLOCKS = 1000, 20  # images a block, and blocks, of the kernel distance
 NEIGHBOURS = 3  # k of precision and recall (Kynkäänniemi et al. 2019)
 MOST_NEIGHBOURS = 10_000  # images whose neighbours are searched, of either set
 FEWEST = 10
+AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network whose last hidden layer is the space to compare in; `sha256` is that of its weights."""
+    """A network whose last hidden layer is the space to compare in; `sha256` is that of its weights.
+
+    Features are divided by their root mean square over the images it learned from, so that distances in two
+    networks are at least of one scale.
+    """
 
     name: str
     trained_on: str
@@ -39,11 +44,12 @@ def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> Fe
     """The small CNN as a feature network, a function of `data` and `seed` (and of the machine's rounding)."""
     if len(data) < FEWEST or len(np.unique(data.labels)) < 2:
         raise EvaluationError(
-            f"{data.origin}: a feature network needs at least {FEWEST} images of two classes: name a larger set"
+            f"{data.origin}: a feature network needs at least {FEWEST} images of two classes: name more"
         )
     channels, classes = data.images.shape[1], int(data.labels.max()) + 1
     net = fit(lambda: SmallCNN(channels, classes), data, SMALL, seed, device)
     assert isinstance(net, SmallCNN)
+    scale = float(np.sqrt(np.square(outputs_of(net.features, data.images, device)).mean())) or 1.0
     digest = hashlib.sha256()
     for value in net.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())
@@ -51,7 +57,7 @@ def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> Fe
         f"small CNN, {FEATURES} features",
         f"{len(data)} images ({data.origin})",
         digest.hexdigest(),
-        lambda images: outputs_of(net.features, images, device),
+        lambda images: outputs_of(net.features, images, device) / scale,
     )
 
 
@@ -70,7 +76,7 @@ def fidelity(network: FeatureNetwork, real: LabelledSet, synthetic: LabelledSet)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|μa − μb|² + tr(Σa + Σb − 2(Σa Σb)^½), Heusel et al. 2017; biased upwards where there are few images."""
+    """|μa − μb|² + tr(Σa + Σb − 2(Σa Σb)^½), Heusel et al. 2017; biased upwards by few images."""
     mean_term = float(((a.mean(0) - b.mean(0)) ** 2).sum())
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(cov_a)
@@ -95,16 +101,14 @@ def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
     def without_diagonal(k: np.ndarray) -> float:
         return float((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)))
 
-    return (
-        without_diagonal(kernel(x, x)) + without_diagonal(kernel(y, y)) - 2 * float(kernel(x, y).mean())
-    )
+    return without_diagonal(kernel(x, x)) + without_diagonal(kernel(y, y)) - 2 * float(kernel(x, y).mean())
 
 
 def precision_recall(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """(share of synthetic images on the real manifold, share of real ones on the synthetic manifold).
 
-    A manifold is the union of balls that reach from each image to its k-th nearest of its own set (Kynkäänniemi
-    et al. 2019). Both sets are cut to the same number of images, on which the figures depend.
+    A manifold is the union of balls that reach from each image to its k-th nearest of its own set
+    (Kynkäänniemi et al. 2019). Both sets are cut to the same number of images, on which the figures depend.
     """
     draw = np.random.default_rng(seed)
     count = min(len(real), len(synthetic), MOST_NEIGHBOURS)
@@ -112,12 +116,17 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> 
     return _share_inside(b, a), _share_inside(a, b)
 
 
-def _share_inside(points: np.ndarray, manifold: np.ndarray, at_once: int = 1000) -> float:
-    k = min(NEIGHBOURS, len(manifold) - 1)
-    parts = np.array_split(manifold, -(-len(manifold) // at_once))
+def _share_inside(points: np.ndarray, manifold: np.ndarray) -> float:
+    inside, other = torch.from_numpy(points), torch.from_numpy(manifold)
+    k = min(NEIGHBOURS, len(other) - 1)
     # An image's nearest in its own set is itself, hence the (k+1)-th smallest.
-    radii = np.concatenate([np.partition(cdist(part, manifold), k)[:, k] for part in parts])
-    inside = [
-        (cdist(part, manifold) <= radii).any(1) for part in np.array_split(points, -(-len(points) // at_once))
-    ]
-    return float(np.concatenate(inside).mean())
+    radii = torch.cat(
+        [_distances(part, other).kthvalue(k + 1, dim=1).values for part in other.split(AT_ONCE)]
+    )
+    hits = [(_distances(part, other) <= radii).any(1) for part in inside.split(AT_ONCE)]
+    return float(torch.cat(hits).double().mean())
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # torch's fast way loses digits to cancellation, and then an image lies outside its own ball.
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Memorisation: do synthetic images lie nearer to training images than fresh real ones do? PRIVATE, all of it.
+"""Memorisation: do synthetic images lie nearer to training images than fresh real ones? All PRIVATE.
 
 Differential privacy bounds what can be inferred; this is a look with the naked eye beside it.
 """
@@ -46,9 +46,9 @@ def nearest_neighbours(images: LabelledSet, train: LabelledSet) -> Neighbours:
 def memorisation(synthetic: Neighbours, held_out: Neighbours) -> dict[str, Any]:
     """Figures of synthetic images beside those of held-out real ones.
 
-    nearer: the probability that a synthetic image is nearer to the training set than a held-out one (ties half):
-    0.5 alike, 1 all nearer. below: the share nearer than all but 1 % of the held-out ones. copies: the share that
-    is much nearer to one training image than to the next. identical: the number equal to one in every pixel.
+    nearer: the probability that a synthetic image is nearer to the training set than a held-out one (ties
+    count half): 0.5 alike, 1 all nearer. below: the share nearer than all but 1 % of the held-out ones.
+    copies: the share much nearer to one training image than to the next. identical: how many equal one.
     """
     limit = float(np.quantile(held_out.first, 0.01))
     return {

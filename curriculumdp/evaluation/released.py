@@ -58,9 +58,7 @@ def read_released(folder: Path) -> Released:
     return Released(folder, config, certificate)
 
 
-def draw_images(
-    released: Released, count: int, seed: int, device: torch.device | str = "cpu"
-) -> LabelledSet:
+def draw_images(released: Released, count: int, seed: int, device: torch.device | str = "cpu") -> LabelledSet:
     """`count` images, the classes in equal numbers, by the release's own sampler; another `seed`, others."""
     net, sigma_data = load_pipeline(released.folder)
     labels = balanced_labels(list(range(released.classes)), count)
@@ -74,6 +72,15 @@ def draw_images(
         generator=torch.Generator().manual_seed(seed),
     )
     return LabelledSet(images.transpose(0, 3, 1, 2), labels.numpy(), f"{count} drawn with seed {seed}")
+
+
+def evaluation_device(asked: str) -> torch.device:
+    """The device of auto, cpu or cuda."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise EvaluationError("--device cuda: torch sees no GPU: take cpu or auto")
+    return torch.device(asked)
 
 
 def load_set(text: str, released: Released, split: Literal["train", "test"]) -> LabelledSet:

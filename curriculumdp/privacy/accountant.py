@@ -1,15 +1,15 @@
 """What releases cost together: ε at a given δ, by three libraries' methods that know nothing of each other.
 
-All of it is PUBLIC arithmetic. ε holds for zero-out adjacency (one unit's contribution is there or is nothing)
-and for add/remove alike: both compare N(0, σ²) with the sampled mixture (1−q)·N(0, σ²) + q·N(C, σ²), in both
-directions, and the worse of the two counts. `epsilon` is the one that is certified; the others check it. No
-function here imports torch, except the two that ask Opacus, which needs it.
+All of it is PUBLIC arithmetic. ε holds for zero-out adjacency (a unit's contribution is there or is nothing)
+and for add/remove alike: both compare N(0, σ²) with the sampled mixture (1−q)·N(0, σ²) + q·N(1, σ²), in both
+directions, and the worse of the two counts. `epsilon` is the one that is certified; the others check it.
+Nothing here imports torch but the two functions that ask Opacus, which needs it.
 
 | input | what happens |
 |---|---|
 | no releases, or all counts 0 | ε = 0 |
 | δ < 1e-10 or not a number | AccountingError: rounding in the convolution would show in ε |
-| so little noise that ε passes 300 by RDP | AccountingError, before a convolution that takes minutes and gigabytes |
+| ε above 300 by RDP | AccountingError, before convolutions that take minutes and gigabytes |
 | rate, noise or count out of range | AccountingError where the `Release` is made |
 """
 
@@ -33,6 +33,7 @@ from curriculumdp.privacy.release import AccountingError, Release
 __all__ = [
     "ACCOUNTANT",
     "AccountingError",
+    "check_affordable",
     "check_delta",
     "compose",
     "epsilon",
@@ -60,8 +61,8 @@ Relation = dp_accounting.NeighboringRelation
 def epsilon(releases: Sequence[Release], delta: float) -> float:
     """The ε that all `releases` together cost at `delta`: an upper bound, by privacy loss distributions.
 
-    Google's dp_accounting, losses rounded up to multiples of 1e-4 (Doroshenko et al. 2022, "Connect the Dots"),
-    exact convolutions of both adjacency directions. Raises AccountingError for what no finite ε describes.
+    Google's dp_accounting: losses on a grid of 1e-4, rounded to the safe side (Doroshenko et al. 2022, "Connect
+    the Dots"), convolved for both directions. Raises AccountingError for what no finite ε describes.
     """
     check_affordable(releases, delta)
     return epsilon_of_losses(compose(map(losses, releases)), delta)
@@ -93,7 +94,7 @@ def epsilon_rdp(releases: Sequence[Release], delta: float) -> float:
 
 
 def rdp_curve(releases: Sequence[Release]) -> np.ndarray:
-    """The Rényi divergences float64 [orders] of `releases` together, at dp_accounting's orders; curves add up."""
+    """The Rényi divergences of `releases` together, float64 [orders of dp_accounting]; curves add up."""
     accountant = RdpAccountant(neighboring_relation=Relation.ADD_OR_REMOVE_ONE)
     with _quiet():
         for release in releases:
@@ -124,8 +125,8 @@ def epsilon_opacus_rdp(releases: Sequence[Release], delta: float) -> float:
 def epsilon_prv(releases: Sequence[Release], delta: float) -> tuple[float, float, float]:
     """(low, estimate, high) of ε by Opacus's privacy random variables (Gopi et al. 2021; imports torch).
 
-    The true ε, in the direction that removes a unit, lies between low and high: about 0.01 below and above the
-    estimate, or 0.2 % of ε where that is more. Raises AccountingError where the method finds no ε.
+    The true ε, in the direction that removes a unit, lies between low and high: about 0.01 below and above
+    the estimate, or 0.2 % of ε where that is more. Raises AccountingError where the method finds no ε.
     """
     history = _history(releases)
     error = max(0.01, check_affordable(releases, delta) / 500)  # memory grows with ε / error
@@ -178,6 +179,7 @@ def compose(parts: Iterator[Any] | Sequence[Any]) -> Any:
 
 def epsilon_of_losses(total: Any, delta: float) -> float:
     """The smallest ε of a privacy loss distribution at `delta`."""
+    check_delta(delta)
     return _finite(float(total.get_epsilon_for_delta(delta)), "PLD")
 
 
@@ -195,8 +197,8 @@ def check_affordable(releases: Sequence[Release], delta: float) -> float:
     if rough > MAX_EPSILON_RDP:
         names = ", ".join(dict.fromkeys(release.name for release in releases))
         raise AccountingError(
-            f"{names}: cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: more noise, a lower "
-            "sample rate or fewer releases"
+            f"{names}: cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: take more noise, "
+            "a lower sample rate or fewer releases"
         )
     return rough
 

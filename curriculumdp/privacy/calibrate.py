@@ -6,10 +6,11 @@ from dataclasses import replace
 from functools import cache, lru_cache
 
 from curriculumdp.privacy.accountant import (
-    check_delta,
+    check_affordable,
     compose,
     epsilon_of_losses,
     epsilon_of_rdp,
+    epsilon_rdp,
     losses,
     rdp_curve,
 )
@@ -21,11 +22,20 @@ from curriculumdp.privacy.release import (
     Release,
 )
 
-__all__ = ["BudgetTooSmall", "most_steps", "solve_noise_multiplier", "solve_noise_multiplier_rdp"]
+__all__ = [
+    "MAX_BUDGET",
+    "BudgetTooSmall",
+    "check_budget",
+    "most_steps",
+    "solve_noise_multiplier",
+    "solve_noise_multiplier_rdp",
+]
 
 # Where a bisection ends: the bracket's relative width, 0.01 % of the noise.
 TOLERANCE = 1e-4
 TOLERANCE_RDP = 1e-3
+# Exact accounting needs 0.87 to 0.95 of the noise that RDP asks for.
+USUAL_SHARE_OF_RDP = 0.92
 # Another machine's convolutions round differently, and must not find the plan above its budget.
 MARGIN = 1e-6
 # A larger budget protects nobody, and its loss distributions take minutes.
@@ -55,19 +65,37 @@ def _solved(
     fixed: tuple[Release, ...], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
     step = _step(sample_rate, steps)
-    _check_budget(epsilon, delta)
+    check_budget(epsilon)
+    check_affordable(fixed, delta)
     spent = compose(map(losses, fixed))
     _check_left(epsilon_of_losses(spent, delta), fixed, epsilon)
-    try:
-        guess = solve_noise_multiplier_rdp(fixed, sample_rate, steps, epsilon, delta)
-    except BudgetTooSmall:  # by RDP, which is looser: start from the steps alone
-        guess = solve_noise_multiplier_rdp([], sample_rate, steps, epsilon, delta)
 
+    @cache
     def cost(noise_multiplier: float) -> float:
         more = losses(replace(step, noise_multiplier=noise_multiplier))
         return epsilon_of_losses(spent.compose(more), delta)
 
-    return _smallest_noise(cost, epsilon, (0.8 * guess, 1.001 * guess), TOLERANCE)
+    found = _smallest_noise(cost, epsilon, _bracket(cost, fixed, step, epsilon, delta), TOLERANCE)
+    if not cost(found) <= epsilon:
+        raise RuntimeError(f"calibration returned σ = {found!r}, which costs more than ε = {epsilon!r}")
+    return found
+
+
+def _bracket(
+    cost: Cost, fixed: Sequence[Release], step: Release, budget: float, delta: float
+) -> tuple[float, float]:
+    """Two σ that mostly have the budget between them, from RDP's σ and how ε falls there: one convolution."""
+    rough = _rdp_cost(fixed, step, delta)
+    if rough(MAX_NOISE_MULTIPLIER) >= budget:  # by RDP nothing is left for the steps: start from them alone
+        rough = _rdp_cost([], step, delta)
+    guess = _smallest_noise(rough, budget, (1.0, 2.0), TOLERANCE_RDP)
+    near = max(USUAL_SHARE_OF_RDP * guess, MIN_NOISE_MULTIPLIER)
+    if min(rough(near), rough(guess), cost(near)) <= 0 or rough(near) <= rough(guess):
+        return near, guess
+    power = math.log(rough(near) / rough(guess)) / math.log(guess / near)
+    aim = near * (cost(near) / budget) ** (1 / power)
+    beyond = 1.002 if cost(near) > budget else 1 / 1.002
+    return min(near, aim * beyond), max(near, aim * beyond)
 
 
 def solve_noise_multiplier_rdp(
@@ -75,41 +103,49 @@ def solve_noise_multiplier_rdp(
 ) -> float:
     """What `solve_noise_multiplier` would say by RDP: 5 to 12 % too much noise, in a fraction of the time."""
     step = _step(sample_rate, steps)
-    _check_budget(epsilon, delta)
-    spent = rdp_curve(fixed)
-    _check_left(epsilon_of_rdp(spent, delta), fixed, epsilon)
+    check_budget(epsilon)
+    _check_left(epsilon_rdp(fixed, delta), fixed, epsilon)
+    return _smallest_noise(_rdp_cost(fixed, step, delta), epsilon, (1.0, 2.0), TOLERANCE_RDP)
 
+
+def _rdp_cost(fixed: Sequence[Release], step: Release, delta: float) -> Cost:
+    spent = rdp_curve(fixed)
+
+    @cache
     def cost(noise_multiplier: float) -> float:
         return epsilon_of_rdp(spent + rdp_curve([replace(step, noise_multiplier=noise_multiplier)]), delta)
 
-    return _smallest_noise(cost, epsilon, (1.0, 2.0), TOLERANCE_RDP)
+    return cost
 
 
 def most_steps(fixed: Sequence[Release], release: Release, epsilon: float, delta: float) -> int:
-    """The largest count of `release` (its own count is ignored) for which it and `fixed` cost at most `epsilon`.
+    """The largest count of `release` (its own is ignored) for which it and `fixed` cost at most `epsilon`.
 
-    0 where not one fits; at most 10⁶, the most that a `Release` takes. Raises BudgetTooSmall where `fixed` alone
-    costs more than the budget.
+    0 where not one fits; at most 10⁶, the most that a `Release` takes. Raises BudgetTooSmall where `fixed`
+    alone costs more than the budget.
     """
-    _check_budget(epsilon, delta)
+    check_budget(epsilon)
+    check_affordable(fixed, delta)
     spent = compose(map(losses, fixed))
     alone = epsilon_of_losses(spent, delta)
     if alone > epsilon:
         raise _too_small(alone, fixed, epsilon)
 
-    @cache
-    def cost(count: float) -> float:
-        return epsilon_of_losses(spent.compose(losses(replace(release, count=int(count)))), delta)
+    def fits(count: int) -> bool:
+        return epsilon_of_losses(spent.compose(losses(replace(release, count=count))), delta) <= epsilon
 
-    good = float(_most_steps_rdp(fixed, release, epsilon, delta))
-    while good and cost(good) > epsilon:  # runs so weak that RDP is the tighter one
-        good = good // 2
-    bad = max(1.0, 1.2 * good // 1)
-    while cost(bad) <= epsilon:
-        if bad == MAX_COUNT:
+    low = _most_steps_rdp(fixed, release, epsilon, delta)
+    while low and not fits(low):  # a release so weak that RDP is the tighter one
+        low //= 2
+    high = min(max(1, low + low // 8), MAX_COUNT)
+    while fits(high):
+        if high == MAX_COUNT:
             return MAX_COUNT
-        good, bad = bad, min(2 * bad, float(MAX_COUNT))
-    return int(_narrow(cost, epsilon, good, bad, whole=True)) if good else 0
+        low, high = high, min(2 * high, MAX_COUNT)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _most_steps_rdp(fixed: Sequence[Release], release: Release, epsilon: float, delta: float) -> int:
@@ -124,14 +160,14 @@ def _most_steps_rdp(fixed: Sequence[Release], release: Release, epsilon: float, 
 
 
 def _smallest_noise(cost: Cost, budget: float, bracket: tuple[float, float], tolerance: float) -> float:
-    """The σ with cost(σ) = budget, from above and to a relative `tolerance`; `cost` falls in σ."""
-    cost, budget = cache(cost), budget * (1 - MARGIN)
+    """The σ with cost(σ) = budget, from above and to a relative `tolerance`; `cost`, cached, falls in σ."""
+    budget *= 1 - MARGIN
     low, high = (min(max(end, MIN_NOISE_MULTIPLIER), MAX_NOISE_MULTIPLIER) for end in bracket)
     while cost(high) > budget:
         if high == MAX_NOISE_MULTIPLIER:
             raise AccountingError(
-                f"no noise multiplier up to {high:g} keeps these steps within ε = {budget:g}: fewer steps, a lower "
-                "sample rate or a larger budget"
+                f"no noise multiplier up to {high:g} keeps the steps within ε = {budget:g}: take fewer steps, "
+                "a lower sample rate or a larger budget"
             )
         low, high = high, min(2 * high, MAX_NOISE_MULTIPLIER)
     while cost(low) <= budget:
@@ -141,48 +177,37 @@ def _smallest_noise(cost: Cost, budget: float, bracket: tuple[float, float], tol
     return _narrow(cost, budget, high, low, tolerance)
 
 
-def _narrow(
-    cost: Cost, budget: float, good: float, bad: float, tolerance: float = 0.0, whole: bool = False
-) -> float:
-    """Moves `good` (cost ≤ budget) and `bad` (cost > budget) together; returns `good`, never a point between.
+def _narrow(cost: Cost, budget: float, good: float, bad: float, tolerance: float) -> float:
+    """The last `good` (cost ≤ budget) once it and `bad` (cost > budget) are within a relative `tolerance`.
 
-    Stops at a relative distance of `tolerance`, or at neighbours where only whole numbers count. An aimed
-    bisection: ε is nearly a power of σ and of the steps, so a straight line through the ends in logarithms hits
-    the crossing, and a probe just beyond it brings the farther end there. A miss doubles the step beyond, up to
-    plain bisection.
+    An aimed bisection: ε is nearly a power of σ, so a straight line through the ends in logarithms hits the
+    crossing, and a probe just beyond it brings the farther end there. After a miss the next probe goes four
+    times as far beyond, in the end to the middle.
     """
     beyond = tolerance / 2
-    while abs(bad - good) > (1 if whole else tolerance * min(good, bad)):
+    while abs(bad - good) > tolerance * min(good, bad):
         span = math.log(bad / good)
-        share = 0.5
-        if cost(good) > 0:
-            share = math.log(budget / cost(good)) / math.log(cost(bad) / cost(good))
-        good_is_farther = share > 0.5
-        step = min(0.5, max(beyond, 0.5 / good if whole else 0.0) / abs(span))
-        share = min(max(share - step if good_is_farther else share + step, step), 1 - step)
-        probe = good * math.exp(span * share)
-        if whole:
-            probe = float(min(max(round(probe), good + 1), bad - 1))
+        aim = math.log(budget / cost(good)) / math.log(cost(bad) / cost(good)) if cost(good) > 0 else 0.5
+        good_is_farther = aim > 0.5
+        step = min(0.5, beyond / abs(span))
+        aim += -step if good_is_farther else step
+        probe = good * math.exp(span * min(max(aim, step), 1 - step))
         hit = cost(probe) <= budget
         good, bad = (probe, bad) if hit else (good, probe)
-        beyond = tolerance / 2 if hit == good_is_farther else max(4 * beyond, 2 / good if whole else 0.0)
-    if cost(good) > budget:
-        raise AccountingError(
-            f"the accountant contradicts itself at {good!r}: it costs more than ε = {budget:g}"
-        )
+        beyond = tolerance / 2 if hit == good_is_farther else 4 * beyond
     return good
+
+
+def check_budget(epsilon: float) -> None:
+    """Raises AccountingError for a budget that is not a number or that protects nobody."""
+    if not (isinstance(epsilon, int | float) and 0 < epsilon <= MAX_BUDGET):
+        raise AccountingError(
+            f"the budget ε is {epsilon!r}: must be above 0 and at most {MAX_BUDGET:g}; more protects nobody"
+        )
 
 
 def _step(sample_rate: float, steps: int) -> Release:
     return Release("private", "subsampled_gaussian", sample_rate, 1.0, steps)
-
-
-def _check_budget(epsilon: float, delta: float) -> None:
-    check_delta(delta)
-    if not (isinstance(epsilon, int | float) and 0 < epsilon <= MAX_BUDGET):
-        raise AccountingError(
-            f"the budget ε is {epsilon!r}: must be above 0 and at most {MAX_BUDGET:g}, beyond which nobody is protected"
-        )
 
 
 def _check_left(alone: float, fixed: Sequence[Release], budget: float) -> None:
@@ -193,6 +218,6 @@ def _check_left(alone: float, fixed: Sequence[Release], budget: float) -> None:
 def _too_small(alone: float, fixed: Sequence[Release], budget: float) -> BudgetTooSmall:
     names = ", ".join(dict.fromkeys(release.name for release in fixed)) or "nothing"
     return BudgetTooSmall(
-        f"{names} alone cost{'s' if len(fixed) == 1 else ''} ε = {alone:.4g} of a budget of {budget:g}: give it fewer "
-        "uses, a lower sample rate or more noise, or raise the budget"
+        f"{names} alone cost{'s' if len(fixed) == 1 else ''} ε = {alone:.4g} of a budget of {budget:g}: take "
+        "fewer uses of it, a lower sample rate or more noise, or raise the budget"
     )

@@ -1,8 +1,8 @@
 """The ledger of one named data set: all runs on it together, and where each run's own ledger stands.
 
 It lies outside the run folders (the user's state folder, or where the config says), so that a run folder that
-was rolled back or copied is noticed. A run reserves its planned cost here before its first query, and after each
-entry of its own ledger, before the noise, its head (count, MAC) is mirrored here. Files of the folder:
+was rolled back or copied is noticed. A run reserves its planned cost here before its first query, and after
+each entry of its own ledger, before the noise, its head (count, MAC) is mirrored here. Files of the folder:
 
 | file         | holds                                                                                    |
 |--------------|------------------------------------------------------------------------------------------|
@@ -37,7 +37,7 @@ KIND, VERSION = "dataset ledger", 1
 
 
 def state_folder(name: str) -> Path:
-    """Where a named data set's ledger lies by default: ($XDG_STATE_HOME or ~/.local/state)/curriculumdp/name."""
+    """Where a data set's ledger lies by default: ($XDG_STATE_HOME or ~/.local/state)/curriculumdp/name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise LedgerError(
             f"data set name {name!r}: must be at most 100 letters, digits, dots, dashes and underscores, "
@@ -178,13 +178,14 @@ class DatasetLedger:
         return found
 
     def _require_definition(self, definition: Mapping[str, object]) -> None:
-        first = self._entries()[0]
-        if first["kind"] != "definition" or first["version"] != VERSION:
+        entry = self._entries()[0]
+        if entry["kind"] != "definition" or entry["version"] != VERSION:
             raise LedgerError(f"{self.folder / LEDGER}: was made by another version of this program")
-        was = first["definition"]
+        was = entry["definition"]
         for field in sorted({*was, *definition}):
             if canonical(was.get(field)) != canonical(definition.get(field)):
+                now, first = definition.get(field), was.get(field)
                 raise LedgerError(
-                    f"{self.folder}: {field} is {definition.get(field)!r} here and {was.get(field)!r} for the data "
-                    "set's first run: all runs on one data set must agree, or name another data set"
+                    f"{self.folder}: {field} is {now!r} here and {first!r} for the data set's first run: "
+                    "all runs on one data set must agree, or name another data set"
                 )

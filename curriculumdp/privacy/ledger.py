@@ -91,6 +91,8 @@ class Ledger:
         self.incarnation: int | None = None
         self.sealed: str | None = None
         self.mirror: Mirror | None = None
+        self._chargeable = True
+        self._interrupted = False
         self._fingerprint: Mapping[str, object] = {}
         self._places: dict[tuple[int, str, int], int] = {}
         for body in chain.bodies:
@@ -128,10 +130,12 @@ class Ledger:
         folder: Path,
         secret: RunSecret,
         facts: Mapping[str, object],
-        data: Sequence[NDArray[Any]],
+        data: Sequence[NDArray[Any]] | None,
         allowance: Allowance = no_allowance,
     ) -> "Ledger":
         """The ledger of a run that is to go on. `facts`: fields of the plan with the values they have now.
+
+        Without `data` they are not compared, and the ledger can be sealed but not charged.
 
         Raises LedgerError, naming the field and both values, if a fact, the data or the secret is not what
         the run began with; naming the line, if the file is not as it was written.
@@ -143,7 +147,8 @@ class Ledger:
                 raise LedgerError(f"{folder / SECRET}: is not the secret that this run began with")
             for field, now in facts.items():
                 ledger._require_fact(field, now)
-            if ledger.entries[0]["data"] != data_mac(subkey(key, "data"), *data):
+            ledger._chargeable = data is not None
+            if data is not None and ledger.entries[0]["data"] != data_mac(subkey(key, "data"), *data):
                 raise LedgerError(
                     f"{folder / LEDGER}: data: the images, labels or units are not those that the run began "
                     f"with: bring them back, {BEGIN_ANEW}"
@@ -240,8 +245,8 @@ class Ledger:
         self._require_open()
         if total.dtype != np.int64 or total.ndim != 1:
             raise TypeError(f"one flat int64 sum is charged, not {total.dtype} {total.shape}")
-        if self.incarnation is None:
-            raise LedgerError(f"{self._chain.path}: nothing is charged before an incarnation has begun")
+        if self.incarnation is None or not self._chargeable:
+            raise LedgerError(f"{self._chain.path}: no charge without data compared and an incarnation begun")
         entry = {
             "kind": "release",
             "phase": phase,
@@ -289,10 +294,12 @@ class Ledger:
     def _append(self, entry: Mapping[str, object]) -> bytes:
         self._require_open()
         previous = self.macs[-1]
+        self._interrupted = True
         written = self._chain.append(entry)
         self._apply(json.loads(written))
         if self.mirror is not None:
             self.mirror.advance(len(self.macs), self.macs[-1], previous)
+        self._interrupted = False
         return written
 
     def _apply(self, entry: dict[str, Any]) -> None:
@@ -314,6 +321,9 @@ class Ledger:
         self.entries.append(entry)
 
     def _require_open(self) -> None:
+        if self._interrupted:
+            # Else the entry that the mirror refused would be given out as a replay.
+            raise LedgerError(f"{self._chain.path}: an earlier write failed: run the same command again")
         if self.sealed is not None:
             raise LedgerError(
                 f"{self._chain.path}: the run is sealed ({self.sealed}): nothing is charged any more"

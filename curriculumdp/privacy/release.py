@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 Mechanism = Literal["gaussian", "subsampled_gaussian"]
 
-# Under a tenth, one use without sampling costs ε > 90 at δ = 1e-5, and a privacy loss distribution takes seconds.
+# Under a tenth, one use without sampling costs ε > 90 at δ = 1e-5, and its loss distribution takes seconds.
 MIN_NOISE_MULTIPLIER = 0.1
-# Above these, accountants lose their digits or their patience (dp_accounting raises an int to the count's power).
+# Above these, accountants lose digits or patience (dp_accounting raises an int to the count's power).
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_COUNT = 10**6
 
@@ -37,7 +37,7 @@ class Release:
             raise AccountingError(f"a release's name is {self.name!r}: must be a text of at least one letter")
         if self.mechanism not in get_args(Mechanism):
             allowed = " or ".join(get_args(Mechanism))
-            raise AccountingError(f"release {self.name}: mechanism is {self.mechanism!r}: must be {allowed}")
+            raise AccountingError(f"{self.name}.mechanism is {self.mechanism!r}: must be {allowed}")
         if not (_is_number(self.sample_rate) and 0 < self.sample_rate <= 1):
             raise self._refused("sample_rate", "must be a number in (0, 1]")
         if self.mechanism == "gaussian" and self.sample_rate != 1:
@@ -56,7 +56,7 @@ class Release:
             raise self._refused("count", f"must be a whole number in [0, {MAX_COUNT}]")
 
     def _refused(self, field: str, allowed: str) -> AccountingError:
-        return AccountingError(f"release {self.name}: {field} is {getattr(self, field)!r}: {allowed}")
+        return AccountingError(f"{self.name}.{field} is {getattr(self, field)!r}: {allowed}")
 
 
 def _is_number(value: object) -> bool:

@@ -27,7 +27,7 @@ MASK = 0xFFFFFFFF
 
 
 def key_words(key: bytes, device: torch.device | str = "cpu") -> Tensor:
-    """The key as its eight little-endian words, int32 [8] (bit patterns). PRIVATE. ValueError unless 32 bytes."""
+    """The key's eight little-endian words, int32 [8] (bit patterns). PRIVATE. ValueError unless 32 bytes."""
     if len(key) != 32:
         raise ValueError(f"a ChaCha20 key has 32 bytes, not {len(key)}")
     return torch.frombuffer(bytearray(key), dtype=torch.int32).to(device)
@@ -123,7 +123,7 @@ def _quarter(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[tl
 
 @triton.jit
 def chacha_block(key: tl.tensor, counter: tl.tensor) -> tuple[tl.tensor, ...]:
-    """The 16 words of the blocks numbered `counter` (uint32 [N]), each uint32 [N]; key: pointer to int32 [8]."""
+    """The 16 words of the blocks numbered `counter` uint32 [N], each uint32 [N]; key points at int32 [8]."""
     zero = counter * 0
     s0, s1, s2, s3 = zero + 0x61707865, zero + 0x3320646E, zero + 0x79622D32, zero + 0x6B206574
     s4 = zero + tl.load(key + 0).to(tl.uint32, bitcast=True)

@@ -86,9 +86,9 @@ WIDE_ROWS = 64
 # A step of `tl.dot` costs milliseconds in the interpreter whatever its size: few steps, huge tiles.
 INTERPRETED_TILE = Tile(64, 256, 1024, num_warps=1, num_stages=1)
 
-# The kernels that only stream memory: what one program owns, or takes in one step.
+# The kernels that only stream memory: how many elements a program owns, or takes in one step.
 CLIP_SUM_BLOCK = 1024
-GROUP_NORM_CHANNELS, GROUP_NORM_POSITIONS = 16, 128
+GROUP_NORM_ELEMENTS = 2048
 EMBEDDING_ROWS, EMBEDDING_COLUMNS = 16, 64
 # ChaCha20 blocks a program makes: one yields eight normals.
 CHACHA_BLOCKS = 128
@@ -103,7 +103,7 @@ def gemm_tile(precision: str, rows: int, *, recompute: bool = False) -> Tile:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What a matrix product of `dtype` operands runs in: bf16 (and fp16), tf32 (if torch allows it) or fp32."""
+    """What a product of `dtype` operands runs in: bf16 (and fp16), tf32 (if torch allows it) or fp32."""
     if dtype in (torch.bfloat16, torch.float16):
         return "bf16"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"

@@ -52,9 +52,9 @@ def noise_step(
 ) -> None:
     """Updates `buffers` in place by the un-noised sum `total` int64 [P] (PRIVATE), which becomes zero.
 
-    key: 32 bytes that no other sum may ever meet (PRIVATE). step counts from 0. half_copy bf16 [P] receives the
-    new weights. Call it once per step and rank: all ranks with the same total and key get the same weights.
-    ValueError: a key of another length, or P beyond the keystream's counter.
+    key: 32 bytes that no other sum may ever meet (PRIVATE). step counts from 0. half_copy bf16 [P] receives
+    the new weights. Call it once per step and rank: all ranks with the same total and key get the same
+    weights. ValueError: a key of another length, or P beyond the keystream's counter.
     """
     blocks = triton.cdiv(total.numel(), NORMALS_PER_BLOCK)
     check_counter(0, blocks)
@@ -98,10 +98,8 @@ def noise_step_reference(
     total.zero_()
 
 
-def adam_step(
-    gradient: Tensor, buffers: Buffers, step: int, learning_rate: float, ema_decay: float
-) -> None:
-    """One Adam step and the EMA, in place, from a gradient fp32 [P]; step counts from 0. In torch on any device."""
+def adam_step(gradient: Tensor, buffers: Buffers, step: int, learning_rate: float, ema_decay: float) -> None:
+    """One Adam step and the EMA, in place, from a gradient fp32 [P]; step counts from 0. In torch."""
     count = step + 1
     buffers.exp_avg.lerp_(gradient, 1 - BETA1)
     buffers.exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
@@ -155,10 +153,27 @@ def _noise_step_kernel(
     # A mask that is constant over a block's eight parameters lets loads and stores be wide; the last block,
     # where it is not whole, is done by itself.
     whole = (block < count // 8)[:, None] & (tl.arange(0, 8) < 8)[None, :]
-    _update(total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, half, place, whole, HALF, BETA1, BETA2, EPS)
+    _update(
+        total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, half, place, whole, HALF, BETA1, BETA2, EPS
+    )
     if (tl.program_id(0) + 1) * BLOCKS > count // 8:
         rest = (block >= count // 8)[:, None] & (place < count)
-        _update(total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, half, place, rest, HALF, BETA1, BETA2, EPS)
+        _update(
+            total,
+            noise,
+            scalars,
+            weights,
+            exp_avg,
+            exp_avg_sq,
+            ema,
+            half,
+            place,
+            rest,
+            HALF,
+            BETA1,
+            BETA2,
+            EPS,
+        )
 
 
 @triton.jit

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 from curriculumdp.config import Config, config_from
 from curriculumdp.curriculum.phase import Run, State
@@ -14,7 +16,7 @@ from curriculumdp.curriculum.plan import Plan, plan_curriculum
 from curriculumdp.curriculum.run import initial_state, run_curriculum
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.randomness import RunSecret
-from curriculumdp.world import World, one_process
+from curriculumdp.world import World, one_process, open_world
 
 SECRET = bytes(range(32))
 
@@ -25,7 +27,7 @@ def tiny(run_dir: Path, **changes: object) -> Config:
         "name": "tiny",
         "run_dir": str(run_dir),
         "data": {"source": "digits", "units": 1437, "classes": 10, "channels": 1, "size": 8},
-        "privacy": {"epsilon": 10.0, "delta": 1e-4},
+        "privacy": {"epsilon": 3.0, "delta": 1e-4},
         "model": {"channels": [8, 16], "blocks": 1},
         "central": {"sample_rate": 0.1, "noise_multiplier": 6.0, "queries": 3, "size": 8},
         "warmup": {"steps": 4, "batch": 8, "learning_rate": 1e-3, "label_dropout": 0.1},
@@ -69,19 +71,23 @@ def in_child(work: Callable[[], object]) -> int:
     """The exit status of `work` done in a forked child: negative for a signal, 0 if it returned, 1 if it raised."""
     child = os.fork()
     if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        except BaseException:
-            traceback.print_exc(file=sys.stderr)
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    _, wait = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(wait)
+        _exit_with(work)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _exit_with(work: Callable[[], object]) -> NoReturn:
+    """Ends this (forked) process with the status that `work` comes to, without the parent's clean-up."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def kill_at(owner: object, name: str, nth: int, after: bool = False) -> None:
@@ -100,3 +106,30 @@ def kill_at(owner: object, name: str, nth: int, after: bool = False) -> None:
         return result
 
     setattr(owner, name, counted)
+
+
+def in_world(size: int, work: Callable[[World], object]) -> list[int]:
+    """The exit statuses of `size` forked gloo processes that each did `work` as one rank of one world."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+            _exit_with(lambda: work(open_world("cpu", size)))
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def outcome_of(release: Path) -> dict[str, bytes]:
+    """What two runs must have in common: the weights, the certificate, the central images, the ledger's releases."""
+    lines = (release.parent / "private" / "ledger.jsonl").read_bytes().splitlines()
+    return {
+        "weights": (release / "unet" / "diffusion_pytorch_model.safetensors").read_bytes(),
+        "certificate": (release / "privacy.json").read_bytes(),
+        "central": (release / "central.png").read_bytes(),
+        "ledger": b"\n".join(lines),
+    }

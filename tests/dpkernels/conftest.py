@@ -1,7 +1,7 @@
 """Kernels run in Triton's interpreter where there is no GPU.
 
-Triton reads TRITON_INTERPRET once, when it is first imported: so tests/conftest.py has to set it, and this file only
-catches a run of this folder alone.
+Triton reads TRITON_INTERPRET once, when it is first imported: so tests/conftest.py has to set it, and this
+file only catches a run of this folder alone.
 """
 
 import os

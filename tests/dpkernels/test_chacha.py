@@ -52,7 +52,7 @@ class TestKeystream:
 
 
 def test_normals_reach_beyond_six_sigma_and_never_overflow() -> None:
-    """A radius word of 0 is the largest normal there is, √(2 ln 2⁶⁵) = 9.49; 32-bit uniforms would stop at 6.8."""
+    """A radius word of 0 gives the largest normal, √(2 ln 2⁶⁵) = 9.49; 32-bit uniforms would stop at 6.8."""
     block = torch.zeros(1, 16, dtype=torch.int32)
     block[0, 4:6] = -1  # the second pair: the largest radius word, the smallest radius
     normals = normals_reference(block)[0]

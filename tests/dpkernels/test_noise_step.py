@@ -7,11 +7,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from curriculumdp.privacy.noise import add_noise, from_grid
 from curriculumdp.privacy.randomness import gaussian
 from dpkernels.chacha import box_muller, key_words
 from dpkernels.noise_step import adam_step, gaussian_reference, noise_step
-from torch import Tensor
 
 KEY = bytes(range(32))
 COUNT = 4099  # neither whole blocks of eight nor whole programs

@@ -72,7 +72,7 @@ def test_other_samplers_sample(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    "case",
     [
         (("--num", "0"), "must be at least 1"),
         (("--num", "1", "--labels", "0,3"), "label 3 is not a class: the release has 0 to 2"),
@@ -83,8 +83,9 @@ def test_other_samplers_sample(
 )
 def test_bad_requests_end_in_one_line(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    options: tuple[str, ...], words: str,
+    case: tuple[tuple[str, ...], str],
 ) -> None:  # fmt: skip
+    options, words = case
     with pytest.raises(SystemExit) as stopped:
         sample(monkeypatch, release, tmp_path / "out", *options)
     said = capsys.readouterr().err

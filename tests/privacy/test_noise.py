@@ -1,4 +1,4 @@
-"""P1 and P2 for the grid: no unit moves an integer sum by more than C; noise has its size and is added once."""
+"""P1 and P2 for the grid: no unit moves an integer sum by more than C; noise has its size, added once."""
 
 import math
 
@@ -161,6 +161,13 @@ def test_p2_the_noise_is_added_once_whatever_the_sum():
     noise = add_noise(zero, 3.0, KEY)
     assert torch.equal(add_noise(total, 3.0, KEY), total + noise)
     assert noise.tolist() == np.rint(gaussian(KEY, 1000) * (3.0 * 2**36)).astype(np.int64).tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_noise_on_a_gpus_sum_is_the_same_to_the_bit():
+    total = (random_vectors(1, 1000)[0] * GRID).to(torch.int64)
+    assert torch.equal(add_noise(total.cuda(), 3.0, KEY).cpu(), add_noise(total, 3.0, KEY))
 
 
 def test_the_sum_given_is_not_changed():

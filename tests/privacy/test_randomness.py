@@ -364,6 +364,16 @@ def test_a_units_words_depend_on_nothing_but_key_step_unit_and_draw():
     assert not torch.equal(unit_words(KEY[::-1], 9, units, 4, 70), whole)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_units_words_are_the_same_on_a_gpu():
+    units = torch.arange(0, 3000, 7)
+    words = unit_words(KEY, 2**31 + 5, units, 4, 70)
+    on_gpu = unit_words(KEY, 2**31 + 5, units.cuda(), 4, 70)
+    assert torch.equal(on_gpu.cpu(), words)
+    torch.testing.assert_close(normals(on_gpu).cpu(), normals(words), rtol=1e-6, atol=1e-6)
+
+
 def test_padding_and_empty_batches_have_a_shape_like_any_other():
     assert unit_words(KEY, 0, torch.zeros(0, dtype=torch.int64), 3, 8).shape == (0, 3, 8)
     assert unit_words(KEY, 0, torch.tensor([-1, 2]), 3, 8).min() >= 0

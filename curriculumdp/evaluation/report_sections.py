@@ -1,0 +1,272 @@
+"""The parts of a report that say only what is public: made from the release folder and nothing else."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors import safe_open
+
+from curriculumdp.certificate import CertifiedRelease, Guarantee, statement
+from curriculumdp.diffusion.pictures import GAP
+from curriculumdp.evaluation.labelled import EvaluationError
+from curriculumdp.evaluation.page import (
+    Html,
+    bullets,
+    columns,
+    facts,
+    html,
+    paragraph,
+    picture,
+    section,
+    table,
+    tag,
+)
+from curriculumdp.evaluation.plots import curve_plot, png_bytes
+from curriculumdp.evaluation.released import Released
+from curriculumdp.privacy.accountant import epsilon_path
+from curriculumdp.verify import CERTIFICATE, WEIGHTS, file_sha256
+
+ALARMS = (0.001, 0.01, 0.1)  # false alarm rates
+MOST_STRIPS = 20  # classes whose samples get a row of their own
+PATH_POINTS = 6
+STAGES = {"central": "central images", "private": "DP-SGD"}
+
+
+def detection_bound(epsilon: float, delta: float, alarms: float) -> float:
+    """The most that any test of a unit's presence can detect at a false alarm rate (Kairouz et al. 2015).
+
+    min(e^ε·α + δ, 1 − e^−ε·(1 − δ − α)), never above 1.
+    """
+    upper = 1 - exp(-epsilon) * (1 - delta - alarms)
+    steep = exp(min(epsilon, 700.0)) * alarms + delta  # beyond e^700 a float ends
+    return max(0.0, min(1.0, steep, upper))
+
+
+def guarantee_section(released: Released) -> Html:
+    """The guarantee in words and in numbers."""
+    promised, cost = released.certificate.guarantee, released.certificate.accounting
+    said = statement(promised)
+    rows: list[tuple[str, object]] = [
+        ("promised ε", f"{promised.epsilon:.6g}"),
+        ("δ", f"{promised.delta:g}"),
+        ("what is protected", promised.unit),
+        (f"ε by {cost.accountant}", f"{cost.epsilon_of_releases:.5g}"),
+        (f"ε by Opacus {cost.opacus}, RDP", f"{cost.opacus_rdp:.5g}"),
+    ]
+    if cost.opacus_prv is not None:
+        low, middle, high = cost.opacus_prv
+        rows.append((f"ε by Opacus {cost.opacus}, PRV", f"{middle:.5g} ({low:.5g} to {high:.5g})"))
+    rows.append(("ε under replace-one", f"{cost.epsilon_replace_one:.5g}"))
+    words = [said[key] for key in ("adjacency", "public", "conditional_on", "stopped", "scope", "proof")]
+    return section(
+        "What is guaranteed",
+        paragraph(tag("strong", said["guarantee"])),
+        columns(facts(rows), _meaning(promised)),
+        bullets([*words, f"Private figures: {said['private_metrics']}"]),
+    )
+
+
+def _meaning(promised: Guarantee) -> Html:
+    rows = [
+        (f"{alarms:.1%}", _at_most(detection_bound(promised.epsilon, promised.delta, alarms)))
+        for alarms in ALARMS
+    ]
+    return tag(
+        "div",
+        paragraph(
+            "What that means: someone who knows every other unit looks at this release and guesses whether one "
+            "unit was in the data. However they go about it:"
+        ),
+        table(["false alarms", "recognised, at most"], rows),
+        tag("p", "A bound for the worst case, from ε and δ alone.", class_="note"),
+    )
+
+
+def _at_most(rate: float) -> str:
+    return "no limit to speak of" if rate > 0.999 else f"{rate:.1%}"
+
+
+@dataclass(frozen=True)
+class Spending:
+    """ε along the run: `path` has (releases made, ε); `central` is what the first stage cost alone."""
+
+    path: Sequence[tuple[int, float]]
+    central: float
+    total: float
+    promised: float
+
+
+def spending(promised: Guarantee) -> Spending:
+    """How the budget went, recomputed from the certificate's releases; takes seconds."""
+    rows = promised.releases
+    easy = sum(row.count for row in rows if row.name == "central")
+    whole = sum(row.count for row in rows)
+    done = sorted(
+        {0, easy, whole, *(easy + (whole - easy) * part // PATH_POINTS for part in range(PATH_POINTS))}
+    )
+    # The first stage is spent first, in whatever order the certificate lists the releases.
+    ordered = sorted(rows, key=lambda row: row.name != "central")
+    found = epsilon_path([row.release for row in ordered], done, promised.delta)
+    at = dict(zip(done, found, strict=True))
+    return Spending(tuple(at.items()), at[easy], at[whole], promised.epsilon)
+
+
+def budget_section(released: Released) -> Html:
+    """Both stages' share of the budget, as a picture and as a table."""
+    spent = spending(released.certificate.guarantee)
+    added, left = spent.total - spent.central, max(0.0, spent.promised - spent.total)
+    shares = (
+        ("easy", "central images", spent.central),
+        ("hard", "DP-SGD on top of it", added),
+        ("left", "not spent", left),
+    )
+    label = ", ".join(f"{name}: ε {cost:.3g}" for _, name, cost in shares)
+    bar = tag(
+        "div",
+        *(Html(f'<i class="{kind}" style="flex:{cost:.6f}"></i>') for kind, _, cost in shares if cost > 0),
+        class_="bar", role="img", aria_label=f"the budget of {spent.promised:.4g}: {label}",
+    )  # fmt: skip
+    key = tag(
+        "ul",
+        *(tag("li", tag("i", class_=kind), f"{name}: ε {cost:.3g} ({cost / spent.promised:.0%})")
+          for kind, name, cost in shares),
+        class_="key",
+    )  # fmt: skip
+    plot = curve_plot({"ε so far": spent.path}, "queries and steps made", "ε spent")
+    return section(
+        "Where the budget went",
+        bar,
+        key,
+        columns(
+            _release_table(released.certificate.guarantee.releases),
+            picture(plot, f"ε grows with the steps, from 0 to {spent.total:.4g}", "ε as the run went on."),
+        ),
+        tag(
+            "p",
+            "Training on central images, sampling and everything else that is done with what was released costs "
+            "nothing more. Costs do not simply add up: the second stage alone would cost more than its share.",
+            class_="note",
+        ),
+    )
+
+
+def _release_table(rows: Sequence[CertifiedRelease]) -> Html:
+    head = ["release", "rate q", "noise σ", "clip C", "times"]
+    cells = [
+        (STAGES.get(row.name, row.name), f"{row.sample_rate:.4g}", f"{row.noise_multiplier:.4g}",
+         f"{row.clip_norm:.4g}", row.count)
+        for row in rows
+    ]  # fmt: skip
+    return table(head, cells, "All that was ever computed from the sensitive images")
+
+
+def images_section(released: Released) -> Html:
+    """samples.png, a row a class, and central.png where there is one."""
+    parts: list[object] = [
+        tag("h3", "Samples, one class a row"),
+        _strips(_read_picture(released.folder / "samples.png"), released.classes),
+    ]
+    central = released.folder / "central.png"
+    if central.is_file():
+        shown = _read_picture(central)
+        parts += [
+            tag("h3", "Central images"),
+            picture(
+                png_bytes(shown),
+                f"noisy averages of random subsets of the sensitive images, {released.classes} classes side by side",
+                "What the first stage learns from: noisy aggregates, released under the same guarantee.",
+                "pixels",
+            ),
+        ]
+    return section("Images", *parts)
+
+
+def _read_picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            opened.load()
+            return opened.copy()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise EvaluationError(f"{path} cannot be read as a PNG: name a whole release") from None
+
+
+def _strips(sheet: Image.Image, classes: int) -> Html:
+    width, height = sheet.size
+    step, rest = divmod(height - GAP, classes)
+    if rest or classes > MOST_STRIPS:
+        return picture(png_bytes(sheet), "synthetic images, one class a row", kind="pixels")
+    rows = []
+    for place in range(classes):
+        strip = sheet.crop((0, place * step, width, (place + 1) * step + GAP))
+        rows.append(picture(png_bytes(strip), f"synthetic images of class {place}", str(place), "pixels"))
+    return tag("div", *rows, class_="classes")
+
+
+def cost_facts(released: Released) -> list[tuple[str, object]]:
+    """What the run had to do, as planned: PUBLIC. How long that took depends on private batch sizes."""
+    promised, training = released.certificate.guarantee, released.config["private"]
+    draws = int(training["draws"])
+    steps = sum(row.count for row in promised.releases if row.name == "private")
+    expected = sum(
+        row.count * row.sample_rate * promised.public.units
+        for row in promised.releases
+        if row.name == "private"
+    )
+    rows: list[tuple[str, object]] = [("parameters", f"{_parameters(released.folder):,}")]
+    warmup = released.config.get("warmup")
+    if warmup:
+        rows.append(("steps on central images", f"{int(warmup['steps']):,}, {warmup['batch']} images each"))
+    rows.append(("DP-SGD steps", f"{steps:,}"))
+    if steps:
+        rows.append(("units a step, expected", f"{expected / steps:,.0f} of {promised.public.units:,}"))
+        rows.append(("draws a unit and step", str(draws)))
+        rows.append(("network passes, expected", f"{expected * draws / 1e6:,.2f} million"))
+    return rows
+
+
+def _parameters(folder: Path) -> int:
+    with safe_open(folder / WEIGHTS, framework="numpy") as weights:
+        sizes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - no mapping
+    total = 0
+    for shape in sizes:
+        count = 1
+        for size in shape:
+            count *= size
+        total += count
+    return total
+
+
+def settings_section(released: Released) -> Html:
+    """The run's configuration, the versions, and how to check the release."""
+    flat = list(_flattened(released.config))
+    versions = sorted(released.certificate.versions.items())
+    digest = file_sha256(released.folder / CERTIFICATE)
+    return section(
+        "Configuration and versions",
+        columns(
+            tag("div", tag("h3", "Versions"), facts(versions)),
+            tag(
+                "div",
+                tag("h3", "Check it yourself"),
+                paragraph("This recomputes ε and checks every file of the release:"),
+                paragraph(tag("code", "python launch/verify.py RELEASE")),
+                paragraph("SHA-256 of the certificate that this page was made from:"),
+                paragraph(tag("code", digest)),
+            ),
+        ),
+        tag("details", tag("summary", f"All {len(flat)} settings"), facts(flat)),
+    )
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flattened(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", html("–" if value is None else value)))
+    return rows

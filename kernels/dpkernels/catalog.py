@@ -1,0 +1,246 @@
+"""Every kernel with its reference, example shapes and tolerances: tests, ahead-of-time compiles and
+benchmarks loop over it.
+
+To add a kernel: its file, three functions in `examples`, a row here. That brings its tests (interpreter,
+random shapes, GPU), its compile for two architectures, and its benchmark.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dpkernels import examples
+from dpkernels.examples import Outputs, Shape
+
+# Relative to fp64 on the same inputs. bf16 means bf16 inputs and fp32 sums, against a bf16-input oracle.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-5}
+TF32_TOLERANCE = 2e-4
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel. `shapes` are tested, odd ones among them; `choices` are what random shapes are drawn from;
+    `main`
+    are what the UNets of the shipped recipes use: compiled ahead of time without spills, and benchmarked."""
+
+    name: str
+    inputs: Callable[[Shape, torch.dtype, str], dict[str, Any]]
+    run: Callable[..., Outputs]
+    reference: Callable[..., Outputs]
+    shapes: tuple[Shape, ...]
+    choices: Mapping[str, tuple[Any, ...]]
+    main: tuple[Shape, ...]
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    exact: bool = False
+    # Bytes of stack that the code needs without spilling.
+    stack: int = 0
+
+    @property
+    def tf32(self) -> bool:
+        """Whether the kernel multiplies matrices, so that fp32 inputs may run in tf32."""
+        return self.name.startswith(("conv2d", "linear"))
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        return 0.0 if self.exact else TOLERANCE[dtype]
+
+
+def _conv(
+    units: int, draws: int, cin: int, cout: int, size: tuple[int, int], kernel: int = 3, **more: Any
+) -> Shape:
+    plain = {"stride": 1, "padding": kernel // 2, "layout": "contiguous"}
+    return (
+        {"units": units, "draws": draws, "cin": cin, "cout": cout, "size": size, "kernel": kernel}
+        | plain
+        | more
+    )
+
+
+CONV_SHAPES = (
+    _conv(2, 2, 5, 7, (9, 9)),
+    _conv(3, 1, 8, 70, (8, 8), stride=2, layout="channels_last"),
+    _conv(2, 3, 4, 6, (7, 5), kernel=1),
+    _conv(2, 2, 40, 4, (9, 6), padding=2, dilation=2, layout="view"),
+    _conv(1, 1, 1, 1, (1, 1)),
+)
+CONV_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "units": (1, 2, 3),
+    "draws": (1, 2, 4),
+    "cin": (1, 3, 16),
+    "cout": (1, 5, 66),
+    "size": ((5, 5), (6, 9), (8, 3)),
+    "kernel": (1, 3),
+    "stride": (1, 2),
+    "padding": (0, 1),
+    "layout": ("contiguous", "channels_last", "view"),
+}
+CONV_MAIN = (
+    _conv(64, 8, 64, 64, (28, 28), layout="channels_last"),
+    _conv(64, 8, 32, 32, (32, 32), layout="channels_last"),
+    _conv(64, 8, 64, 64, (28, 28), stride=2, layout="channels_last"),
+    _conv(64, 8, 64, 128, (16, 16), kernel=1, layout="channels_last"),
+    _conv(64, 8, 256, 256, (8, 8), layout="channels_last"),
+)
+
+
+def _linear(
+    units: int, draws: int, positions: int | None, cin: int, cout: int, layout: str = "contiguous"
+) -> Shape:
+    return {
+        "units": units,
+        "draws": draws,
+        "positions": positions,
+        "cin": cin,
+        "cout": cout,
+        "layout": layout,
+    }
+
+
+LINEAR_SHAPES = (_linear(3, 2, 5, 6, 7), _linear(2, 1, None, 9, 70), _linear(2, 3, 4, 8, 3, "transposed"))
+LINEAR_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "units": (1, 3),
+    "draws": (1, 4),
+    "positions": (None, 1, 7),
+    "cin": (1, 9),
+    "cout": (2, 65),
+    "layout": ("contiguous", "transposed"),
+}
+LINEAR_MAIN = (_linear(64, 8, 196, 64, 64), _linear(64, 8, None, 256, 64))
+
+
+def _norm(units: int, draws: int, channels: int, groups: int, size: tuple[int, ...], layout: str) -> Shape:
+    return {
+        "units": units,
+        "draws": draws,
+        "channels": channels,
+        "groups": groups,
+        "size": size,
+        "layout": layout,
+    }
+
+
+NORM_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "units": (1, 3),
+    "draws": (1, 4),
+    "channels": (8, 24),
+    "groups": (2, 4),
+    "size": ((6,), (5, 5), (3, 50)),
+    "layout": ("contiguous", "channels_last"),
+}
+NORM_SHAPES = (
+    _norm(3, 2, 6, 3, (5, 7), "contiguous"),
+    _norm(2, 1, 24, 4, (9,), "contiguous"),
+    _norm(2, 2, 8, 2, (4, 4), "channels_last"),
+)
+
+
+def _embedding(units: int, draws: int, rows: int, width: int, padding: int | None = None) -> Shape:
+    return {"units": units, "draws": draws, "rows": rows, "width": width, "padding": padding}
+
+
+CATALOG: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row(
+            "conv2d",
+            examples.conv_inputs,
+            examples.conv_run,
+            examples.conv_truth,
+            CONV_SHAPES,
+            CONV_CHOICES,
+            CONV_MAIN,
+        ),
+        Row(
+            "conv2d_recompute",
+            examples.conv_inputs,
+            examples.conv_recompute,
+            examples.conv_recompute_truth,
+            CONV_SHAPES,
+            CONV_CHOICES,
+            CONV_MAIN,
+        ),
+        Row(
+            "linear",
+            examples.linear_inputs,
+            examples.linear_run,
+            examples.linear_truth,
+            LINEAR_SHAPES,
+            LINEAR_CHOICES,
+            LINEAR_MAIN,
+        ),
+        Row(
+            "linear_recompute",
+            examples.linear_inputs,
+            examples.linear_recompute,
+            examples.linear_recompute_truth,
+            LINEAR_SHAPES,
+            LINEAR_CHOICES,
+            LINEAR_MAIN,
+        ),
+        Row(
+            "linear_shared",
+            examples.linear_inputs,
+            examples.shared_run,
+            examples.shared_truth,
+            LINEAR_SHAPES,
+            LINEAR_CHOICES,
+            LINEAR_MAIN[:1],
+        ),
+        Row(
+            "group_norm",
+            examples.norm_inputs,
+            examples.norm_run,
+            examples.norm_truth,
+            NORM_SHAPES,
+            NORM_CHOICES,
+            (_norm(64, 8, 64, 16, (28, 28), "channels_last"),),
+        ),
+        Row(
+            "embedding",
+            examples.embedding_inputs,
+            examples.embedding_run,
+            examples.embedding_truth,
+            (_embedding(3, 4, 11, 20), _embedding(2, 1, 17, 70, 16), _embedding(1, 3, 1, 1)),
+            {"units": (1, 3), "draws": (1, 5), "rows": (1, 3, 20), "width": (4, 65), "padding": (None, 0)},
+            (_embedding(64, 8, 11, 128),),
+        ),
+        Row(
+            "clip_sum",
+            examples.clip_inputs,
+            examples.clip_run,
+            examples.clip_truth,
+            ({"units": 3, "count": 1500}, {"units": 1, "count": 7}),
+            {"units": (1, 4), "count": (1, 1023, 2100)},
+            ({"units": 64, "count": 1_619_267},),
+        ),
+        Row(
+            "chacha",
+            examples.stream_inputs,
+            examples.stream_run,
+            examples.stream_truth,
+            (
+                {"blocks": 200, "first": 0},
+                {"blocks": 1, "first": 2**32 - 1},
+                {"blocks": 3, "first": 2**31 - 1},
+            ),
+            {"blocks": (1, 129), "first": (0, 5, 2**31)},
+            ({"blocks": 200_000, "first": 0},),
+            dtypes=(torch.float32,),
+            exact=True,
+        ),
+        Row(
+            "noise_step",
+            examples.step_inputs,
+            examples.step_run,
+            examples.step_truth,
+            ({"count": 2003, "step": 0, "half": True}, {"count": 1, "step": 9, "half": False}),
+            {"count": (7, 8, 1030), "step": (0, 999), "half": (False, True)},
+            ({"count": 1_619_267, "step": 5, "half": True},),
+            dtypes=(torch.float32,),
+            # The library's sine keeps a table there for angles that never come.
+            stack=40,
+        ),
+    )
+}

@@ -1,0 +1,324 @@
+"""Arguments, kernel calls and truths of the catalogue's rows.
+
+Three functions a kernel: `*_inputs` makes arguments from a shape, `*_run` calls the kernel, `*_truth` is what
+must come out: batch-of-one autograd in fp64, or exact integer arithmetic.
+"""
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpkernels.chacha import key_words, keystream, keystream_reference
+from dpkernels.clip_sum_triton import add_scaled_rows, squared_row_norms
+from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
+from dpkernels.embedding_triton import embedding_grads, embedding_parts
+from dpkernels.group_norm_triton import group_norm_input_and_unit_grads
+from dpkernels.linear_triton import add_clipped_linear, linear_grads, linear_squares, shared_input_grads
+from dpkernels.noise_step import gaussian_reference, noise_step, noise_step_reference
+
+Shape = Mapping[str, Any]
+Outputs = dict[str, Tensor]
+
+
+def _per_unit(units: int, grads: Callable[[slice], tuple[Tensor, ...]], samples: int) -> tuple[Tensor, ...]:
+    """Stacks what `grads` gives for each unit's samples."""
+    draws = samples // units
+    parts = [grads(slice(unit * draws, (unit + 1) * draws)) for unit in range(units)]
+    return tuple(torch.stack(part) for part in zip(*parts, strict=True))
+
+
+def _summed(scale: Tensor, *grads: Tensor) -> list[Tensor]:
+    """Σ_b rint(scale[b]·grads[b]) of each, int64; units of scale 0 left out."""
+    keep = scale != 0
+    return [
+        (g[keep] * scale[keep].double().view(-1, *[1] * (g.dim() - 1))).round().sum(0).long() for g in grads
+    ]
+
+
+def _square(*grads: Tensor) -> Tensor:
+    return sum((g.double().flatten(1).square().sum(1) for g in grads), torch.tensor(0.0))
+
+
+def _normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+# --- conv2d -------------------------------------------------------------------------------------------------
+
+
+def conv_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    k, size = s["kernel"], s["size"]
+    geometry = Geometry((s["stride"],) * 2, (s["padding"],) * 2, (s.get("dilation", 1),) * 2)
+    out_size = [(n + 2 * s["padding"] - geometry.dilation[0] * (k - 1) - 1) // s["stride"] + 1 for n in size]
+    x = _normal(s["units"] * s["draws"], s["cin"], *size, dtype=dtype, device=device)
+    g = _normal(s["units"] * s["draws"], s["cout"], *out_size, dtype=dtype, device=device)
+    if s["layout"] == "channels_last":
+        x, g = (
+            x.contiguous(memory_format=torch.channels_last),
+            g.contiguous(memory_format=torch.channels_last),
+        )
+    if s["layout"] == "view":  # every other column of something wider
+        x = torch.cat((x, x), 3)[..., ::2] if size[1] > 1 else x
+    weight = (s["cout"], s["cin"], k, k)
+    return {"x": x, "grad_out": g, "weight": weight, "geometry": geometry, "units": s["units"]}
+
+
+def _conv_outputs(units: int, weight: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(whole, weight, bias): views of one buffer, odd in place and stride, as a segment of G is."""
+    size = torch.Size(weight).numel()
+    whole = torch.full((units, size + weight[0] + 3), torch.nan, device=device)
+    return whole, whole[:, 3 : 3 + size].unflatten(1, weight), whole[:, 3 + size :]
+
+
+def conv_run(x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int) -> Outputs:
+    _, weight_out, bias_out = _conv_outputs(units, weight, x.device)
+    parts = conv2d_parts(weight, True, x.dtype)
+    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=x.device)
+    conv2d_grads(x, grad_out, weight_out, bias_out, geometry, squares=squares)
+    return {"weight": weight_out, "bias": bias_out, "squares": squares.sum(1)}
+
+
+def conv_truth(
+    x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int
+) -> Outputs:
+    def grads(samples: slice) -> tuple[Tensor, ...]:
+        w = torch.zeros(weight, dtype=torch.float64, device=x.device, requires_grad=True)
+        b = torch.zeros(weight[0], dtype=torch.float64, device=x.device, requires_grad=True)
+        y = F.conv2d(x[samples].double(), w, b, *geometry)
+        return torch.autograd.grad(y, (w, b), grad_out[samples].double())
+
+    w, b = _per_unit(units, grads, len(x))
+    return {"weight": w, "bias": b, "squares": _square(w, b)}
+
+
+def _scale(units: int, device: torch.device) -> Tensor:
+    """fp32 [B]: factors to the grid; the second unit counts for nothing."""
+    scale = 2.0**30 / torch.arange(1, units + 1, device=device)
+    return torch.where(torch.arange(units, device=device) == 1, 0.0, scale)
+
+
+def conv_recompute(
+    x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int
+) -> Outputs:
+    parts = conv2d_parts(weight, True, x.dtype)
+    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=x.device)
+    conv2d_squares(x, grad_out, weight, True, geometry, squares)
+    total = torch.zeros(torch.Size(weight).numel() + weight[0], dtype=torch.int64, device=x.device)
+    weight_total, bias_total = total[: -weight[0]].view(weight), total[-weight[0] :]
+    add_clipped_conv2d(x, grad_out, _scale(units, x.device), weight_total, bias_total, geometry)
+    return {"weight": weight_total, "bias": bias_total, "squares": squares.sum(1)}
+
+
+def conv_recompute_truth(**inputs: Any) -> Outputs:
+    truth = conv_truth(**inputs)
+    sums = _summed(_scale(inputs["units"], inputs["x"].device), truth["weight"], truth["bias"])
+    return {"weight": sums[0], "bias": sums[1], "squares": truth["squares"]}
+
+
+# --- linear -------------------------------------------------------------------------------------------------
+
+
+def linear_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    between = () if s["positions"] is None else (s["positions"],)
+    x = _normal(s["units"] * s["draws"], *between, s["cin"], dtype=dtype, device=device)
+    g = _normal(s["units"] * s["draws"], *between, s["cout"], dtype=dtype, device=device)
+    if s["layout"] == "transposed" and between:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    return {"x": x, "grad_out": g, "units": s["units"]}
+
+
+def linear_run(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+    weight = (grad_out.shape[-1], x.shape[-1], 1, 1)
+    _, weight_out, bias_out = _conv_outputs(units, weight, x.device)
+    parts = conv2d_parts(weight, True, x.dtype)
+    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=x.device)
+    linear_grads(x, grad_out, weight_out[..., 0, 0], bias_out, squares=squares)
+    return {"weight": weight_out[..., 0, 0], "bias": bias_out, "squares": squares.sum(1)}
+
+
+def linear_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+    def grads(samples: slice) -> tuple[Tensor, ...]:
+        w = torch.zeros(
+            grad_out.shape[-1], x.shape[-1], dtype=torch.float64, device=x.device, requires_grad=True
+        )
+        b = torch.zeros(grad_out.shape[-1], dtype=torch.float64, device=x.device, requires_grad=True)
+        return torch.autograd.grad(F.linear(x[samples].double(), w, b), (w, b), grad_out[samples].double())
+
+    w, b = _per_unit(units, grads, len(x))
+    return {"weight": w, "bias": b, "squares": _square(w, b)}
+
+
+def linear_recompute(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+    weight_total = torch.zeros(grad_out.shape[-1], x.shape[-1], dtype=torch.int64, device=x.device)
+    bias_total = torch.zeros(grad_out.shape[-1], dtype=torch.int64, device=x.device)
+    add_clipped_linear(x, grad_out, _scale(units, x.device), weight_total, bias_total)
+    return {"weight": weight_total, "bias": bias_total, "squares": linear_squares(x, grad_out, units, True)}
+
+
+def linear_recompute_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+    truth = linear_truth(x, grad_out, units)
+    sums = _summed(_scale(units, x.device), truth["weight"], truth["bias"])
+    return {"weight": sums[0], "bias": sums[1], "squares": truth["squares"]}
+
+
+def shared_run(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+    size = (grad_out.shape[-1], x.shape[-1], 1, 1)
+    q, k, v = (_conv_outputs(units, size, x.device) for _ in range(3))
+    parts = conv2d_parts(size, True, x.dtype)
+    squares = torch.full((3, units, parts), torch.nan, dtype=torch.float64, device=x.device)
+    weights = (q[1][..., 0, 0], k[1][..., 0, 0], v[1][..., 0, 0])
+    biases = (q[2], k[2], v[2])
+    shared_input_grads(x, _three(grad_out), weights, biases, squares)
+    return {"weight": torch.cat(weights, 1), "bias": torch.cat(biases, 1), "squares": squares.sum((0, 2))}
+
+
+def _three(grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query's, key's and value's output gradients."""
+    return grad_out, grad_out.flip(0), grad_out.neg()
+
+
+def shared_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+    truths = [linear_truth(x, grad, units) for grad in _three(grad_out)]
+    weight, bias = (torch.cat([truth[name] for truth in truths], 1) for name in ("weight", "bias"))
+    return {"weight": weight, "bias": bias, "squares": _square(weight, bias)}
+
+
+# --- group norm ---------------------------------------------------------------------------------------------
+
+
+def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    shape = (s["units"] * s["draws"], s["channels"], *s["size"])
+    x, g = (_normal(*shape, dtype=dtype, device=device) for _ in range(2))
+    x = x + 3  # a mean far from 0: what would cancel badly shows
+    if s["layout"] == "channels_last" and len(s["size"]) == 2:
+        x, g = (
+            x.contiguous(memory_format=torch.channels_last),
+            g.contiguous(memory_format=torch.channels_last),
+        )
+    by_group = x.double().reshape(len(x), s["groups"], -1)
+    mean, rstd = by_group.mean(2), 1 / torch.sqrt(by_group.var(2, correction=0) + 1e-5)
+    weight = _normal(s["channels"], dtype=torch.float32, device=device)
+    statistics = {"mean": mean.float(), "rstd": rstd.float()}
+    return {"x": x, "grad_out": g, "weight": weight, "units": s["units"]} | statistics
+
+
+def norm_run(x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor) -> Outputs:
+    channels = x.shape[1]
+    whole = torch.full((units, 2 * channels + 1), torch.nan, device=x.device)
+    scale, shift = whole[:, 1 : 1 + channels], whole[:, 1 + channels :]
+    squares = torch.full((units, mean.shape[1]), torch.nan, dtype=torch.float64, device=x.device)
+    grad_x = group_norm_input_and_unit_grads(x, grad_out, mean, rstd, weight, scale, shift, squares=squares)
+    return {"x": grad_x, "weight": scale, "bias": shift, "squares": squares.sum(1)}
+
+
+def norm_truth(
+    x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor
+) -> Outputs:
+    def grads(samples: slice) -> tuple[Tensor, ...]:
+        # In channels_last, torch's own backward of group_norm can crash on a CPU.
+        x_unit = x[samples].double().contiguous().requires_grad_()
+        w = weight.double().requires_grad_()
+        b = torch.zeros_like(w, requires_grad=True)
+        y = F.group_norm(x_unit, mean.shape[1], w, b)
+        return torch.autograd.grad(y, (x_unit, w, b), grad_out[samples].double())
+
+    grad_x, w, b = _per_unit(units, grads, len(x))
+    return {"x": grad_x.flatten(0, 1).to(x.dtype), "weight": w, "bias": b, "squares": _square(w, b)}
+
+
+# --- embedding ----------------------------------------------------------------------------------------------
+
+
+def embedding_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    index = torch.randint(s["rows"], (s["units"] * s["draws"],), device=device)
+    grad = _normal(len(index), s["width"], dtype=dtype, device=device)
+    return {"index": index, "grad_out": grad, "rows": s["rows"], "padding": s["padding"], "units": s["units"]}
+
+
+def embedding_run(index: Tensor, grad_out: Tensor, rows: int, padding: int | None, units: int) -> Outputs:
+    width = grad_out.shape[1]
+    out = torch.full((units, rows * width + 1), torch.nan, device=grad_out.device)[:, 1:].unflatten(
+        1, (rows, width)
+    )
+    parts = embedding_parts(rows, width)
+    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=grad_out.device)
+    embedding_grads(index, grad_out, out, padding, squares=squares)
+    return {"weight": out, "squares": squares.sum(1)}
+
+
+def embedding_truth(index: Tensor, grad_out: Tensor, rows: int, padding: int | None, units: int) -> Outputs:
+    def grads(samples: slice) -> tuple[Tensor, ...]:
+        w = torch.zeros(
+            rows, grad_out.shape[1], dtype=torch.float64, device=grad_out.device, requires_grad=True
+        )
+        return torch.autograd.grad(F.embedding(index[samples], w, padding), (w,), grad_out[samples].double())
+
+    (w,) = _per_unit(units, grads, len(index))
+    return {"weight": w, "squares": _square(w)}
+
+
+# --- the step's end -----------------------------------------------------------------------------------------
+
+
+def clip_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    grads = _normal(s["units"], s["count"], dtype=dtype, device=device)
+    return {"grads": grads, "scale": _scale(s["units"], grads.device)}
+
+
+def clip_run(grads: Tensor, scale: Tensor) -> Outputs:
+    total = torch.arange(grads.shape[1], device=grads.device)
+    add_scaled_rows(grads, scale, total)
+    return {"total": total, "squares": squared_row_norms(grads)}
+
+
+def clip_truth(grads: Tensor, scale: Tensor) -> Outputs:
+    wide = grads.float() * scale[:, None]
+    total = torch.arange(grads.shape[1], device=grads.device) + wide.round().long().sum(0)
+    return {"total": total, "squares": _square(grads)}
+
+
+def stream_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    return {"key": bytes(range(32)), "blocks": s["blocks"], "first": s["first"], "device": device}
+
+
+def stream_run(key: bytes, blocks: int, first: int, device: str) -> Outputs:
+    return {"words": keystream(key, blocks, first, device)}
+
+
+def stream_truth(key: bytes, blocks: int, first: int, device: str) -> Outputs:
+    return {"words": keystream_reference(key_words(key, device), blocks, first)}
+
+
+BUFFERS = ("weights", "exp_avg", "exp_avg_sq", "ema")
+
+
+def step_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    buffers = {name: torch.rand(s["count"], device=device) for name in BUFFERS}
+    total = torch.randint(-(2**36), 2**36, (s["count"],), device=device)
+    half = torch.zeros(s["count"], dtype=torch.bfloat16, device=device) if s["half"] else None
+    return {"total": total, "buffers": buffers, "half": half, "step": s["step"]}
+
+
+def step_run(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Outputs:
+    total, new, half = _copies(total, buffers, half)
+    noise_step(total, bytes(range(32)), 1.5, 0.7, 3.0, SimpleNamespace(**new), step, 1e-3, 0.99, half)
+    return new | {"total": total} | ({} if half is None else {"half": half})
+
+
+def step_truth(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Outputs:
+    total, new, half = _copies(total, buffers, half)
+    noise = gaussian_reference(key_words(bytes(range(32)), total.device), len(total))
+    to_gradient = 0.7 / 2.0**36 / 3.0
+    noise_step_reference(total, noise, 1.5, to_gradient, SimpleNamespace(**new), step, 1e-3, 0.99, half)
+    return new | {"total": total} | ({} if half is None else {"half": half})
+
+
+def _copies(
+    total: Tensor, buffers: dict[str, Tensor], half: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    copies = {name: buffer.clone() for name, buffer in buffers.items()}
+    return total.clone(), copies, None if half is None else half.clone()

@@ -1,0 +1,141 @@
+"""Triton kernel of `group_norm`: the whole backward in one launch, per-unit gradients of scale and shift
+included.
+
+With x̂ = (x−μ)·r, M the elements of a group, and means over the group:
+    ∂L/∂w_c = Σ g·x̂,  ∂L/∂b_c = Σ g                   over the unit's draws and positions
+    ∂L/∂x   = r·(g·w − mean(g·w) − x̂·mean(g·w·x̂))      (Wu and He 2018)
+
+A program owns one group of one unit and walks its draws: once over the positions for the sums, which are the
+ordinary backward's own, and once more, out of cache, for the input's gradient.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dpkernels.device import GROUP_NORM_ELEMENTS
+from dpkernels.grid import store_value
+
+
+def group_norm_input_and_unit_grads(
+    x: Tensor,
+    grad_out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    accumulate: bool = False,
+    squares: Tensor | None = None,
+) -> Tensor:
+    """Returns the input's gradient, as x, and writes each unit's gradients of scale and shift. PRIVATE.
+
+    x and grad_out [N, C, ...] (2 to 4 dimensions, any strides), N = B·K with a unit's K draws contiguous;
+    mean and rstd [N, groups], as the forward returned them; weight [C]; weight_out and bias_out [B, C], any
+    strides; `accumulate` adds to what they hold. squares, if given, is float64 [B, groups] and receives parts
+    of each unit's squared norm, of the values as stored.
+    """
+    grad_x = torch.empty_like(x)
+    units, channels = weight_out.shape
+    groups = mean.shape[1]
+    images = [tensor.view(*tensor.shape, *(1,) * (4 - tensor.dim())) for tensor in (x, grad_out, grad_x)]
+    wide = channels // groups
+    rows = triton.next_power_of_2(wide)
+    parts = weight_out if squares is None else squares
+    _group_norm_kernel[(groups, units)](
+        *(*images, mean.contiguous(), rstd.contiguous(), weight, weight_out, bias_out, parts),
+        *(image.stride() for image in images),
+        *(weight_out.stride(), bias_out.stride(), parts.stride(0), len(x) // units),
+        *(channels, wide, images[0].shape[2] * images[0].shape[3], images[0].shape[3]),
+        *(accumulate, squares is not None, rows, max(1, GROUP_NORM_ELEMENTS // rows)),
+        num_warps=4,
+    )
+    return grad_x
+
+
+@triton.jit
+def _group_norm_kernel(
+    x: tl.tensor,  # [N, C, H, W]
+    g: tl.tensor,  # [N, C, H, W]
+    grad_x: tl.tensor,  # [N, C, H, W], as x
+    mean: tl.tensor,  # fp32 [N, groups]
+    rstd: tl.tensor,  # fp32 [N, groups]
+    weight: tl.tensor,  # [C]
+    weight_out: tl.tensor,  # [B, C]
+    bias_out: tl.tensor,  # [B, C]
+    squares: tl.tensor,  # float64 [B, groups]
+    x_stride: tl.tuple,
+    g_stride: tl.tuple,
+    grad_x_stride: tl.tuple,
+    weight_stride: tl.tuple,
+    bias_stride: tl.tuple,
+    squares_stride: tl.tensor,
+    draws: tl.tensor,
+    CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,  # channels of a group
+    POSITIONS: tl.constexpr,
+    W: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    SQUARES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Program (group, unit)."""
+    unit = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, ROWS)
+    channel = tl.program_id(0) * WIDE + row
+    live = row < WIDE
+    factor = tl.load(weight + channel, mask=live, other=0.0).to(tl.float32)
+    scale_sum = tl.zeros((ROWS,), dtype=tl.float32)
+    shift_sum = tl.zeros((ROWS,), dtype=tl.float32)
+    for draw in range(draws):
+        sample = unit * draws + draw
+        statistic = sample * (CHANNELS // WIDE) + tl.program_id(0)
+        centre, spread = tl.load(mean + statistic).to(tl.float32), tl.load(rstd + statistic).to(tl.float32)
+        scale_part = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        shift_part = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for start in range(0, POSITIONS, COLUMNS):
+            place = start + tl.arange(0, COLUMNS)
+            mask = live[:, None] & (place < POSITIONS)[None, :]
+            g_tile = tl.load(g + _places(sample, channel, place, g_stride, W), mask=mask, other=0.0).to(
+                tl.float32
+            )
+            x_tile = tl.load(x + _places(sample, channel, place, x_stride, W), mask=mask, other=0.0).to(
+                tl.float32
+            )
+            shift_part += g_tile
+            scale_part += g_tile * ((x_tile - centre) * spread)
+        shift, scale = tl.sum(shift_part, 1), tl.sum(scale_part, 1)
+        shift_sum += shift
+        scale_sum += scale
+        g_mean = tl.sum(factor * shift, 0) / (WIDE * POSITIONS)
+        gx_mean = tl.sum(factor * scale, 0) / (WIDE * POSITIONS)
+        for start in range(0, POSITIONS, COLUMNS):
+            place = start + tl.arange(0, COLUMNS)
+            mask = live[:, None] & (place < POSITIONS)[None, :]
+            g_tile = tl.load(g + _places(sample, channel, place, g_stride, W), mask=mask, other=0.0).to(
+                tl.float32
+            )
+            x_tile = tl.load(x + _places(sample, channel, place, x_stride, W), mask=mask, other=0.0).to(
+                tl.float32
+            )
+            value = spread * (g_tile * factor[:, None] - g_mean - (x_tile - centre) * spread * gx_mean)
+            out = grad_x + _places(sample, channel, place, grad_x_stride, W)
+            tl.store(out, value.to(grad_x.dtype.element_ty), mask=mask)
+    weight_place = weight_out + unit * weight_stride[0] + channel * weight_stride[1]
+    scale_sum = store_value(weight_place, scale_sum, live, ACCUMULATE).to(tl.float64)
+    bias_place = bias_out + unit * bias_stride[0] + channel * bias_stride[1]
+    shift_sum = store_value(bias_place, shift_sum, live, ACCUMULATE).to(tl.float64)
+    if SQUARES:
+        part = tl.sum(scale_sum * scale_sum + shift_sum * shift_sum, 0)
+        tl.store(squares + unit * squares_stride + tl.program_id(0), part)
+
+
+@triton.jit
+def _places(
+    sample: tl.tensor, channel: tl.tensor, place: tl.tensor, stride: tl.tuple, W: tl.constexpr
+) -> tl.tensor:
+    """Offsets [channels, places] into one sample."""
+    position = place // W * stride[2] + place % W * stride[3]
+    return sample * stride[0] + (channel * stride[1])[:, None] + position[None, :]

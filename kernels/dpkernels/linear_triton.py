@@ -1,0 +1,132 @@
+"""Triton kernels of `linear`: each unit's weight and bias gradient.
+
+A linear layer over T positions is a 1x1 convolution over an image of T x 1, and takes the convolution's
+kernel; the projections of an attention block that share an input (query, key, value) go in one launch. With
+one position per draw (time and class projections) the gradient has rank K: its norm follows from the factors,
+‖Σ_k g_k x_kᵀ‖² = Σ_{k,l} (g_k·g_l)(x_k·x_l), and its clipped sum from `add_clipped_linear`: nothing is
+stored.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dpkernels.conv2d_triton import (
+    PLAIN,
+    add_clipped_conv2d,
+    conv2d_grads,
+    conv2d_squares,
+    layer_shape,
+    mode_of,
+    tiles,
+    unit_program,
+)
+from dpkernels.device import gemm_tile, precision_of
+
+
+def linear_grads(
+    x: Tensor,
+    grad_out: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+    accumulate: bool = False,
+    squares: Tensor | None = None,
+) -> None:
+    """Writes each unit's weight and bias gradient in one launch. PRIVATE.
+
+    x [N, ..., I] and grad_out [N, ..., O], any strides, N = B·K with a unit's K draws contiguous; weight_out
+    [B, O, I] and bias_out [B, O] or None; the rest as in `conv2d_grads`.
+    """
+    weight = weight_out[..., None, None]
+    conv2d_grads(_image(x), _image(grad_out), weight, bias_out, PLAIN, accumulate, squares)
+
+
+def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tensor:
+    """Each unit's squared gradient norm from the factors, float64 [B]: K² products of vectors. PRIVATE.
+
+    For few rows a unit; x and grad_out as in `linear_grads`.
+    """
+    x_brI, grad_brO = _rows(x.double(), units), _rows(grad_out.double(), units)
+    x_gram = x_brI.bmm(x_brI.transpose(1, 2)) + float(bias)
+    return (x_gram * grad_brO.bmm(grad_brO.transpose(1, 2))).sum((1, 2)).clamp_(min=0)
+
+
+def linear_tile_squares(x: Tensor, grad_out: Tensor, bias: bool, squares: Tensor) -> None:
+    """Writes the parts of each unit's squared norm, as `conv2d_squares`, and stores no gradient. PRIVATE."""
+    shape = (grad_out.shape[-1], x.shape[-1], 1, 1)
+    conv2d_squares(_image(x), _image(grad_out), shape, bias, PLAIN, squares)
+
+
+def add_clipped_linear(
+    x: Tensor, grad_out: Tensor, scale: Tensor, weight_total: Tensor, bias_total: Tensor | None
+) -> None:
+    """Adds Σ_b rint(scale[b] · gradient of unit b) to int64 sums [O, I] and [O]. PRIVATE. Triton only.
+
+    Arguments as in `add_clipped_conv2d`.
+    """
+    add_clipped_conv2d(_image(x), _image(grad_out), scale, weight_total[..., None, None], bias_total, PLAIN)
+
+
+def shared_input_grads(
+    x: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    weight_outs: tuple[Tensor, Tensor, Tensor],
+    bias_outs: tuple[Tensor, Tensor, Tensor] | None,
+    squares: Tensor,
+) -> None:
+    """Writes the gradients of three layers of one size that share the input x, in one launch. PRIVATE.
+
+    Triton only. Each as in `linear_grads`; squares float64 [3, B, parts of one layer].
+    """
+    x_image, images = _image(x), [_image(grad) for grad in grads]
+    shape = layer_shape(x_image, images[0], (*weight_outs[0].shape[1:], 1, 1), bias_outs is not None, PLAIN)
+    tile = gemm_tile(precision_of(x.dtype), shape.cout)
+    weight_stride = (*weight_outs[0].stride(), 0, 0)
+    _shared_kernel[(tiles(tile, shape[:4], shape.bias), len(weight_outs[0]), 3)](
+        *(x_image, tuple(images), weight_outs, weight_outs if bias_outs is None else bias_outs, squares),
+        *(x_image.stride(), images[0].stride(), weight_stride),
+        *(weight_outs[0].stride()[:2] if bias_outs is None else bias_outs[0].stride(), squares.stride()),
+        *(len(x) // len(weight_outs[0]), shape, tile, mode_of(x.dtype, squares=True)),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def _rows(tensor: Tensor, units: int) -> Tensor:
+    """[N, ..., F] as [B, rows of a unit, F]."""
+    return tensor.reshape(units, -1, tensor.shape[-1])
+
+
+def _image(tensor: Tensor) -> Tensor:
+    """[N, ..., F] as an image [N, F, T, 1]; a view where there is at most one axis between."""
+    rows = tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
+    return rows.transpose(1, 2)[..., None]
+
+
+@triton.jit
+def _shared_kernel(
+    x: tl.tensor,  # [N, I, T, 1]
+    grads: tl.tuple,  # three [N, O, T, 1] of one layout
+    weights: tl.tuple,  # three [B, O, I]
+    biases: tl.tuple,  # three [B, O]
+    squares: tl.tensor,  # float64 [3, B, tiles]
+    x_stride: tl.tuple,
+    g_stride: tl.tuple,
+    weight_stride: tl.tuple,
+    bias_stride: tl.tuple,
+    squares_stride: tl.tuple,
+    draws: tl.tensor,
+    S: tl.constexpr,
+    TILE: tl.constexpr,
+    MODE: tl.constexpr,
+) -> None:
+    """Program (tile, unit, layer). Three branches, not selected pointers, whose alignment would be lost."""
+    strides = (x_stride, g_stride, weight_stride, bias_stride, squares_stride[1])
+    if tl.program_id(2) == 0:
+        unit_program(x, grads[0], weights[0], biases[0], squares, strides, draws, S, TILE, MODE)
+    elif tl.program_id(2) == 1:
+        parts = squares + squares_stride[0]
+        unit_program(x, grads[1], weights[1], biases[1], parts, strides, draws, S, TILE, MODE)
+    else:
+        parts = squares + 2 * squares_stride[0]
+        unit_program(x, grads[2], weights[2], biases[2], parts, strides, draws, S, TILE, MODE)

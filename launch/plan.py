@@ -1,0 +1,45 @@
+"""python launch/plan.py CONFIG [key.path=value ...] [--json]: what a run will cost, before any training.
+
+Solves DP-SGD's noise for the budget, both stages together. Reads no data and imports no torch. Exit status: 0
+done, 2 a bad input.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a bad command, as for any other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a file of configs/, or your own")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
+    )
+    parser.add_argument("--json", action="store_true", help="the plan as JSON, for programs")
+    asked = parser.parse_intermixed_args()
+
+    from curriculumdp.command import one_line_errors
+
+    with one_line_errors():
+        from curriculumdp.config import load_config
+        from curriculumdp.curriculum.plan import described, plan_curriculum
+
+        plan = plan_curriculum(load_config(asked.config, asked.overrides))
+        print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""python launch/report.py RUN: a run as one HTML file, which fetches nothing.
+
+Writes RUN/report_public.html (only what is differentially private) and RUN/private/report.html (all there is;
+it may not leave). Figures of launch/evaluate.py are in them if it ran before.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
+    asked = parser.parse_args()
+
+    from curriculumdp.command import one_line_errors
+
+    with one_line_errors():
+        from curriculumdp.evaluation.report import write_reports
+
+        for path in write_reports(asked.run):
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

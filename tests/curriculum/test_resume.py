@@ -1,0 +1,196 @@
+"""Killed anywhere and run again: the weights of the run that was never killed, charged once."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from curriculumdp import checkpoint
+from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.curriculum import folder, phase, run
+from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.warmup import WarmupPhase
+from curriculumdp.privacy.ledger import Ledger
+from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.world import one_process
+from tests.curriculum.runs import SECRET, finish, in_child, in_world, kill_at, outcome_of, plan_of, tiny
+
+MOMENTS: dict[str, Callable[[], None]] = {
+    "after the ledger's first entry": lambda: kill_at(Ledger, "create", 1, after=True),
+    "inside a central query": lambda: kill_at(run.CentralPhase, "step", 2),
+    "a central query is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 2, after=True),
+    "inside the warm-up": lambda: kill_at(WarmupPhase, "step", 4),
+    "between phases": lambda: kill_at(PrivatePhase, "begin", 1),
+    "inside a DP-SGD step": lambda: kill_at(PerUnitGradients, "backward", 6),
+    "a step is summed, not charged": lambda: kill_at(Ledger, "charge", 5),
+    "a step is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 6, after=True),
+    "noise is drawn, weights not updated": lambda: kill_at(phase, "add_noise", 7, after=True),
+    "a checkpoint's tensors are half written": lambda: kill_at(checkpoint, "save_file", 4),
+    "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "_fsync", 15),
+    "all is trained, nothing sealed": lambda: kill_at(Ledger, "seal", 1),
+    "sealed, not released": lambda: kill_at(run, "publish", 1),
+    "released, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def solve_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "plan_curriculum", plan_of)
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return outcome_of(finish(tiny(tmp_path_factory.mktemp("never killed"))))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_is_the_run_never_killed(tmp_path, never_killed, moment):
+    config = tiny(tmp_path)
+
+    def killed() -> None:
+        MOMENTS[moment]()
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    resumed = outcome_of(finish(config))
+    assert resumed == never_killed, f"differs: {[k for k in resumed if resumed[k] != never_killed[k]]}"
+
+
+def test_killed_at_every_step_of_dp_sgd_is_charged_once(tmp_path, never_killed):
+    config = tiny(tmp_path)
+
+    def killed() -> None:
+        kill_at(phase, "add_noise", 3)
+        finish(config)
+
+    kills = 0
+    while in_child(killed) == -signal.SIGKILL:
+        kills += 1
+        assert kills < 30, "no progress"
+    assert kills >= 3
+    assert outcome_of(tmp_path / "release") == never_killed
+
+
+def test_a_finished_run_is_pointed_to_and_not_touched(tmp_path, never_killed):
+    config = tiny(tmp_path)
+    finish(config)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "release").rglob("*")}
+    finish(config)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "release").rglob("*")} == before
+    assert not (tmp_path / "private" / "secret").exists()
+
+
+def incarnations(run_dir: Path) -> list[dict]:
+    lines = (run_dir / "private" / "ledger.jsonl").read_text().splitlines()
+    return [body for line in lines if (body := json.loads(line)["body"])["kind"] == "incarnation"]
+
+
+def releases(run_dir: Path) -> list[dict]:
+    lines = (run_dir / "private" / "ledger.jsonl").read_text().splitlines()
+    return [body for line in lines if (body := json.loads(line)["body"])["kind"] == "release"]
+
+
+def test_another_microbatch_size_takes_new_keys_and_charges_what_is_done_again(tmp_path):
+    """Killed one step after a checkpoint: that step is charged twice, under other rows, and the plan stops short."""
+    config = tiny(tmp_path)
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", 6, after=True)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    before = releases(tmp_path)
+    assert [(r["phase"], r["step"]) for r in before][-1] == ("private", 2)
+    finish(tiny(tmp_path, compute__microbatch=16))
+    assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
+    assert "microbatch" in incarnations(tmp_path)[1]["why"]
+    after = releases(tmp_path)
+    assert after[: len(before)] == before
+    assert after[len(before)]["incarnation"] == 1
+    assert (after[len(before)]["phase"], after[len(before)]["step"]) == ("private", 2)
+    assert after[len(before)]["sum_mac"] != before[-1]["sum_mac"]
+    certificate = json.loads((tmp_path / "release" / "privacy.json").read_text())
+    counts = {r["name"]: r["count"] for r in certificate["guarantee"]["releases"]}
+    assert counts["private"] == len([r for r in after if r["phase"] == "private"])
+    assert certificate["accounting"]["epsilon_of_releases"] <= config.privacy.epsilon
+    assert certificate["guarantee"]["stopped"] == ("planned" if counts["private"] == 7 else "budget")
+
+
+def test_a_replayed_sum_that_differs_is_thrown_away_and_charged_anew(tmp_path, monkeypatch):
+    """The fingerprint is a hint; the recorded digest is the guard (design D1)."""
+    config = tiny(tmp_path)
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", 6, after=True)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    original = PrivatePhase.clipped_sum
+
+    def other_arithmetic(self, run, state, step, rows):
+        total, figures = original(self, run, state, step, rows)
+        return (total + 1 if step == 2 and run.incarnation == 0 else total), figures
+
+    monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
+    finish(config)
+    assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
+    again = [r for r in releases(tmp_path) if (r["phase"], r["step"]) == ("private", 2)]
+    assert [r["incarnation"] for r in again] == [0, 1]
+
+
+def test_resumed_on_another_number_of_processes_is_the_same_run(tmp_path, never_killed):
+    config = tiny(tmp_path)
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", 6, after=True)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert in_world(2, lambda world: finish(config, world)) == [0, 0]
+    assert outcome_of(tmp_path / "release") == never_killed
+
+
+def test_one_rank_killed_ends_the_others_and_the_run_goes_on_alone(tmp_path, never_killed):
+    config = tiny(tmp_path)
+
+    def work(world) -> None:
+        if world.rank == 1:
+            kill_at(PerUnitGradients, "backward", 3)
+        finish(config, world)
+
+    first, second = in_world(2, work)
+    assert second == -signal.SIGKILL
+    assert first != 0
+    finish(config)
+    assert outcome_of(tmp_path / "release") == never_killed
+
+
+@pytest.mark.parametrize("worlds", [2, 3])
+def test_more_processes_give_the_same_weights_and_ledger_to_the_bit(tmp_path, never_killed, worlds):
+    config = tiny(tmp_path)
+    assert in_world(worlds, lambda world: finish(config, world)) == [0] * worlds
+    assert outcome_of(tmp_path / "release") == never_killed
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, never_killed):
+    config = tiny(tmp_path)
+    original = PrivatePhase.step
+
+    def interrupted() -> None:
+        def step(self, run, state, number):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, run, state, number)
+
+        PrivatePhase.step = step
+        outcome = run.run_curriculum(config, one_process(), secret=RunSecret.from_bytes(SECRET))
+        raise SystemExit(outcome.exit_code)
+
+    assert in_child(interrupted) == 143
+    newest = sorted(p.name for p in (tmp_path / "private" / "checkpoints").iterdir())[-1]
+    assert newest == "2-private-0000004", "the step that was under way is finished and saved"
+    finish(config)
+    assert outcome_of(tmp_path / "release") == never_killed

@@ -1,0 +1,99 @@
+"""Every catalogue row against its reference, for fixed and random shapes, interpreted and on a GPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from dpkernels.catalog import CATALOG, TF32_TOLERANCE, Row
+from dpkernels.device import interpreted
+from dpkernels.examples import Outputs, Shape
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+CASES = [
+    pytest.param(row, dtype, shape, id=f"{row.name}-{NAMES[dtype]}-{number}")
+    for row in CATALOG.values()
+    for dtype in row.dtypes
+    for number, shape in enumerate(row.shapes)
+]
+
+
+def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
+    size = truth.double().norm().clamp(min=1e-30)
+    return float((value.double() - truth.double()).norm() / size)
+
+
+def check(outputs: Outputs, truths: Outputs, tolerance: float) -> None:
+    assert outputs.keys() == truths.keys()
+    for name, truth in truths.items():
+        assert outputs[name].shape == truth.shape
+        # Where the result is bf16 its last bit is allowed: the interpreter cuts, a GPU rounds.
+        allowed = max(tolerance, 2.0**-7) if truth.dtype == torch.bfloat16 else tolerance
+        assert relative_error(outputs[name], truth) <= allowed, name
+
+
+def compare(row: Row, dtype: torch.dtype, shape: Shape, device: str, tolerance: float) -> None:
+    torch.manual_seed(0)
+    inputs = row.inputs(shape, dtype, device)
+    check(row.run(**inputs), row.reference(**inputs), tolerance)
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize(("row", "dtype", "shape"), CASES)
+def test_kernel_equals_its_reference(row: Row, dtype: torch.dtype, shape: Shape) -> None:
+    compare(row, dtype, shape, "cpu", row.tolerance(dtype))
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="a GPU is at hand: the gpu tests run the kernels themselves"
+)
+@pytest.mark.parametrize("row", CATALOG.values(), ids=CATALOG)
+def test_kernel_equals_its_reference_for_random_shapes(row: Row) -> None:
+    strategies = {name: st.sampled_from(values) for name, values in row.choices.items()}
+
+    @settings(max_examples=3, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(shape=st.fixed_dictionaries(strategies), dtype=st.sampled_from(row.dtypes))
+    def equal(shape: dict[str, Any], dtype: torch.dtype) -> None:
+        with interpreted():
+            compare(row, dtype, shape, "cpu", row.tolerance(dtype))
+
+    equal()
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("row", "dtype", "shape"), CASES)
+def test_kernel_equals_its_reference_on_a_gpu(row: Row, dtype: torch.dtype, shape: Shape) -> None:
+    compare(row, dtype, shape, "cuda", row.tolerance(dtype))
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("row", [row for row in CATALOG.values() if row.tf32], ids=lambda row: row.name)
+def test_tf32_products_keep_their_tolerance(row: Row) -> None:
+    for shape in row.shapes:
+        compare(row, torch.float32, shape, "cuda", TF32_TOLERANCE)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("row", CATALOG.values(), ids=CATALOG)
+def test_kernel_repeats_to_the_bit_on_a_gpu(row: Row) -> None:
+    for dtype in row.dtypes:
+        torch.manual_seed(0)
+        inputs = row.inputs(row.main[0], dtype, "cuda")
+        first, second = row.run(**inputs), row.run(**inputs)
+        assert all(torch.equal(first[name], second[name]) for name in first)
