@@ -7,7 +7,15 @@ from contextlib import contextmanager
 
 BAD_INPUT = 2
 # What the machine, not the program, got wrong.
-MACHINE_FAULTS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG, errno.ENOENT}
+MACHINE_FAULTS = {
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOENT,
+}
 
 
 @contextmanager

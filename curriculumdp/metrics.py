@@ -6,6 +6,7 @@ certificate then states).
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -35,7 +36,8 @@ class Metrics:
         self._on = private is not None
         if private is None:
             return
-        self._log = self._stack.enter_context((private / "metrics.jsonl").open("a", buffering=1))
+        opened = os.open(private / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._log = self._stack.enter_context(os.fdopen(opened, "a", buffering=1))
         self._bar = self._stack.enter_context(
             tqdm(total=sum(steps.values()), initial=done, unit="step", dynamic_ncols=True, mininterval=0.5)
         )

@@ -13,21 +13,29 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="a file of configs/, or your own")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's")
-    parser.add_argument("--show-private-metrics", action="store_true", help="losses on the console; certified so")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
+    )
+    parser.add_argument(
+        "--show-private-metrics", action="store_true", help="losses on the console; certified so"
+    )
     asked = parser.parse_args()
 
     from curriculumdp.command import one_line_errors
 
     with one_line_errors():
         from curriculumdp.config import load_config
-        from curriculumdp.curriculum.run import run_curriculum
-        from curriculumdp.world import open_world
 
         shown = ["logging.show_private_metrics=true"] if asked.show_private_metrics else []
         config = load_config(asked.config, [*asked.overrides, *shown])
+
+        from curriculumdp.curriculum.run import run_curriculum
+        from curriculumdp.world import open_world
+
         world = open_world(config.compute.device, config.compute.processes)
         outcome = run_curriculum(config, world)
         world.print(outcome.summary())

@@ -42,7 +42,9 @@ def test_the_latest_checkpoint_comes_back_whole(tmp_path):
 
 
 def test_a_later_phase_is_later_than_a_higher_step(tmp_path):
-    save_checkpoint(tmp_path, Position(1, "warmup", 600, 1, ""), {"weights": torch.full((100,), 600.0)}, KEY, 9)
+    save_checkpoint(
+        tmp_path, Position(1, "warmup", 600, 1, ""), {"weights": torch.full((100,), 600.0)}, KEY, 9
+    )
     save_checkpoint(tmp_path, Position(2, "private", 1, 1, ""), {"weights": torch.full((100,), 1.0)}, KEY, 9)
     assert load(tmp_path) == (1, [])
 
@@ -121,12 +123,16 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
-            save_checkpoint(Path({str(tmp_path)!r}), Position(2, "private", 10, 0, ""), {{"w": torch.zeros(9999)}}, b"k", 2)
+            at = Position(2, "private", 10, 0, "")
+            save_checkpoint(Path({str(tmp_path)!r}), at, {{"w": torch.zeros(9999)}}, b"k", 2)
         except CheckpointError as error:
             sys.exit(str(error))
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
     )
     assert done.returncode == 1

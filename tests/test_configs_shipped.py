@@ -50,7 +50,7 @@ def test_the_two_budgets_of_a_data_set_differ_in_nothing_else() -> None:
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
 def test_a_launcher_config_is_one_that_accelerate_knows(path: Path) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file  # noqa: PLC0415 - slow to import
+    from accelerate.commands.config.config_args import load_config_from_file
 
     launcher = load_config_from_file(str(path))
     assert launcher.mixed_precision == "no"
@@ -59,7 +59,7 @@ def test_a_launcher_config_is_one_that_accelerate_knows(path: Path) -> None:
 
 
 def test_the_cpu_launchers_ask_for_one_and_two_processes() -> None:
-    from accelerate.commands.config.config_args import load_config_from_file  # noqa: PLC0415 - slow to import
+    from accelerate.commands.config.config_args import load_config_from_file
 
     for name, processes in (("cpu", 1), ("two_cpu_processes", 2)):
         launcher = load_config_from_file(str(CONFIGS / "accelerate" / f"{name}.yaml"))

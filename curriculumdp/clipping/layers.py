@@ -1,7 +1,7 @@
-"""The rule of each layer type: its forward, and the gradient of its weights per unit.
+"""The rule of each layer type: its forward, and the gradient of its weights by unit.
 
-A layer type is supported when it has a row in `RULES`; a model with a trainable layer that has none is refused
-by name, because a parameter that is missed would be released without a bound.
+A layer type is supported when it has a row in `RULES`. A model with a trainable layer that has none is refused by
+name: a parameter that the engine missed would never learn, and one that mixes units has no bound.
 """
 
 from collections.abc import Callable
@@ -12,95 +12,106 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpkernels.conv2d import conv2d_bias_grad, conv2d_weight_grad
+from dpkernels.accumulate import store
+from dpkernels.conv2d import Pair, conv2d_bias_grad, conv2d_weight_grad
 from dpkernels.embedding import embedding_weight_grad
 from dpkernels.group_norm import group_norm_backward
 from dpkernels.linear import linear_bias_grad, linear_weight_grad
 
+Saved = tuple[Tensor, ...]
+
 
 class UnruledLayer(ValueError):
-    """A trainable layer or parameter whose per-unit gradient cannot be computed."""
+    """A trainable layer or parameter whose gradient by unit cannot be computed."""
 
 
 class Sink(Protocol):
-    """Where per-unit gradients go."""
+    """Where gradients by unit go."""
 
-    def segment(self, parameter: nn.Parameter | None) -> tuple[Tensor, bool] | None:
-        """(view [B, *shape], whether to add to it) of a trainable parameter; None for others."""
+    units: int
+
+    def segment(self, parameter: Tensor | None) -> tuple[Tensor, bool] | None:
+        """(view [B, *shape], whether to add to it) for a trainable parameter; None for another."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """forward(layer, x) -> (y, tensors to save); backward(layer, saved, grad_out, wants_input, sink) -> grad_x."""
+    """forward(layer, x) -> (y, what to save); backward(layer, saved, grad_out, wants_input, sink) -> grad_x;
+    refuse(layer) -> why this layer of the type has no rule, or None."""
 
-    forward: Callable[[Any, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
-    backward: Callable[[Any, tuple[Tensor, ...], Tensor, bool, Sink], Tensor | None]
-    refuse: Callable[[Any], str | None] = lambda _: None
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    forward: Callable[[Any, Tensor], tuple[Tensor, Saved]]
+    backward: Callable[[Any, Saved, Tensor, bool, Sink], Tensor | None]
+    refuse: Callable[[Any], str | None] = lambda layer: None
 
 
-def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
+def _autocast(*tensors: Tensor | None) -> list[Any]:
     """The tensors as autocast would pass them to a matrix product."""
-    first = tensors[0]
-    assert first is not None
-    dtype = _autocast_dtype(first)
-    return list(tensors) if dtype is None else [t if t is None else t.to(dtype) for t in tensors]
+    assert tensors[0] is not None
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(kind)
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-def _conv2d_forward(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    x, weight, bias = _cast(x, layer.weight, layer.bias)
+def _conv2d_forward(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Saved]:
+    x, weight, bias = _autocast(x, layer.weight, layer.bias)
     y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     return y, (x, weight)
 
 
 def _conv2d_backward(
-    layer: nn.Conv2d, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Sink
+    layer: nn.Conv2d, saved: Saved, grad_out: Tensor, wants_input: bool, sink: Sink
 ) -> Tensor | None:
     x, weight = saved
-    geometry = (layer.stride, layer.padding, layer.dilation)
-    if (segment := sink.segment(layer.weight)) is not None:
-        conv2d_weight_grad(x, grad_out, segment[0], *geometry, layer.groups, segment[1])
-    if (segment := sink.segment(layer.bias)) is not None:
-        conv2d_bias_grad(grad_out, *segment)
+    stride, padding, dilation = _geometry(layer)
+    if (target := sink.segment(layer.weight)) is not None:
+        conv2d_weight_grad(x, grad_out, target[0], stride, padding, dilation, layer.groups, target[1])
+    if (target := sink.segment(layer.bias)) is not None:
+        conv2d_bias_grad(grad_out, *target)
     if not wants_input:
         return None
-    return torch.ops.aten.convolution_backward(
-        grad_out, x, weight, None, *geometry, False, (0, 0), layer.groups, (True, False, False)
+    input_alone = (True, False, False)
+    grad: Tensor = torch.ops.aten.convolution_backward(
+        grad_out, x, weight, None, stride, padding, dilation, False, (0, 0), layer.groups, input_alone
     )[0]
+    return grad
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[Pair, Pair, Pair]:
+    padding = layer.padding
+    assert not isinstance(padding, str)  # refused
+    (sh, sw), (ph, pw), (dh, dw) = layer.stride, padding, layer.dilation
+    return (sh, sw), (ph, pw), (dh, dw)
 
 
 def _conv2d_refusal(layer: nn.Conv2d) -> str | None:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        return "only zero padding given in pixels has a rule"
+        return "padding that is not zeros, or not given in pixels, has no rule"
     return None
 
 
-def _linear_forward(layer: nn.Linear, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    x, weight, bias = _cast(x, layer.weight, layer.bias)
+def _linear_forward(layer: nn.Linear, x: Tensor) -> tuple[Tensor, Saved]:
+    x, weight, bias = _autocast(x, layer.weight, layer.bias)
     return F.linear(x, weight, bias), (x, weight)
 
 
 def _linear_backward(
-    layer: nn.Linear, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Sink
+    layer: nn.Linear, saved: Saved, grad_out: Tensor, wants_input: bool, sink: Sink
 ) -> Tensor | None:
     x, weight = saved
-    if (segment := sink.segment(layer.weight)) is not None:
-        linear_weight_grad(x, grad_out, *segment)
-    if (segment := sink.segment(layer.bias)) is not None:
-        linear_bias_grad(grad_out, *segment)
+    if (target := sink.segment(layer.weight)) is not None:
+        linear_weight_grad(x, grad_out, *target)
+    if (target := sink.segment(layer.bias)) is not None:
+        linear_bias_grad(grad_out, *target)
     return grad_out.matmul(weight) if wants_input else None
 
 
-def _group_norm_forward(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if _autocast_dtype(x) is not None and x.device.type == "cuda":
+def _group_norm_forward(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Saved]:
+    if torch.is_autocast_enabled("cuda") and x.is_cuda:
         x = x.float()  # autocast's own rule for group_norm on CUDA
-    x = x.contiguous()  # as the backward reads it
-    samples, channels = x.shape[:2]
-    positions = x[0, 0].numel()
+    x = x.contiguous()
+    samples, channels, positions = len(x), x.shape[1], x[0, 0].numel()
     y, mean, rstd = torch.native_group_norm(
         x, layer.weight, layer.bias, samples, channels, positions, layer.num_groups, layer.eps
     )
@@ -108,31 +119,31 @@ def _group_norm_forward(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, tuple[T
 
 
 def _group_norm_backward(
-    layer: nn.GroupNorm, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Sink
+    layer: nn.GroupNorm, saved: Saved, grad_out: Tensor, wants_input: bool, sink: Sink
 ) -> Tensor | None:
     x, mean, rstd = saved
-    scale, shift = sink.segment(layer.weight), sink.segment(layer.bias)
-    again = any(segment is not None and segment[1] for segment in (scale, shift))
-    return group_norm_backward(
-        x, grad_out, mean, rstd, layer.weight, scale and scale[0], shift and shift[0], again
-    )
+    grad, scale, shift = group_norm_backward(x, grad_out, mean, rstd, layer.weight, sink.units)
+    for parameter, value in ((layer.weight, scale), (layer.bias, shift)):
+        if (target := sink.segment(parameter)) is not None:
+            store(target[0], value, target[1])
+    return grad
 
 
-def _embedding_forward(layer: nn.Embedding, index: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _embedding_forward(layer: nn.Embedding, index: Tensor) -> tuple[Tensor, Saved]:
     return F.embedding(index, layer.weight, layer.padding_idx), (index,)
 
 
 def _embedding_backward(
-    layer: nn.Embedding, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Sink
+    layer: nn.Embedding, saved: Saved, grad_out: Tensor, wants_input: bool, sink: Sink
 ) -> Tensor | None:
-    if (segment := sink.segment(layer.weight)) is not None:
-        embedding_weight_grad(saved[0], grad_out, segment[0], layer.padding_idx, segment[1])
+    if (target := sink.segment(layer.weight)) is not None:
+        embedding_weight_grad(saved[0], grad_out, target[0], layer.padding_idx, target[1])
     return None
 
 
 def _embedding_refusal(layer: nn.Embedding) -> str | None:
     if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
-        return "max_norm, scale_grad_by_freq and sparse have no rule: they depend on the whole batch"
+        return "max_norm, scale_grad_by_freq and sparse have no rule: the first two depend on the whole batch"
     return None
 
 
@@ -151,21 +162,19 @@ def ruled_layers(net: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
     """
     layers = []
     for name, layer in net.named_modules():
+        where = f"{name or 'the model'} ({type(layer).__name__})"
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise UnruledLayer(
-                f"{name} is a {type(layer).__name__}: it mixes the units of a batch, so that no per-unit gradient "
-                "exists; use GroupNorm"
+                f"{where} mixes the units of a batch: no gradient by unit exists; use GroupNorm"
             )
         trainable = [key for key, p in layer.named_parameters(recurse=False) if p.requires_grad]
         if not trainable:
             continue
         rule = RULES.get(type(layer))
-        where = f"{name or 'the model'} ({type(layer).__name__})"
         if rule is None:
-            allowed = ", ".join(kind.__name__ for kind in RULES)
             raise UnruledLayer(
-                f"{where} has the trainable parameter {trainable[0]} but no per-unit gradient rule; layers with a "
-                f"rule are {allowed}; freeze it or replace it"
+                f"{where} has the trainable parameter {trainable[0]} and no rule for its gradient by unit; "
+                f"layers with a rule: {', '.join(kind.__name__ for kind in RULES)}; freeze or replace it"
             )
         if (why := rule.refuse(layer)) is not None:
             raise UnruledLayer(f"{where}: {why}")

@@ -16,7 +16,6 @@ from curriculumdp.config import CentralConfig, DataConfig
 from curriculumdp.curriculum.phase import CentralImages, Run, State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.noise import clip_and_sum, from_grid
-from curriculumdp.privacy.release import Release
 from curriculumdp.privacy.sampling import poisson_rows
 
 UNITS_AT_ONCE = 128
@@ -131,9 +130,9 @@ class CentralPhase:
         assert config is not None
         self.config, self.size = config, data.size
         self.steps = config.queries
-        self.release = Release(
-            self.name, "subsampled_gaussian", config.sample_rate, config.noise_multiplier, 1
-        )
+        planned = run.plan.phase(self.name).release
+        assert planned is not None
+        self.release = planned
         shares = data.class_counts or (data.units / data.classes,) * data.classes
         self.query = CentralQuery(
             config.statistic,

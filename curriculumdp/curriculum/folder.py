@@ -1,7 +1,7 @@
 """A run's folder as rank 0 keeps it: the lock, the config, the secret, the ledger, the checkpoints.
 
-    run/private/   mode 0700, never leaves: lock, config.json, secret, ledger.jsonl, checkpoints/, metrics.jsonl, cache/
-    run/release/   what may leave, written once at the end (design D5)
+run/private/   mode 0700, never leaves: lock, config.json, secret, ledger.jsonl, checkpoints/, metrics.jsonl, cache/
+run/release/   what may leave, written once at the end (design D5)
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
 from curriculumdp.config import Config, config_from, resume_differences
@@ -21,6 +22,7 @@ from curriculumdp.curriculum.phase import State
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.accountant import epsilon
+from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
 from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
 from curriculumdp.privacy.ledger_files import KEY
 from curriculumdp.privacy.randomness import RunSecret, erase_private
@@ -45,7 +47,9 @@ def fingerprint(config: Config, device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "device": device.type,
-        "instructions": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "instructions": torch.cuda.get_device_name(device)
+        if on_gpu
+        else torch.backends.cpu.get_cpu_capability(),
         "threads": compute.threads,
         "microbatch": compute.microbatch,
         "memory_format": compute.memory_format,
@@ -81,7 +85,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(RunLock(self.private))
         except OSError as error:
-            raise FolderError(f"run_dir {self.path}: cannot be written ({error.strerror}): name another") from error
+            raise FolderError(
+                f"run_dir {self.path}: cannot be written ({error.strerror}): name another"
+            ) from error
         self._compare_config(config)
         if config.logging.show_private_metrics:
             write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")
@@ -99,6 +105,21 @@ class RunFolder:
         if self._ledger.sealed is None:
             self._ledger = Ledger.open(self.private, RunSecret.load(self.secret_file), {}, None)
             stack.callback(self._ledger.close)
+        self._attach(self._config(), [])
+
+    def _config(self) -> Config:
+        file = self.private / CONFIG
+        return config_from(json.loads(file.read_text()), str(file))
+
+    def _attach(self, config: Config, data: Sequence[NDArray[Any]]) -> None:
+        """Ties the run to its named data set's ledger, which composes all runs on it and notices copied folders."""
+        if config.data.name is None:
+            return
+        place = Path(config.data.ledger).expanduser() if config.data.ledger else state_folder(config.data.name)
+        definition = {"unit": config.data.unit, "units": config.data.units, "delta": config.privacy.delta}
+        warnings = DatasetLedger.open(place, definition).attach(self.ledger, config.privacy.epsilon, data)
+        for warning in warnings if data else ():
+            print(f"warning: {warning}", flush=True)
 
     def _compare_config(self, config: Config) -> None:
         file = self.private / CONFIG
@@ -106,7 +127,9 @@ class RunFolder:
             try:
                 saved = json.loads(file.read_text())
             except ValueError as error:
-                raise FolderError(f"{file}: cannot be read ({error}): bring it back or use another run_dir") from None
+                raise FolderError(
+                    f"{file}: cannot be read ({error}): bring it back or use another run_dir"
+                ) from None
             changed = [d for d in resume_differences(saved, config) if d.kind == "refused"]
             if changed:
                 raise FolderError(
@@ -137,11 +160,12 @@ class RunFolder:
             kept = RunSecret.load(self.secret_file)
             self._ledger = Ledger.open(self.private, kept, facts, data, within(config))
         stack.callback(self.ledger.close)
+        self._attach(config, data)
         return json.dumps(self.ledger.plan["phases"]).encode()
 
     def checkpointed(self, untrained: Callable[[Config, torch.device], State]) -> tuple[Config, State]:
         """The run's own config and the state of its latest checkpoint, on the CPU, for an export."""
-        config = config_from(json.loads((self.private / CONFIG).read_text()), str(self.private / CONFIG))
+        config = self._config()
         state = untrained(config, torch.device("cpu"))
         found = self.latest(print)
         if found is None:
@@ -161,7 +185,9 @@ class RunFolder:
         names = [*config.curriculum, "done"]
         position = Position(state.phase, names[state.phase], state.step, *self.ledger.head())
         keep = config.checkpoint.keep
-        save_checkpoint(self.private / CHECKPOINTS, position, state.tensors(), self.ledger.checkpoint_key, keep)
+        save_checkpoint(
+            self.private / CHECKPOINTS, position, state.tensors(), self.ledger.checkpoint_key, keep
+        )
 
     def seal(self, reason: str) -> None:
         """Ends the ledger ("planned", "budget", "operator"); after this nothing can be charged."""

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curriculumdp.config import Config
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.data.images import ImageSet
+from curriculumdp.diffusion.networks import UNet2DModel
 from curriculumdp.privacy.ledger import BudgetSpent, Ledger, ReplayMismatch
 from curriculumdp.privacy.noise import add_noise
 from curriculumdp.privacy.randomness import RunSecret
@@ -38,7 +39,7 @@ class CentralImages:
 class State:
     """What a step changes. The buffers are fp32 [P]; `phase` and `step` say what is done so far."""
 
-    net: nn.Module
+    net: UNet2DModel
     weights: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -83,7 +84,7 @@ class State:
         self.ema.copy_(self.weights)
 
 
-def flat_state(net: nn.Module, device: torch.device) -> State:
+def flat_state(net: UNet2DModel, device: torch.device) -> State:
     """The state of an untrained `net`, whose parameters become views of one flat fp32 buffer."""
     net.to(device)
     weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
@@ -99,7 +100,7 @@ def flat_state(net: nn.Module, device: torch.device) -> State:
     return State(net, weights, zeros.clone(), zeros.clone(), weights.clone(), none)
 
 
-def module_tensors(net: nn.Module, flat: Tensor) -> dict[str, Tensor]:
+def module_tensors(net: UNet2DModel, flat: Tensor) -> dict[str, Tensor]:
     """`flat` cut into the shapes of `net`'s parameters, by name."""
     parts, offset = {}, 0
     for name, parameter in net.named_parameters():
@@ -130,7 +131,7 @@ class Run:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def begin_incarnation(self, fingerprint: dict[str, Any], why: str | None = None) -> None:
-        """Goes on under the last incarnation's keys if its fingerprint is this one, else, or with a `why`, under new."""
+        """Goes on under the last keys if their fingerprint is this one; else, or with a `why`, under new ones."""
 
         def begin() -> bytes:
             assert self.ledger is not None

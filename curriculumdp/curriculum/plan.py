@@ -127,7 +127,7 @@ def spent_table(plan: Plan, points: int = 10) -> list[tuple[int, float]]:
 
 
 def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
-    """(ε, DP-SGD's noise multiplier there) for a quarter, half and twice the budget, by RDP: some 10 % too much.
+    """(ε, DP-SGD's σ there) for a quarter, half and twice the budget, by RDP: some 10 % too much.
 
     None where the queries before DP-SGD alone cost more; empty for a plan without DP-SGD.
     """

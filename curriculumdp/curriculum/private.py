@@ -21,7 +21,6 @@ from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from curriculumdp.privacy.noise import from_grid
 from curriculumdp.privacy.randomness import normals, uniforms, unit_words
-from curriculumdp.privacy.release import Release
 from curriculumdp.privacy.sampling import microbatches, poisson_rows
 from dpkernels.noise_step import adam_step
 
@@ -37,8 +36,9 @@ class PrivatePhase:
     def __init__(self, run: Run) -> None:
         config = run.config.private
         self.config, self.steps = config, config.steps
-        row = run.plan.phase(self.name)
-        self.release = Release(self.name, "subsampled_gaussian", config.sample_rate, row.noise_multiplier, 1)
+        planned = run.plan.phase(self.name).release
+        assert planned is not None
+        self.release = planned
         self.expected_units = config.sample_rate * run.config.data.units
         self.engine: PerUnitGradients | None = None
 
@@ -75,7 +75,12 @@ class PrivatePhase:
         losses, norms, excluded = [], [], 0
         for units in microbatches(rows, compute.microbatch)[world.rank :: world.size]:
             batch = draw_batch(
-                run.images, torch.from_numpy(units), self.config.draws, run.draws_key(self.name), step, world.device
+                run.images,
+                torch.from_numpy(units),
+                self.config.draws,
+                run.draws_key(self.name),
+                step,
+                world.device,
             )
             loss = self.engine.backward(partial(self._unit_losses, run, denoiser, batch))
             result = self.engine.add_clipped_grads(total, self.config.clip_norm, batch.present)
@@ -133,7 +138,9 @@ def draw_batch(
     pixels = prod(images.images.shape[1:])
     words = unit_words(key, step, places.to(device), draws, HEAD_WORDS + pixels + pixels % 2)
     pick = (uniforms(words[..., 0]).double().cpu() * counts[:, None]).long()
-    owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(pick, (counts - 1).clamp(min=0)[:, None])
+    owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(
+        pick, (counts - 1).clamp(min=0)[:, None]
+    )
     rows = torch.from_numpy(images.order)[torch.where(present[:, None], owned, 0)].flatten()
     seen = present.repeat_interleave(draws)
     pixels_01 = torch.from_numpy(images.images)[rows].to(device).float() / 255

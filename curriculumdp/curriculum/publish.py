@@ -1,6 +1,7 @@
 """What a run hands over: its state, its ledger and its config made into a release. Everything here is public."""
 
 from pathlib import Path
+from typing import Literal, cast
 
 from curriculumdp.certificate import Guarantee, PublicFacts
 from curriculumdp.config import Config, without_paths
@@ -35,14 +36,14 @@ def publish(
             units=data.units, classes=data.classes, image_shape=(data.channels, data.size, data.size)
         ),
         releases=certified_releases(ledger.releases(), clip_norms),
-        stopped=ledger.sealed,
+        stopped=cast('Literal["planned", "budget", "operator"]', ledger.sealed),
         private_metrics_shown=metrics_shown,
     )
     sampling = config.sampling
     return export_release(
         out,
         weights={name: part.detach().cpu() for name, part in module_tensors(state.net, state.ema).items()},
-        net_config=state.net.config,
+        net_config=dict(state.net.config),
         sigma_data=private.sigma_data,
         guarantee=guarantee,
         config=without_paths(config),

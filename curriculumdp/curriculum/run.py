@@ -63,10 +63,6 @@ class Preempted(Exception):
     """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
 
 
-class Preempted(Exception):
-    """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
-
-
 def run_curriculum(config: Config, world: World, *, secret: RunSecret | None = None) -> Outcome:
     """Begins, goes on with, or points to the end of the run that `config` describes.
 
@@ -89,7 +85,7 @@ def run_curriculum(config: Config, world: World, *, secret: RunSecret | None = N
             config=config,
             plan=Plan.from_record(json.loads(record)),
             world=world,
-            secret=RunSecret.from_bytes(world.from_main(lambda: folder.secret_file.read_bytes())),
+            secret=RunSecret.from_bytes(world.from_main(folder.secret_file.read_bytes)),
             images=images,
             ledger=folder.ledger if world.is_main else None,
             stopping=stopping,

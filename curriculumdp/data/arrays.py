@@ -31,7 +31,7 @@ TEST_EVERY = 5
 
 def list_digits(wanted: Wanted) -> Listing:
     """scikit-learn's 1797 digits of 8x8 pixels: 1437 to train on, every fifth row (360) to test on."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - a second to import, for one source
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     rows = np.arange(len(digits.target))

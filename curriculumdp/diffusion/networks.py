@@ -7,6 +7,8 @@ from pathlib import Path
 from diffusers import UNet2DModel
 from torch import nn
 
+__all__ = ["NetworkError", "UNet2DModel", "build_unet", "check_trainable", "load_public_weights"]
+
 MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 

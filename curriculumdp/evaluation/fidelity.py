@@ -46,8 +46,9 @@ def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> Fe
         raise EvaluationError(
             f"{data.origin}: a feature network needs at least {FEWEST} images of two classes: name more"
         )
-    channels, classes = data.images.shape[1], int(data.labels.max()) + 1
-    net = fit(lambda: SmallCNN(channels, classes), data, SMALL, seed, device)
+    _, channels, size, _ = data.images.shape
+    classes = int(data.labels.max()) + 1
+    net = fit(lambda: SmallCNN(channels, classes, size), data, SMALL, seed, device)
     assert isinstance(net, SmallCNN)
     scale = float(np.sqrt(np.square(outputs_of(net.features, data.images, device)).mean())) or 1.0
     digest = hashlib.sha256()

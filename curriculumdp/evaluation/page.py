@@ -12,7 +12,6 @@ from pathlib import Path
 
 from PIL import Image
 
-SMALL = 200  # pixels: narrower pictures are enlarged without blurring
 STYLE = Path(__file__).with_name("report.css")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -38,10 +37,6 @@ def tag(name: str, *inner: object, **attributes: object) -> Html:
 
 def paragraph(*inner: object) -> Html:
     return tag("p", *inner)
-
-
-def bullets(lines: Iterable[object]) -> Html:
-    return tag("ul", *(tag("li", line) for line in lines))
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Html:

@@ -98,7 +98,7 @@ def memorisation_section(record: Mapping[str, Any], folder: Path) -> Html:
     return section(
         "Memorisation",
         paragraph(
-            f"{found['measure'].capitalize()}. A synthetic image is nearer than a held-out real one with "
+            f"{found['measure']}. A synthetic image is nearer than a held-out real one with "
             f"probability {found['nearer']:.2f}: 0.5 would be alike, 1 would be copies. Averages of many "
             "training images, which blurred samples resemble, are near to many of them. FD against training "
             f"images: {direct:.3g}."

@@ -1,12 +1,11 @@
 """The parts of a report that say only what is public: made from the release folder and nothing else."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
@@ -15,7 +14,6 @@ from curriculumdp.diffusion.pictures import GAP
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.page import (
     Html,
-    bullets,
     columns,
     facts,
     html,
@@ -27,23 +25,39 @@ from curriculumdp.evaluation.page import (
 )
 from curriculumdp.evaluation.plots import curve_plot, png_bytes
 from curriculumdp.evaluation.released import Released
-from curriculumdp.privacy.accountant import epsilon_path
+from curriculumdp.privacy.accountant import compose, epsilon_path, losses
 from curriculumdp.verify import CERTIFICATE, WEIGHTS, file_sha256
 
 ALARMS = (0.001, 0.01, 0.1)  # false alarm rates
 MOST_STRIPS = 20  # classes whose samples get a row of their own
 PATH_POINTS = 6
+CURVE_POINTS = 60
+SMALL_PRINT = {
+    "adjacency": "neighbours",
+    "public": "taken as public",
+    "conditional_on": "conditional on",
+    "private_metrics": "private figures",
+    "stopped": "how it ended",
+    "scope": "covers",
+    "proof": "what can be checked",
+}
 STAGES = {"central": "central images", "private": "DP-SGD"}
 
 
-def detection_bound(epsilon: float, delta: float, alarms: float) -> float:
-    """The most that any test of a unit's presence can detect at a false alarm rate (Kairouz et al. 2015).
+def detection_bound(promised: Guarantee, alarms: Sequence[float]) -> list[float]:
+    """The most that any test of a unit's presence can detect, one rate for each false alarm rate α.
 
-    min(e^ε·α + δ, 1 − e^−ε·(1 − δ − α)), never above 1.
+    The least of e^ε·α + δ(ε) and 1 − e^−ε·(1 − δ(ε) − α) over the whole curve δ(ε) of the releases (Kairouz et
+    al. 2015, theorem 2.1), which is tighter than at the promised pair alone. Takes seconds.
     """
-    upper = 1 - exp(-epsilon) * (1 - delta - alarms)
-    steep = exp(min(epsilon, 700.0)) * alarms + delta  # beyond e^700 a float ends
-    return max(0.0, min(1.0, steep, upper))
+    total = compose([losses(row.release) for row in promised.releases])
+    epsilons = np.linspace(0.0, 2 * promised.epsilon, CURVE_POINTS)
+    deltas = np.array([total.get_delta_for_epsilon(epsilon) for epsilon in epsilons])
+    growth = np.exp(np.minimum(epsilons, 700.0))  # beyond e^700 a float ends
+    return [
+        float(np.minimum(growth * rate + deltas, 1 - (1 - deltas - rate) / growth).clip(0, 1).min())
+        for rate in alarms
+    ]
 
 
 def guarantee_section(released: Released) -> Html:
@@ -60,34 +74,33 @@ def guarantee_section(released: Released) -> Html:
     if cost.opacus_prv is not None:
         low, middle, high = cost.opacus_prv
         rows.append((f"ε by Opacus {cost.opacus}, PRV", f"{middle:.5g} ({low:.5g} to {high:.5g})"))
-    rows.append(("ε under replace-one", f"{cost.epsilon_replace_one:.5g}"))
-    words = [said[key] for key in ("adjacency", "public", "conditional_on", "stopped", "scope", "proof")]
+    if cost.epsilon_replace_one is not None:
+        rows.append(("ε under replace-one", f"{cost.epsilon_replace_one:.5g}"))
     return section(
         "What is guaranteed",
         paragraph(tag("strong", said["guarantee"])),
         columns(facts(rows), _meaning(promised)),
-        bullets([*words, f"Private figures: {said['private_metrics']}"]),
+        tag("h3", "The small print"),
+        facts([(name, said[key]) for key, name in SMALL_PRINT.items()]),
     )
 
 
 def _meaning(promised: Guarantee) -> Html:
-    rows = [
-        (f"{alarms:.1%}", _at_most(detection_bound(promised.epsilon, promised.delta, alarms)))
-        for alarms in ALARMS
-    ]
+    found = detection_bound(promised, ALARMS)
+    rows = [(f"{alarms:.1%}", _at_most(rate)) for alarms, rate in zip(ALARMS, found, strict=True)]
     return tag(
         "div",
         paragraph(
-            "What that means: someone who knows every other unit looks at this release and guesses whether one "
-            "unit was in the data. However they go about it:"
+            "What that means: someone who knows every other unit looks at this release and guesses whether "
+            "one unit was in the data. However they go about it:"
         ),
         table(["false alarms", "recognised, at most"], rows),
-        tag("p", "A bound for the worst case, from ε and δ alone.", class_="note"),
+        tag("p", "A bound for the worst case, computed from the releases below.", class_="note"),
     )
 
 
 def _at_most(rate: float) -> str:
-    return "no limit to speak of" if rate > 0.999 else f"{rate:.1%}"
+    return "nearly all" if rate > 0.999 else f"{rate:.1%}"
 
 
 @dataclass(frozen=True)
@@ -105,9 +118,8 @@ def spending(promised: Guarantee) -> Spending:
     rows = promised.releases
     easy = sum(row.count for row in rows if row.name == "central")
     whole = sum(row.count for row in rows)
-    done = sorted(
-        {0, easy, whole, *(easy + (whole - easy) * part // PATH_POINTS for part in range(PATH_POINTS))}
-    )
+    points = (easy + (whole - easy) * part // PATH_POINTS for part in range(PATH_POINTS))
+    done = sorted({0, easy, whole, *points})
     # The first stage is spent first, in whatever order the certificate lists the releases.
     ordered = sorted(rows, key=lambda row: row.name != "central")
     found = epsilon_path([row.release for row in ordered], done, promised.delta)
@@ -119,15 +131,16 @@ def budget_section(released: Released) -> Html:
     """Both stages' share of the budget, as a picture and as a table."""
     spent = spending(released.certificate.guarantee)
     added, left = spent.total - spent.central, max(0.0, spent.promised - spent.total)
-    shares = (
+    parts = (
         ("easy", "central images", spent.central),
-        ("hard", "DP-SGD on top of it", added),
+        ("hard", "DP-SGD on top of it" if spent.central else "DP-SGD", added),
         ("left", "not spent", left),
     )
+    shares = [part for part in parts if part[2] >= spent.promised / 1000]
     label = ", ".join(f"{name}: ε {cost:.3g}" for _, name, cost in shares)
     bar = tag(
         "div",
-        *(Html(f'<i class="{kind}" style="flex:{cost:.6f}"></i>') for kind, _, cost in shares if cost > 0),
+        *(Html(f'<i class="{kind}" style="flex:{cost:.6f}"></i>') for kind, _, cost in shares),
         class_="bar", role="img", aria_label=f"the budget of {spent.promised:.4g}: {label}",
     )  # fmt: skip
     key = tag(
@@ -136,7 +149,11 @@ def budget_section(released: Released) -> Html:
           for kind, name, cost in shares),
         class_="key",
     )  # fmt: skip
-    plot = curve_plot({"ε so far": spent.path}, "queries and steps made", "ε spent")
+    turn = next(place for place, (_, cost) in enumerate(spent.path) if cost >= spent.central)
+    stages = {"DP-SGD": spent.path[turn:], "central images": spent.path[: turn + 1]}
+    plot = curve_plot(
+        {name: path for name, path in stages.items() if len(path) > 1}, "queries and steps made", "ε spent"
+    )
     return section(
         "Where the budget went",
         bar,
@@ -166,23 +183,18 @@ def _release_table(rows: Sequence[CertifiedRelease]) -> Html:
 
 def images_section(released: Released) -> Html:
     """samples.png, a row a class, and central.png where there is one."""
-    parts: list[object] = [
-        tag("h3", "Samples, one class a row"),
-        _strips(_read_picture(released.folder / "samples.png"), released.classes),
-    ]
+    samples = _strips(_read_picture(released.folder / "samples.png"), released.classes)
+    parts = [tag("div", tag("h3", "Samples, one class a row"), samples)]
     central = released.folder / "central.png"
     if central.is_file():
-        shown = _read_picture(central)
-        parts += [
-            tag("h3", "Central images"),
-            picture(
-                png_bytes(shown),
-                f"noisy averages of random subsets of the sensitive images, {released.classes} classes side by side",
-                "What the first stage learns from: noisy aggregates, released under the same guarantee.",
-                "pixels",
-            ),
-        ]
-    return section("Images", *parts)
+        grid = picture(
+            png_bytes(_read_picture(central)),
+            f"noisy averages of random subsets of the images, {released.classes} classes side by side",
+            "What the first stage learns from: noisy aggregates, released under the same guarantee.",
+            "pixels",
+        )
+        parts.append(tag("div", tag("h3", "Central images"), grid))
+    return section("Images", columns(*parts))
 
 
 def _read_picture(path: Path) -> Image.Image:

@@ -31,10 +31,11 @@ def _sklearn(model: Any, train: LabelledSet, test: LabelledSet) -> np.ndarray:
     return np.asarray(model.predict(test.pixels()))
 
 
-def _network(make: Callable[[int, int], torch.nn.Module], recipe: Recipe) -> Predict:
+def _network(make: Callable[[int, int, int], torch.nn.Module], recipe: Recipe) -> Predict:
     def predict(train: LabelledSet, test: LabelledSet, seed: int, device: torch.device) -> np.ndarray:
         classes = 1 + int(max(train.labels.max(), test.labels.max()))
-        net = fit(lambda: make(train.images.shape[1], classes), train, recipe, seed, device)
+        _, channels, size, _ = train.images.shape
+        net = fit(lambda: make(channels, classes, size), train, recipe, seed, device)
         return np.asarray(outputs_of(net, test.images, device).argmax(1))
 
     return predict
@@ -45,12 +46,12 @@ CLASSIFIERS: dict[str, Predict] = {
     "logistic": _logistic,
     "mlp": _mlp,
     "cnn": _network(SmallCNN, SMALL),
-    "wrn": _network(WideResNet, WIDE),
+    "wrn": _network(lambda channels, classes, _: WideResNet(channels, classes), WIDE),
 }
 DESCRIPTIONS = {
     "logistic": "scikit-learn's LogisticRegression(max_iter=1000), pixels in [0, 1]",
     "mlp": "scikit-learn's MLPClassifier, one hidden layer of 128, pixels in [0, 1]",
-    "cnn": "two 3x3 convolutions (32, 64), 64 hidden units, Adam",
+    "cnn": "two 3x3 convolutions (32, 64) with batch norm, 64 hidden units, Adam",
     "wrn": "WRN-40-4, SGD",
 }
 

@@ -61,8 +61,8 @@ Relation = dp_accounting.NeighboringRelation
 def epsilon(releases: Sequence[Release], delta: float) -> float:
     """The ε that all `releases` together cost at `delta`: an upper bound, by privacy loss distributions.
 
-    Google's dp_accounting: losses on a grid of 1e-4, rounded to the safe side (Doroshenko et al. 2022, "Connect
-    the Dots"), convolved for both directions. Raises AccountingError for what no finite ε describes.
+    Google's dp_accounting: losses on a grid of 1e-4, rounded to the safe side (Doroshenko et al. 2022,
+    "Connect the Dots"), convolved for both directions. Raises AccountingError for what no finite ε describes.
     """
     check_affordable(releases, delta)
     return epsilon_of_losses(compose(map(losses, releases)), delta)
@@ -197,7 +197,7 @@ def check_affordable(releases: Sequence[Release], delta: float) -> float:
     if rough > MAX_EPSILON_RDP:
         names = ", ".join(dict.fromkeys(release.name for release in releases))
         raise AccountingError(
-            f"{names}: cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: take more noise, "
+            f"{names} cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: take more noise, "
             "a lower sample rate or fewer releases"
         )
     return rough

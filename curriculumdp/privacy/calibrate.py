@@ -160,14 +160,14 @@ def _most_steps_rdp(fixed: Sequence[Release], release: Release, epsilon: float, 
 
 
 def _smallest_noise(cost: Cost, budget: float, bracket: tuple[float, float], tolerance: float) -> float:
-    """The σ with cost(σ) = budget, from above and to a relative `tolerance`; `cost`, cached, falls in σ."""
+    """The σ with cost(σ) = budget, from above and to a relative `tolerance`; `cost` falls in σ."""
     budget *= 1 - MARGIN
     low, high = (min(max(end, MIN_NOISE_MULTIPLIER), MAX_NOISE_MULTIPLIER) for end in bracket)
     while cost(high) > budget:
         if high == MAX_NOISE_MULTIPLIER:
             raise AccountingError(
-                f"no noise multiplier up to {high:g} keeps the steps within ε = {budget:g}: take fewer steps, "
-                "a lower sample rate or a larger budget"
+                f"no noise multiplier up to {high:g} keeps the steps within ε = {budget:g}: take fewer "
+                "steps, a lower sample rate or a larger budget"
             )
         low, high = high, min(2 * high, MAX_NOISE_MULTIPLIER)
     while cost(low) <= budget:

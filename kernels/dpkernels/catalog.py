@@ -198,6 +198,15 @@ CATALOG: dict[str, Row] = {
             (_norm(64, 8, 64, 16, (28, 28), "channels_last"),),
         ),
         Row(
+            "group_norm_forward",
+            examples.norm_inputs,
+            examples.norm_forward,
+            examples.norm_forward_truth,
+            NORM_SHAPES,
+            NORM_CHOICES,
+            (_norm(64, 8, 64, 16, (28, 28), "channels_last"),),
+        ),
+        Row(
             "embedding",
             examples.embedding_inputs,
             examples.embedding_run,

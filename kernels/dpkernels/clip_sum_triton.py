@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dpkernels.device import CLIP_SUM_BLOCK
-from dpkernels.grid import add_to, rint
+from dpkernels.grid import AIM, GRID, add_to, rint
 
 
 def squared_row_norms(grads: Tensor) -> Tensor:
@@ -24,6 +24,16 @@ def squared_row_norms(grads: Tensor) -> Tensor:
         *(grads, parts, grads.stride(0), parts.stride(0), grads.shape[1], CLIP_SUM_BLOCK), num_warps=4
     )
     return parts.sum(1)
+
+
+def clip_scale(norms: Tensor, clip_norm: float, present: Tensor) -> Tensor:
+    """Each unit's factor to the grid, fp32 [B]; 0 where it is absent or its norm, float64 [B], not finite. PRIVATE.
+
+    In torch, with no look at a value from the host: it can be captured in a CUDA graph.
+    """
+    # Below the clip norm, so also at norm 0, nothing is scaled up.
+    factor = clip_norm * AIM / norms.clamp(min=clip_norm * AIM)
+    return torch.where(present & norms.isfinite(), factor * (GRID / clip_norm), 0.0).float()
 
 
 def add_scaled_rows(grads: Tensor, scale: Tensor, total: Tensor) -> None:

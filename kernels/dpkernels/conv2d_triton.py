@@ -1,0 +1,353 @@
+"""Triton kernels of `conv2d`: each unit's weight and bias gradient in one launch.
+
+One matrix product per unit, g (Cout × K·H'·W') times the patches of x (K·H'·W' × kh·kw·Cin): patches are read
+straight from x (implicit im2col), and the reduction runs over the unit's K draws and all positions in one
+fp32 accumulator. A program owns one tile of one unit; one more column of tiles is the bias. With `squares`
+each program also leaves the sum of squares of what it wrote, so that norms need no second pass.
+`add_clipped_conv2d` does the products again, tile by tile, and adds each unit's scaled and rounded tile to
+the int64 sum in registers: no per-unit gradient is ever stored.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dpkernels.device import INTERPRETER, Tile, gemm_tile, precision_of
+from dpkernels.grid import add_to, rint, store_value
+
+Pair = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """A convolution's stride, padding and dilation."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+
+PLAIN = Geometry()
+
+
+class Shape(NamedTuple):
+    """What is compiled into a convolution's kernels: one layer's sizes."""
+
+    cout: int
+    cin: int
+    kh: int
+    kw: int
+    h: int
+    w: int
+    oh: int
+    ow: int
+    sh: int
+    sw: int
+    ph: int
+    pw: int
+    dh: int
+    dw: int
+    bias: bool
+
+
+class Mode(NamedTuple):
+    """What a launch computes with and leaves behind; compiled in.
+
+    precision is that of a product of fp32 operands; upcast is for the interpreter, which multiplies the bit
+    patterns of bf16 as integers: silent garbage.
+    """
+
+    precision: str
+    upcast: bool
+    store: bool = True
+    accumulate: bool = False
+    squares: bool = False
+
+
+def conv2d_grads(
+    x: Tensor,
+    grad_out: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+    geometry: Geometry = PLAIN,
+    accumulate: bool = False,
+    squares: Tensor | None = None,
+) -> None:
+    """Writes each unit's weight and bias gradient in one launch. PRIVATE.
+
+    x [N, Cin, H, W] and grad_out [N, Cout, H', W'], fp32, bf16 or fp16, any strides, N = B·K with a unit's K
+    draws contiguous; weight_out [B, Cout, Cin, kh, kw] and bias_out [B, Cout] or None, fp32 or bf16, any
+    strides; `accumulate` adds to what they hold. squares, if given, is float64 [B, conv2d_parts(...)] and
+    receives parts of each unit's squared norm, of the values as stored.
+    """
+    shape = layer_shape(x, grad_out, tuple(weight_out.shape[1:]), bias_out is not None, geometry)
+    _launch(x, grad_out, weight_out, bias_out, shape, len(weight_out), accumulate, squares)
+
+
+def conv2d_parts(weight_shape: tuple[int, ...], bias: bool, dtype: torch.dtype) -> int:
+    """How many parts of a squared norm a launch leaves per unit; weight [Cout, Cin, kh, kw], dtype of x."""
+    return tiles(gemm_tile(precision_of(dtype), weight_shape[0]), weight_shape, bias)
+
+
+def conv2d_squares(
+    x: Tensor,
+    grad_out: Tensor,
+    weight_shape: tuple[int, ...],
+    bias: bool,
+    geometry: Geometry,
+    squares: Tensor,
+) -> None:
+    """Writes the parts of each unit's squared norm and stores no gradient. PRIVATE. Triton only."""
+    shape = layer_shape(x, grad_out, weight_shape, bias, geometry)
+    _launch(x, grad_out, None, None, shape, len(squares), False, squares)
+
+
+def add_clipped_conv2d(
+    x: Tensor,
+    grad_out: Tensor,
+    scale: Tensor,
+    weight_total: Tensor,
+    bias_total: Tensor | None,
+    geometry: Geometry = PLAIN,
+) -> None:
+    """Adds Σ_b rint(scale[b] · gradient of unit b) to the sums, storing no gradient. PRIVATE. On Triton.
+
+    scale fp32 [B]: a unit whose scale is 0 counts for nothing, whatever it holds. weight_total int64
+    [Cout, Cin, kh, kw] and bias_total int64 [Cout], contiguous; x and grad_out as in `conv2d_grads`.
+    """
+    shape = layer_shape(x, grad_out, tuple(weight_total.shape), bias_total is not None, geometry)
+    tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=True)
+    _recompute_kernel[(tiles(tile, weight_total.shape, shape.bias),)](
+        *(x, grad_out, scale, weight_total, weight_total if bias_total is None else bias_total),
+        *(x.stride(), grad_out.stride(), len(scale), len(x) // len(scale)),
+        *(shape, tile, mode_of(x.dtype)),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=False,
+    )
+
+
+def mode_of(dtype: torch.dtype, store: bool = True, accumulate: bool = False, squares: bool = False) -> Mode:
+    """The mode of a launch on operands of `dtype`."""
+    precision = "tf32" if precision_of(dtype) == "tf32" else "ieee"
+    return Mode(precision, INTERPRETER, store, accumulate, squares)
+
+
+def layer_shape(
+    x: Tensor, grad_out: Tensor, weight_shape: tuple[int, ...], bias: bool, geometry: Geometry
+) -> Shape:
+    (sh, sw), (ph, pw), (dh, dw) = geometry
+    cout, cin, kh, kw = weight_shape
+    _, _, h, w = x.shape
+    _, _, oh, ow = grad_out.shape
+    return Shape(cout, cin, kh, kw, h, w, oh, ow, sh, sw, ph, pw, dh, dw, bias)
+
+
+def tiles(tile: Tile, weight_shape: tuple[int, ...], bias: bool) -> int:
+    rows, channels, height, width = weight_shape
+    return triton.cdiv(rows, tile.rows) * (triton.cdiv(channels * height * width, tile.columns) + bias)
+
+
+def _launch(
+    x: Tensor,
+    grad_out: Tensor,
+    weight_out: Tensor | None,
+    bias_out: Tensor | None,
+    shape: Shape,
+    units: int,
+    accumulate: bool,
+    squares: Tensor | None,
+) -> None:
+    tile = gemm_tile(precision_of(x.dtype), shape.cout)
+    # A pointer that is not used still has to be one: grad_out stands in.
+    weight, bias, parts = (
+        grad_out if tensor is None else tensor for tensor in (weight_out, bias_out, squares)
+    )
+    _unit_kernel[(tiles(tile, shape[:4], shape.bias), units)](
+        *(x, grad_out, weight, bias, parts),
+        *(x.stride(), grad_out.stride(), weight.stride() if weight_out is not None else (0,) * 5),
+        *(bias.stride()[:2], parts.stride(0), len(x) // units),
+        *(shape, tile, mode_of(x.dtype, weight_out is not None, accumulate, squares is not None)),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+@triton.jit
+def _unit_kernel(
+    x: tl.tensor,  # [N, Cin, H, W]
+    g: tl.tensor,  # [N, Cout, H', W'], as x fp32, bf16 or fp16
+    weight: tl.tensor,  # [B, Cout, Cin, kh, kw] fp32 or bf16
+    bias: tl.tensor,  # [B, Cout], as weight
+    squares: tl.tensor,  # float64 [B, tiles]
+    x_stride: tl.tuple,
+    g_stride: tl.tuple,
+    weight_stride: tl.tuple,
+    bias_stride: tl.tuple,
+    squares_stride: tl.tensor,
+    draws: tl.tensor,
+    S: tl.constexpr,  # Shape
+    TILE: tl.constexpr,  # Tile
+    MODE: tl.constexpr,  # Mode
+) -> None:
+    """Program (tile, unit): the gradient of one tile of one unit, stored, squared and summed, or both."""
+    strides = (x_stride, g_stride, weight_stride, bias_stride, squares_stride)
+    unit_program(x, g, weight, bias, squares, strides, draws, S, TILE, MODE)
+
+
+@triton.jit
+def unit_program(
+    x: tl.tensor,
+    g: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    squares: tl.tensor,
+    strides: tl.tuple,
+    draws: tl.tensor,
+    S: tl.constexpr,
+    TILE: tl.constexpr,
+    MODE: tl.constexpr,
+) -> None:
+    """What `_unit_kernel` does; also one of the three that share an input in `linear`."""
+    x_stride, g_stride, weight_stride, bias_stride, squares_stride = strides
+    ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
+    COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
+    unit = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
+    x_unit = x + unit * draws * x_stride[0]
+    g_unit = g + unit * draws * g_stride[0]
+    if tl.program_id(0) // ROW_TILES < COLUMN_TILES:
+        column = tl.program_id(0) // ROW_TILES * TILE.columns + tl.arange(0, TILE.columns)
+        tile = _weight_tile(x_unit, g_unit, x_stride, g_stride, row, column, draws, S, TILE, MODE)
+        if MODE.store:
+            tap, channel = column // S.cin, column % S.cin
+            place = weight + unit * weight_stride[0] + (row * weight_stride[1])[:, None]
+            place += (
+                channel * weight_stride[2] + tap // S.kw * weight_stride[3] + tap % S.kw * weight_stride[4]
+            )[None, :]
+            tile = store_value(
+                place, tile, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :], MODE.accumulate
+            )
+        if MODE.squares:
+            wide = tile.to(tl.float64)
+            tl.store(squares + unit * squares_stride + tl.program_id(0), tl.sum(tl.sum(wide * wide, 1), 0))
+    else:
+        vector = _bias_tile(g_unit, g_stride, row, draws, S, TILE)
+        if MODE.store:
+            bias_place = bias + unit * bias_stride[0] + row * bias_stride[1]
+            vector = store_value(bias_place, vector, row < S.cout, MODE.accumulate)
+        if MODE.squares:
+            part = tl.sum(vector.to(tl.float64) * vector.to(tl.float64), 0)
+            tl.store(squares + unit * squares_stride + tl.program_id(0), part)
+
+
+@triton.jit
+def _recompute_kernel(
+    x: tl.tensor,  # as in _unit_kernel
+    g: tl.tensor,
+    scale: tl.tensor,  # fp32 [B]
+    weight: tl.tensor,  # int64 [Cout, Cin, kh, kw], contiguous
+    bias: tl.tensor,  # int64 [Cout]
+    x_stride: tl.tuple,
+    g_stride: tl.tuple,
+    units: tl.tensor,
+    draws: tl.tensor,
+    S: tl.constexpr,
+    TILE: tl.constexpr,
+    MODE: tl.constexpr,
+) -> None:
+    """Program (tile): the tile's sum over units, each scaled and rounded; integers, so no order can show."""
+    ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
+    COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
+    row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
+    column = tl.program_id(0) // ROW_TILES * TILE.columns + tl.arange(0, TILE.columns)
+    if tl.program_id(0) // ROW_TILES < COLUMN_TILES:
+        total = tl.zeros((TILE.rows, TILE.columns), dtype=tl.int64)
+        for unit in range(units):
+            factor = tl.load(scale + unit)
+            if factor != 0.0:
+                x_unit = x + tl.cast(unit, tl.int64) * draws * x_stride[0]
+                g_unit = g + tl.cast(unit, tl.int64) * draws * g_stride[0]
+                tile = _weight_tile(x_unit, g_unit, x_stride, g_stride, row, column, draws, S, TILE, MODE)
+                total += rint(tile * factor).to(tl.int64)
+        tap, channel = column // S.cin, column % S.cin
+        place = weight + (row * (S.cin * S.kh * S.kw))[:, None] + (channel * (S.kh * S.kw) + tap)[None, :]
+        add_to(place, total, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :])
+    else:
+        vector = tl.zeros((TILE.rows,), dtype=tl.int64)
+        for unit in range(units):
+            factor = tl.load(scale + unit)
+            if factor != 0.0:
+                g_unit = g + tl.cast(unit, tl.int64) * draws * g_stride[0]
+                vector += rint(_bias_tile(g_unit, g_stride, row, draws, S, TILE) * factor).to(tl.int64)
+        add_to(bias + row, vector, row < S.cout)
+
+
+@triton.jit
+def _weight_tile(
+    x: tl.tensor,
+    g: tl.tensor,
+    x_stride: tl.tuple,
+    g_stride: tl.tuple,
+    row: tl.tensor,
+    column: tl.tensor,
+    draws: tl.tensor,
+    S: tl.constexpr,
+    TILE: tl.constexpr,
+    MODE: tl.constexpr,
+) -> tl.tensor:
+    """fp32 [rows, columns]: one tile of the weight gradient of the unit that x and g point at.
+
+    Columns run over (tap, input channel), channels fastest: neighbours are contiguous in channels_last, as
+    positions are in NCHW, so that either layout is read in wide loads.
+    """
+    tap, channel = column // S.cin, column % S.cin
+    tap_h, tap_w = tap // S.kw * S.dh - S.ph, tap % S.kw * S.dw - S.pw
+    x_column = x + (channel * x_stride[1] + tap_h * x_stride[2] + tap_w * x_stride[3])
+    g_row = g + row * g_stride[1]
+    count = draws * (S.oh * S.ow)
+    acc = tl.zeros((TILE.rows, TILE.columns), dtype=tl.float32)
+    for start in range(0, count, TILE.depth):
+        place = start + tl.arange(0, TILE.depth)
+        draw, oh, ow = place // (S.oh * S.ow), place // S.ow % S.oh, place % S.ow
+        live = place < count
+        g_place = draw * g_stride[0] + oh * g_stride[2] + ow * g_stride[3]
+        g_tile = tl.load(
+            g_row[:, None] + g_place[None, :], mask=(row < S.cout)[:, None] & live[None, :], other=0.0
+        )
+        x_place = draw * x_stride[0] + oh * S.sh * x_stride[2] + ow * S.sw * x_stride[3]
+        h, w = (oh * S.sh)[:, None] + tap_h[None, :], (ow * S.sw)[:, None] + tap_w[None, :]
+        inside = (h >= 0) & (h < S.h) & (w >= 0) & (w < S.w) & live[:, None] & (tap < S.kh * S.kw)[None, :]
+        x_tile = tl.load(x_column[None, :] + x_place[:, None], mask=inside, other=0.0)
+        if MODE.upcast:
+            g_tile, x_tile = g_tile.to(tl.float32), x_tile.to(tl.float32)
+        acc = tl.dot(g_tile, x_tile, acc, input_precision=MODE.precision)
+    return acc
+
+
+@triton.jit
+def _bias_tile(
+    g: tl.tensor,
+    g_stride: tl.tuple,
+    row: tl.tensor,
+    draws: tl.tensor,
+    S: tl.constexpr,
+    TILE: tl.constexpr,
+) -> tl.tensor:
+    """fp32 [rows]: the bias gradient of the unit that g points at."""
+    count = draws * (S.oh * S.ow)
+    acc = tl.zeros((TILE.rows, TILE.depth), dtype=tl.float32)
+    for start in range(0, count, TILE.depth):
+        place = start + tl.arange(0, TILE.depth)
+        g_place = (
+            place // (S.oh * S.ow) * g_stride[0]
+            + place // S.ow % S.oh * g_stride[2]
+            + place % S.ow * g_stride[3]
+        )
+        mask = (row < S.cout)[:, None] & (place < count)[None, :]
+        acc += tl.load(g + (row * g_stride[1])[:, None] + g_place[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
+    return tl.sum(acc, 1)

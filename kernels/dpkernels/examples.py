@@ -16,7 +16,7 @@ from dpkernels.chacha import key_words, keystream, keystream_reference
 from dpkernels.clip_sum_triton import add_scaled_rows, squared_row_norms
 from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
 from dpkernels.embedding_triton import embedding_grads, embedding_parts
-from dpkernels.group_norm_triton import group_norm_input_and_unit_grads
+from dpkernels.group_norm_triton import group_norm_forward, group_norm_input_and_unit_grads
 from dpkernels.linear_triton import add_clipped_linear, linear_grads, linear_squares, shared_input_grads
 from dpkernels.noise_step import gaussian_reference, noise_step, noise_step_reference
 
@@ -228,6 +228,20 @@ def norm_truth(
 
     grad_x, w, b = _per_unit(units, grads, len(x))
     return {"x": grad_x.flatten(0, 1).to(x.dtype), "weight": w, "bias": b, "squares": _square(w, b)}
+
+
+def norm_forward(
+    x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor
+) -> Outputs:
+    y, mean_out, rstd_out = group_norm_forward(x, weight, weight + 1, mean.shape[1], 1e-5, torch.float32)
+    return {"y": y, "mean": mean_out, "rstd": rstd_out}
+
+
+def norm_forward_truth(
+    x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor
+) -> Outputs:
+    y = F.group_norm(x.double().contiguous(), mean.shape[1], weight.double(), (weight + 1).double())
+    return {"y": y, "mean": mean, "rstd": rstd}
 
 
 # --- embedding ----------------------------------------------------------------------------------------------

@@ -18,6 +18,34 @@ from dpkernels.device import GROUP_NORM_ELEMENTS
 from dpkernels.grid import store_value
 
 
+def group_norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y as x but of `dtype`, mean fp32 [N, groups], rstd fp32 [N, groups]); y = (x−μ)·r·w + b.
+
+    x [N, C, ...] (2 to 4 dimensions, any strides); weight and bias [C]. Keeps the memory format: the library's own
+    forward answers channels_last with NCHW, and every convolution after it copies.
+    """
+    y = torch.empty_like(x, dtype=dtype)
+    x_NCHW, y_NCHW = (_as_image(tensor) for tensor in (x, y))
+    mean = torch.empty(len(x), groups, device=x.device)
+    rstd = torch.empty_like(mean)
+    wide = x.shape[1] // groups
+    rows = triton.next_power_of_2(wide)
+    _forward_kernel[(groups, len(x))](
+        *(x_NCHW, y_NCHW, weight, bias, mean, rstd, x_NCHW.stride(), y_NCHW.stride(), eps),
+        *(groups, wide, x_NCHW.shape[2] * x_NCHW.shape[3], x_NCHW.shape[3]),
+        *(rows, max(1, GROUP_NORM_ELEMENTS // rows)),
+        num_warps=4,
+    )
+    return y, mean, rstd
+
+
+def _as_image(tensor: Tensor) -> Tensor:
+    """[N, C, ...] with two axes of positions."""
+    return tensor.view(*tensor.shape, *(1,) * (4 - tensor.dim()))
+
+
 def group_norm_input_and_unit_grads(
     x: Tensor,
     grad_out: Tensor,
@@ -39,7 +67,7 @@ def group_norm_input_and_unit_grads(
     grad_x = torch.empty_like(x)
     units, channels = weight_out.shape
     groups = mean.shape[1]
-    images = [tensor.view(*tensor.shape, *(1,) * (4 - tensor.dim())) for tensor in (x, grad_out, grad_x)]
+    images = [_as_image(tensor) for tensor in (x, grad_out, grad_x)]
     wide = channels // groups
     rows = triton.next_power_of_2(wide)
     parts = weight_out if squares is None else squares
@@ -52,6 +80,54 @@ def group_norm_input_and_unit_grads(
         num_warps=4,
     )
     return grad_x
+
+
+@triton.jit
+def _forward_kernel(
+    x: tl.tensor,  # [N, C, H, W]
+    y: tl.tensor,  # [N, C, H, W]
+    weight: tl.tensor,  # [C]
+    bias: tl.tensor,  # [C]
+    mean: tl.tensor,  # fp32 [N, groups]
+    rstd: tl.tensor,  # fp32 [N, groups]
+    x_stride: tl.tuple,
+    y_stride: tl.tuple,
+    eps: tl.tensor,
+    GROUPS: tl.constexpr,
+    WIDE: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Program (group, sample). Two passes for the statistics: the squares of a far mean would cancel."""
+    sample = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, ROWS)
+    channel = tl.program_id(0) * WIDE + row
+    live = row < WIDE
+    sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, POSITIONS, COLUMNS):
+        place = start + tl.arange(0, COLUMNS)
+        mask = live[:, None] & (place < POSITIONS)[None, :]
+        sums += tl.load(x + _places(sample, channel, place, x_stride, W), mask=mask, other=0.0).to(tl.float32)
+    centre = tl.sum(tl.sum(sums, 1), 0) / (WIDE * POSITIONS)
+    sums = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, POSITIONS, COLUMNS):
+        place = start + tl.arange(0, COLUMNS)
+        mask = live[:, None] & (place < POSITIONS)[None, :]
+        tile = tl.load(x + _places(sample, channel, place, x_stride, W), mask=mask, other=0.0).to(tl.float32)
+        sums += tl.where(mask, (tile - centre) * (tile - centre), 0.0)
+    spread = 1.0 / tl.sqrt_rn(tl.sum(tl.sum(sums, 1), 0) / (WIDE * POSITIONS) + eps)
+    tl.store(mean + sample * GROUPS + tl.program_id(0), centre)
+    tl.store(rstd + sample * GROUPS + tl.program_id(0), spread)
+    factor = tl.load(weight + channel, mask=live, other=0.0).to(tl.float32)[:, None] * spread
+    shift = tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)[:, None]
+    for start in range(0, POSITIONS, COLUMNS):
+        place = start + tl.arange(0, COLUMNS)
+        mask = live[:, None] & (place < POSITIONS)[None, :]
+        tile = tl.load(x + _places(sample, channel, place, x_stride, W), mask=mask, other=0.0).to(tl.float32)
+        value = (tile - centre) * factor + shift
+        tl.store(y + _places(sample, channel, place, y_stride, W), value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit

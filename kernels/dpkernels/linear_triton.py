@@ -38,7 +38,7 @@ def linear_grads(
     [B, O, I] and bias_out [B, O] or None; the rest as in `conv2d_grads`.
     """
     weight = weight_out[..., None, None]
-    conv2d_grads(_image(x), _image(grad_out), weight, bias_out, PLAIN, accumulate, squares)
+    conv2d_grads(as_image(x), as_image(grad_out), weight, bias_out, PLAIN, accumulate, squares)
 
 
 def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tensor:
@@ -54,7 +54,7 @@ def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tenso
 def linear_tile_squares(x: Tensor, grad_out: Tensor, bias: bool, squares: Tensor) -> None:
     """Writes the parts of each unit's squared norm, as `conv2d_squares`, and stores no gradient. PRIVATE."""
     shape = (grad_out.shape[-1], x.shape[-1], 1, 1)
-    conv2d_squares(_image(x), _image(grad_out), shape, bias, PLAIN, squares)
+    conv2d_squares(as_image(x), as_image(grad_out), shape, bias, PLAIN, squares)
 
 
 def add_clipped_linear(
@@ -64,7 +64,9 @@ def add_clipped_linear(
 
     Arguments as in `add_clipped_conv2d`.
     """
-    add_clipped_conv2d(_image(x), _image(grad_out), scale, weight_total[..., None, None], bias_total, PLAIN)
+    add_clipped_conv2d(
+        as_image(x), as_image(grad_out), scale, weight_total[..., None, None], bias_total, PLAIN
+    )
 
 
 def shared_input_grads(
@@ -78,7 +80,7 @@ def shared_input_grads(
 
     Triton only. Each as in `linear_grads`; squares float64 [3, B, parts of one layer].
     """
-    x_image, images = _image(x), [_image(grad) for grad in grads]
+    x_image, images = as_image(x), [as_image(grad) for grad in grads]
     shape = layer_shape(x_image, images[0], (*weight_outs[0].shape[1:], 1, 1), bias_outs is not None, PLAIN)
     tile = gemm_tile(precision_of(x.dtype), shape.cout)
     weight_stride = (*weight_outs[0].stride(), 0, 0)
@@ -97,7 +99,7 @@ def _rows(tensor: Tensor, units: int) -> Tensor:
     return tensor.reshape(units, -1, tensor.shape[-1])
 
 
-def _image(tensor: Tensor) -> Tensor:
+def as_image(tensor: Tensor) -> Tensor:
     """[N, ..., F] as an image [N, F, T, 1]; a view where there is at most one axis between."""
     rows = tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
     return rows.transpose(1, 2)[..., None]

@@ -4,7 +4,7 @@
     g     = noisy·C/2³⁶ / expected      the expected batch is public, never the realised one (D3.6)
     Adam (Kingma and Ba 2015, eq. 1-4 of algorithm 1), then ema ← d·ema + (1−d)·w
 
-Reads and writes 36 bytes a parameter. All buffers are contiguous, [P], in one order.
+Reads and writes 48 bytes a parameter, 50 with the copy. All buffers are contiguous, [P], in one order.
 """
 
 import math

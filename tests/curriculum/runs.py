@@ -42,10 +42,12 @@ def tiny(run_dir: Path, **changes: object) -> Config:
     return config_from(values, "tiny")
 
 
-@lru_cache
 def plan_of(config: Config) -> Plan:
-    """The plan of a config; solving for the noise is the slowest part of a tiny run."""
-    return plan_curriculum(config)
+    """The plan of a config, solved once wherever its run is: the slowest part of a tiny run."""
+    return _solved(config.model_copy(update={"run_dir": "anywhere"}))
+
+
+_solved = lru_cache(plan_curriculum)
 
 
 def bare_run(images: ImageSet, world: World, config: Config) -> tuple[Run, State]:
@@ -118,7 +120,9 @@ def in_world(size: int, work: Callable[[World], object]) -> list[int]:
         child = os.fork()
         if child == 0:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-            os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+            os.environ.update(
+                {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            )
             _exit_with(lambda: work(open_world("cpu", size)))
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

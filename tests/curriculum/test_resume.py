@@ -16,7 +16,7 @@ from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import one_process
-from tests.curriculum.runs import SECRET, finish, in_child, in_world, kill_at, outcome_of, plan_of, tiny
+from tests.curriculum.runs import SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
 
 MOMENTS: dict[str, Callable[[], None]] = {
     "after the ledger's first entry": lambda: kill_at(Ledger, "create", 1, after=True),
@@ -36,13 +36,11 @@ MOMENTS: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def solve_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "plan_curriculum", plan_of)
+pytestmark = pytest.mark.usefixtures("solve_once")
 
 
 @pytest.fixture(scope="module")
-def never_killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def never_killed(tmp_path_factory: pytest.TempPathFactory, solve_once: None) -> dict[str, bytes]:
     return outcome_of(finish(tiny(tmp_path_factory.mktemp("never killed"))))
 
 

@@ -61,7 +61,9 @@ def test_a_hostile_unit_moves_the_sum_by_at_most_the_clip_norm(monkeypatch, make
 
 @pytest.mark.parametrize("worlds", [1, 2, 3])
 @pytest.mark.parametrize(("microbatch", "draws"), [(4, 1), (4, 3), (8, 1), (16, 2)])
-def test_the_bound_holds_whatever_the_world_the_packing_and_the_draws(make_run, digits, worlds, microbatch, draws):
+def test_the_bound_holds_whatever_the_world_the_packing_and_the_draws(
+    make_run, digits, worlds, microbatch, draws
+):
     changes = {"compute__microbatch": microbatch, "private__draws": draws}
     moved = full_sum(make_run, digits, worlds, **changes) - full_sum(
         make_run, digits.without_unit(PLACE), worlds, **changes
@@ -71,7 +73,9 @@ def test_the_bound_holds_whatever_the_world_the_packing_and_the_draws(make_run, 
 
 def test_many_copies_of_an_image_in_one_unit_count_once(make_run, digits):
     empty = digits.without_unit(PLACE)
-    hoard = empty.with_unit(PLACE, np.repeat(digits.images[:1], 500, axis=0), np.repeat(digits.labels[:1], 500))
+    hoard = empty.with_unit(
+        PLACE, np.repeat(digits.images[:1], 500, axis=0), np.repeat(digits.labels[:1], 500)
+    )
     moved = full_sum(make_run, hoard, 1) - full_sum(make_run, empty, 1)
     assert 0 < squared_steps(moved) <= LIMIT
 
@@ -79,7 +83,9 @@ def test_many_copies_of_an_image_in_one_unit_count_once(make_run, digits):
 @pytest.mark.parametrize("clip_norm", [1e-3, 1e-6, 10.0])
 def test_the_bound_holds_at_other_clip_norms(make_run, digits, clip_norm):
     changes = {"private__clip_norm": clip_norm}
-    moved = full_sum(make_run, digits, 1, **changes) - full_sum(make_run, digits.without_unit(PLACE), 1, **changes)
+    moved = full_sum(make_run, digits, 1, **changes) - full_sum(
+        make_run, digits.without_unit(PLACE), 1, **changes
+    )
     assert 0 < squared_steps(moved) <= LIMIT
     if clip_norm < 1:
         assert squared_steps(moved) > 0.998 * LIMIT, "a unit over the bound is scaled to it, not further"
@@ -117,11 +123,8 @@ def test_taking_a_unit_out_changes_no_other_units_draws_or_gradient(make_run, di
     assert 0 < squared_steps(both - alone[0]) <= LIMIT
 
 
-@pytest.mark.parametrize("statistic", ["mean", "mode"])
-@pytest.mark.parametrize("count_weight", [0.0, 2.0])
+@pytest.mark.parametrize(("statistic", "count_weight"), [("mean", 0.0), ("mean", 2.0), ("mode", 0.0)])
 def test_one_unit_moves_a_central_query_by_at_most_its_clip_norm(make_run, digits, statistic, count_weight):
-    if statistic == "mode" and count_weight:
-        pytest.skip("a histogram holds its own counts")
     changes = {"central__statistic": statistic, "central__count_weight": count_weight, "central__bins": 4}
     empty = digits.without_unit(PLACE)
     many = empty.with_unit(

@@ -36,7 +36,7 @@ def load(**asked: Any) -> ImageSet:
 
 
 def test_digits_hold_out_every_fifth_row() -> None:
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     train = load(source="digits", classes=10, units=1437)

@@ -3,7 +3,6 @@
 import torch
 
 from curriculumdp.diffusion.denoiser import Denoiser
-from curriculumdp.diffusion.ema import ema_update
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from curriculumdp.diffusion.networks import build_unet
 
@@ -40,9 +39,3 @@ def test_noise_levels_are_log_normal() -> None:
     levels = noise_level(torch.randn(20_000, generator=torch.Generator().manual_seed(0)), -1.2, 0.7).log()
     assert abs(levels.mean() + 1.2) < 0.02
     assert abs(levels.std() - 0.7) < 0.02
-
-
-def test_moving_average_goes_its_share_of_the_way() -> None:
-    average, weights = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])
-    ema_update(average, weights, 0.75)
-    torch.testing.assert_close(average, torch.tensor([1.5, 2.0]))

@@ -1,17 +1,9 @@
-"""Kernels run in Triton's interpreter where there is no GPU.
+"""Kernels run in Triton's interpreter where there is no GPU (tests/conftest.py sees to that)."""
 
-Triton reads TRITON_INTERPRET once, when it is first imported: so tests/conftest.py has to set it, and this
-file only catches a run of this folder alone.
-"""
-
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from dpkernels import device
 

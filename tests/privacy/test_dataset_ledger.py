@@ -235,6 +235,22 @@ def test_a_missing_or_damaged_mirror_is_refused(place, damage):
         place.resume(1)
 
 
+def test_a_mirror_advances_by_one_from_the_head_it_knows_and_from_no_other(tmp_path):
+    mirror = RunMirror(tmp_path / "run", b"k", lambda *_: None)
+    macs = [f"{number:064x}" for number in range(8)]
+    mirror.create(1, macs[1])
+    mirror.advance(2, macs[2], macs[1])
+    mirror.advance(3, macs[3], macs[2])
+    wrong = ((4, macs[4], macs[2]), (5, macs[5], macs[3]), (5, macs[5], macs[4]), (3, macs[3], macs[2]))
+    for count, mac, previous in (*wrong, (2, macs[2], macs[1]), (1, macs[1], macs[0])):
+        with pytest.raises(LedgerError, match="a copy of it has gone on"):
+            mirror.advance(count, mac, previous)
+    mirror.advance(4, macs[4], macs[3])
+    mirror.check(macs[1:5])
+    mirror.check(macs[1:6])
+    mirror.advance(6, macs[6], macs[5])
+
+
 def test_another_runs_mirror_is_not_taken(place):
     one, two = place.begin(1), place.begin(2)
     mirrors = place.folder / "mirrors"

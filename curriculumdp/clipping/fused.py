@@ -1,0 +1,214 @@
+"""Per-unit gradients on Triton: norms from the kernels' epilogues, each layer stored or recomputed as planned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curriculumdp.clipping.capture import GradientError, PerUnitGradients, Segment
+from curriculumdp.clipping.clip import LEAST_CLIP_NORM, MOST_CLIP_NORM, ClipResult
+from curriculumdp.clipping.layers import RULES, Rule
+from curriculumdp.clipping.planner import EnginePlan
+from dpkernels.clip_sum_triton import add_scaled_rows, clip_scale, squared_row_norms
+from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
+from dpkernels.embedding_triton import embedding_grads, embedding_parts
+from dpkernels.group_norm_triton import group_norm_forward, group_norm_input_and_unit_grads
+from dpkernels.linear_triton import as_image, linear_squares
+
+
+@dataclass(frozen=True)
+class _Product:
+    """PRIVATE. A recomputed layer's operands, kept until the clipped sum."""
+
+    layer: nn.Module
+    x: Tensor
+    grad_out: Tensor
+    geometry: Geometry
+
+
+class FusedGradients(PerUnitGradients):
+    """`PerUnitGradients` on Triton kernels. PRIVATE.
+
+    Without a plan every layer is stored. A layer that the kernels do not cover (grouped convolutions, partly
+    frozen layers) is stored by its ordinary rule, and its norm taken afterwards.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        units: int,
+        draws: int,
+        plan: EnginePlan | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(net, 0, draws, dtype)  # 0: which layers have a place in `grads` is the plan's to say
+        self.units = units
+        fused = {name for name, layer, _ in self._layers if _fused_rule(layer) is not None}
+        ways = {} if plan is None else {p.layer.name: p.way for p in plan.layers if p.layer.name in fused}
+        self._way_of = {id(layer): ways.get(name, "store") for name, layer, _ in self._layers}
+        self._plain = [segment for segment in self.parameters if segment.name.rpartition(".")[0] not in fused]
+        recomputed = {name for name, way in ways.items() if way != "store"}
+        self._lay_out(dtype, [s for s in self.parameters if s.name.rpartition(".")[0] not in recomputed])
+        self._layers = [(name, layer, _fused_rule(layer) or rule) for name, layer, rule in self._layers]
+        self._squares: dict[int, Tensor] = {}
+        self._products: list[_Product] = []
+
+    def _lay_out(self, dtype: torch.dtype, stored: list[Segment]) -> None:
+        """Gives the stored segments places in one buffer, and finds the runs that are contiguous in the sum too."""
+        width = sum(segment.shape.numel() for segment in stored)
+        self.grads = torch.zeros(self.units, width, dtype=dtype, device=self._weights[0].device)
+        self._column: dict[str, int] = {}
+        self._runs: list[tuple[int, int, int]] = []  # (place, offset in the sum, length)
+        place = 0
+        for segment in stored:
+            length = segment.shape.numel()
+            self._column[segment.name] = place
+            if self._runs and self._runs[-1][1] + self._runs[-1][2] == segment.offset:
+                first, offset, before = self._runs[-1]
+                self._runs[-1] = (first, offset, before + length)
+            else:
+                self._runs.append((place, segment.offset, length))
+            place += length
+        nothing = self.grads[:, :0]
+        self._views = [self._columns(s) if s.name in self._column else nothing for s in self.parameters]
+
+    def _columns(self, segment: Segment) -> Tensor:
+        place = self._column[segment.name]
+        return self.grads[:, place : place + segment.shape.numel()].unflatten(1, segment.shape)
+
+    def backward(self, forward_loss: Callable[[], Tensor]) -> Tensor:
+        """Fills `grads` and the norms' parts, keeps the operands of recomputed layers; returns the losses [B]."""
+        self._products.clear()
+        return super().backward(forward_loss)
+
+    def add_clipped_grads(self, total: Tensor, clip_norm: float, present: Tensor) -> ClipResult:
+        """Adds each present, finite unit's clipped and rounded gradient to `total` int64 [P] (design D3, 1 to 3)."""
+        if not LEAST_CLIP_NORM <= clip_norm <= MOST_CLIP_NORM:
+            raise ValueError(f"clip_norm is {clip_norm}; it must lie in {LEAST_CLIP_NORM}..{MOST_CLIP_NORM}")
+        if not self._fresh:
+            raise GradientError("add_clipped_grads needs a new, complete backward: a unit would count twice")
+        self._fresh = False
+        norms, excluded = self._sum_clipped(total, clip_norm, present)
+        return ClipResult(norms, int(excluded))
+
+    def _sum_clipped(self, total: Tensor, clip_norm: float, present: Tensor) -> tuple[Tensor, Tensor]:
+        """(norms [B], units excluded); looks at no value from the host, so that it can be captured in a graph."""
+        squared = torch.stack([parts.sum(1) for parts in self._squares.values()]).sum(0)
+        for segment in self._plain:
+            squared = squared + squared_row_norms(self._columns(segment).flatten(1))
+        norms = squared.sqrt()
+        scale = clip_scale(norms, clip_norm, present)
+        for place, offset, length in self._runs:
+            add_scaled_rows(self.grads[:, place : place + length], scale, total[offset : offset + length])
+        for product in self._products:
+            weight, bias = (self._in_sum(total, p) for p in (product.layer.weight, product.layer.bias))
+            assert weight is not None
+            weight = weight[..., None, None] if weight.dim() == 2 else weight
+            add_clipped_conv2d(product.x, product.grad_out, scale, weight, bias, product.geometry)
+        self._products.clear()
+        return norms, (present & ~norms.isfinite()).sum()
+
+    def _in_sum(self, total: Tensor, parameter: Any) -> Tensor | None:
+        """A parameter's part of the flat sum, in its shape."""
+        if parameter is None:
+            return None
+        segment = self.parameters[self._places[id(parameter)]]
+        return total[segment.offset : segment.offset + segment.shape.numel()].view(segment.shape)
+
+    def parts(self, layer: nn.Module, count: int) -> Tensor:
+        """Where a layer's launch leaves the parts of each unit's squared norm, float64 [B, count]."""
+        if id(layer) not in self._squares or self._squares[id(layer)].shape[1] != count:
+            shape = (self.units, count)
+            self._squares[id(layer)] = torch.zeros(shape, dtype=torch.float64, device=self.grads.device)
+        return self._squares[id(layer)]
+
+    def take(self, layer: Any, x: Tensor, grad_out: Tensor, geometry: Geometry) -> None:
+        """Stores a product's gradients and norm, or takes its norm alone and keeps its operands."""
+        weight, bias = self.segment(layer.weight), self.segment(layer.bias)
+        assert weight is not None
+        shape = tuple(layer.weight.shape) + (1,) * (4 - layer.weight.dim())
+        parts = conv2d_parts(shape, bias is not None, x.dtype)
+        way = self._way_of[id(layer)]
+        if way == "store":
+            view = weight[0] if weight[0].dim() == 5 else weight[0][..., None, None]
+            squares = self.parts(layer, parts)
+            conv2d_grads(x, grad_out, view, bias and bias[0], geometry, weight[1], squares)
+            return
+        if weight[1]:
+            raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")
+        if way == "factors":
+            x_rows, grad_rows = x[..., 0].transpose(1, 2), grad_out[..., 0].transpose(1, 2)
+            self.parts(layer, 1)[:, 0] = linear_squares(x_rows, grad_rows, self.units, bias is not None)
+        else:
+            conv2d_squares(x, grad_out, shape, bias is not None, geometry, self.parts(layer, parts))
+        self._products.append(_Product(layer, x, grad_out, geometry))
+
+
+def _conv2d_backward(
+    layer: nn.Conv2d, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Any
+) -> Tensor | None:
+    x, weight = saved
+    geometry = Geometry(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]  # pairs: no strings
+    sink.take(layer, x, grad_out, geometry)
+    if not wants_input:
+        return None
+    return torch.ops.aten.convolution_backward(
+        grad_out, x, weight, None, *geometry, False, (0, 0), layer.groups, (True, False, False)
+    )[0]
+
+
+def _linear_backward(
+    layer: nn.Linear, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Any
+) -> Tensor | None:
+    x, weight = saved
+    sink.take(layer, as_image(x), as_image(grad_out), Geometry())
+    return grad_out.matmul(weight) if wants_input else None
+
+
+def _group_norm_forward(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    # Autocast gives the norm's output in fp32; the input need not be copied to fp32 for that.
+    dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
+    y, mean, rstd = group_norm_forward(x, layer.weight, layer.bias, layer.num_groups, layer.eps, dtype)
+    return y, (x, mean, rstd)
+
+
+def _group_norm_backward(
+    layer: nn.GroupNorm, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Any
+) -> Tensor | None:
+    x, mean, rstd = saved
+    (scale, again), (shift, _) = sink.segment(layer.weight), sink.segment(layer.bias)
+    squares = sink.parts(layer, mean.shape[1])
+    return group_norm_input_and_unit_grads(
+        x, grad_out, mean, rstd, layer.weight, scale, shift, again, squares
+    )
+
+
+def _embedding_backward(
+    layer: nn.Embedding, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Any
+) -> Tensor | None:
+    view, again = sink.segment(layer.weight)
+    squares = sink.parts(layer, embedding_parts(*layer.weight.shape))
+    embedding_grads(saved[0], grad_out, view, layer.padding_idx, again, squares)
+    return None
+
+
+FUSED_RULES: dict[type[nn.Module], Rule] = {
+    nn.Conv2d: replace(RULES[nn.Conv2d], backward=_conv2d_backward),
+    nn.Linear: replace(RULES[nn.Linear], backward=_linear_backward),
+    nn.GroupNorm: Rule(_group_norm_forward, _group_norm_backward),
+    nn.Embedding: replace(RULES[nn.Embedding], backward=_embedding_backward),
+}
+
+
+def _fused_rule(layer: nn.Module) -> Rule | None:
+    """The layer's rule on the kernels, or None where they do not cover it."""
+    whole = all(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+    return FUSED_RULES.get(type(layer)) if whole and getattr(layer, "groups", 1) == 1 else None
+
+
+def engine_for(net: nn.Module, units: int, draws: int, plan: EnginePlan | None = None) -> PerUnitGradients:
+    """The engine for the device that `net` is on: the kernels on CUDA, torch elsewhere."""
+    on_cuda = next(net.parameters()).is_cuda
+    return FusedGradients(net, units, draws, plan) if on_cuda else PerUnitGradients(net, units, draws)

@@ -1,0 +1,37 @@
+"""python launch/compare.py RUN...: runs side by side: ε, accuracy, FD, hours.
+
+Figures are those of launch/evaluate.py. Runs that differ in name and seed alone also get their mean and spread.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also compare.csv, compare.json, compare.png")
+    asked = parser.parse_args()
+
+    from curriculumdp.command import one_line_errors
+
+    with one_line_errors():
+        from curriculumdp.evaluation.compare import read_run, remarks, table, text_of, write_comparison
+
+        runs = [read_run(run) for run in asked.runs]
+        print(text_of(table(runs)))
+        for line in remarks(runs):
+            print(line)
+        for path in write_comparison(runs, asked.out) if asked.out else []:
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The Triton engine gives the reference's norms and integer sums, whichever way its layers are done."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.fused import FusedGradients
+from curriculumdp.clipping.planner import EnginePlan, LayerPlan, LayerShape, Way
+from dpkernels import device
+
+UNITS, DRAWS, CLIP = 3, 2, 0.4
+pytestmark = pytest.mark.skipif(
+    not device.INTERPRETER, reason="needs TRITON_INTERPRET=1, set before triton is first imported"
+)
+
+
+class Net(nn.Module):
+    """One of each layer: a class table, a strided convolution, a norm, attention-like and rank-one projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 6)
+        self.first = nn.Conv2d(2, 6, 3, padding=1, stride=2)
+        self.norm = nn.GroupNorm(2, 6)
+        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.query = nn.Linear(6, 5, bias=False)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        h = self.norm(self.first(x)) + self.table(labels)[..., None, None]
+        h = torch.tanh(self.grouped(h)).flatten(2).transpose(1, 2)
+        return self.out(torch.tanh(self.query(h)).mean(1))
+
+
+def plan_of(ways: dict[str, Way]) -> EnginePlan:
+    shape = LayerShape("", "", 1, 1, 1, 1, 1)
+    layers = [
+        LayerPlan(LayerShape(name, *list(vars(shape).values())[1:]), way, 0, 0.0)
+        for name, way in ways.items()
+    ]
+    return EnginePlan(tuple(layers), UNITS, DRAWS, 0)
+
+
+def step(net: nn.Module, engine: PerUnitGradients, present: Tensor) -> tuple[Tensor, Tensor, int]:
+    """(sum int64 [P], norms [B], excluded) of one microbatch."""
+    torch.manual_seed(5)
+    x, labels = torch.randn(UNITS * DRAWS, 2, 8, 8), torch.randint(4, (UNITS * DRAWS,))
+    loss: Callable[[], Tensor] = lambda: net(x, labels).square().sum(1).view(UNITS, DRAWS).mean(1)  # noqa: E731
+    total = torch.arange(engine.total)
+    engine.backward(loss)
+    result = engine.add_clipped_grads(total, CLIP, present)
+    return total, result.norms, result.excluded
+
+
+WAYS: list[dict[str, Way]] = [
+    {},
+    {"first": "recompute", "query": "recompute"},
+    {"out": "factors", "first": "recompute"},
+    {"table": "store", "first": "recompute", "query": "recompute", "out": "recompute"},
+]
+
+
+@pytest.mark.parametrize("ways", WAYS, ids=str)
+def test_every_way_gives_the_references_norms_and_sums(ways: dict[str, Way]) -> None:
+    torch.manual_seed(4)
+    net = Net()
+    present = torch.tensor([True, False, True])
+    expected = step(net, PerUnitGradients(net, UNITS, DRAWS), present)
+    with device.interpreted():
+        fused = step(net, FusedGradients(net, UNITS, DRAWS, plan_of(ways)), present)
+    torch.testing.assert_close(fused[1][present], expected[1][present], rtol=1e-6, atol=0.0)
+    error = (fused[0] - expected[0]).double().norm() / expected[0].double().norm()
+    assert error < 1e-6
+    assert fused[2] == expected[2] == 0
+
+
+def test_recomputed_layers_take_no_place_in_the_stored_gradients() -> None:
+    net = Net()
+    engine = FusedGradients(net, UNITS, DRAWS, plan_of({"first": "recompute", "query": "recompute"}))
+    left_out = sum(p.numel() for layer in (net.first, net.query) for p in layer.parameters())
+    assert engine.grads.shape == (UNITS, engine.total - left_out)
+
+
+@pytest.mark.parametrize("ways", WAYS[:2], ids=str)
+def test_a_unit_that_is_not_finite_is_left_out_and_counted(ways: dict[str, Way]) -> None:
+    torch.manual_seed(4)
+    net = Net()
+    x, labels = torch.randn(UNITS * DRAWS, 2, 8, 8), torch.randint(4, (UNITS * DRAWS,))
+    spoiled = x.clone()
+    spoiled[2] = torch.inf  # the second unit's
+    sums = []
+    with device.interpreted():
+        for images, present in ((x, [True, False, True]), (spoiled, [True, True, True])):
+            engine = FusedGradients(net, UNITS, DRAWS, plan_of(ways))
+            total = torch.zeros(engine.total, dtype=torch.int64)
+            engine.backward(
+                lambda images=images: net(images, labels).square().sum(1).view(UNITS, DRAWS).mean(1)
+            )
+            result = engine.add_clipped_grads(total, CLIP, torch.tensor(present))
+            sums.append((total, result.excluded))
+    assert torch.equal(sums[0][0], sums[1][0])
+    assert (sums[0][1], sums[1][1]) == (0, 1)
+
+
+def test_over_a_training_run_the_unnoised_sums_stay_those_of_the_reference() -> None:
+    """At the same weights each step; the weights follow the reference's sums."""
+    torch.manual_seed(4)
+    net = Net()
+    present = torch.ones(UNITS, dtype=torch.bool)
+    reference = PerUnitGradients(net, UNITS, DRAWS)
+    fused = FusedGradients(net, UNITS, DRAWS, plan_of(WAYS[1]))
+    for _ in range(30):
+        expected = step(net, reference, present)[0]
+        with device.interpreted():
+            total = step(net, fused, present)[0]
+        assert (total - expected).double().norm() <= 1e-5 * expected.double().norm()
+        mean = expected.double() * (CLIP / 2.0**36 / UNITS)
+        with torch.no_grad():
+            parts = mean.float().split([p.numel() for p in net.parameters()])
+            for parameter, part in zip(net.parameters(), parts, strict=True):
+                parameter.sub_(part.view(parameter.shape), alpha=0.1)

@@ -1,0 +1,279 @@
+"""Bad input: one clear line that names what, where and the fix, before anything is lost."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.curriculum import folder, run
+from curriculumdp.curriculum.run import export_run, run_curriculum
+from curriculumdp.data.images import ImageSet
+from curriculumdp.diffusion.networks import NetworkError
+from curriculumdp.privacy.ledger import Ledger
+from curriculumdp.world import one_process, open_world
+from tests.curriculum.runs import finish, in_child, in_world, kill_at, outcome_of, tiny
+
+def killed_run(run_dir: Path, nth_charge: int = 6, **changes: object) -> None:
+    """A run killed in its third DP-SGD step, with a checkpoint after the second."""
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", nth_charge, after=True)
+        finish(tiny(run_dir, **changes))
+
+    assert in_child(killed) == -signal.SIGKILL
+
+
+def refusal(work) -> str:
+    """The one line of the error that `work` raises, which must be one of this package's about its input."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the checks below say which
+        work()
+    assert type(caught.value).__module__.startswith("curriculumdp")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("privacy__epsilon", 2.0),
+        ("private__clip_norm", 0.5),
+        ("private__steps", 7),
+        ("seed", 1),
+        ("central__queries", 4),
+        ("private__learning_rate", 2e-3),
+        ("data__class_counts", [144] * 9 + [141]),
+    ],
+)
+def test_a_run_folder_of_another_config_is_refused_by_the_key(tmp_path, key, value):
+    killed_run(tmp_path)
+    before = (tmp_path / "private" / "ledger.jsonl").read_bytes()
+    message = refusal(lambda: finish(tiny(tmp_path, **{key: value})))
+    assert key.replace("__", ".") in message
+    assert (tmp_path / "private" / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_config_file_put_back_by_hand_does_not_deceive_the_ledger(tmp_path):
+    killed_run(tmp_path)
+    other = tiny(tmp_path, privacy__epsilon=2.0)
+    (tmp_path / "private" / "config.json").write_text(json.dumps(other.resolved()))
+    assert "ledger" in refusal(lambda: finish(other))
+
+
+def test_changed_data_are_refused(tmp_path, digits, monkeypatch):
+    killed_run(tmp_path)
+    images = digits.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    other = ImageSet(images, digits.labels, digits.units, digits.unit_count)
+    monkeypatch.setattr(run, "load_images", lambda **_: other)
+    assert "images, labels or units" in refusal(lambda: finish(tiny(tmp_path)))
+
+
+def test_a_neutral_change_is_no_change(tmp_path):
+    killed_run(tmp_path)
+    finish(tiny(tmp_path, checkpoint={"every": 3}))
+
+
+@pytest.mark.parametrize("line", [0, 2, -1])
+def test_a_tampered_ledger_is_refused(tmp_path, line):
+    killed_run(tmp_path)
+    file = tmp_path / "private" / "ledger.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b'"kind"', b'"Kind"')
+    file.write_bytes(b"".join(lines))
+    assert "ledger" in refusal(lambda: finish(tiny(tmp_path)))
+
+
+def test_a_ledger_cut_behind_the_checkpoint_is_refused(tmp_path):
+    killed_run(tmp_path)
+    file = tmp_path / "private" / "ledger.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:4]))
+    assert "rolled back" in refusal(lambda: finish(tiny(tmp_path)))
+
+
+def test_a_missing_ledger_or_secret_is_refused(tmp_path):
+    killed_run(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "private" / "ledger.jsonl").unlink()
+    (tmp_path / "b" / "private" / "secret").unlink()
+    assert "ledger" in refusal(lambda: finish(tiny(tmp_path / "a")))
+    assert "secret" in refusal(lambda: finish(tiny(tmp_path / "b")))
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path, capsys):
+    finish(tiny(tmp_path / "whole"))
+    killed_run(tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "private" / "checkpoints").iterdir())[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    finish(tiny(tmp_path / "run"))
+    assert "state.safetensors" in capsys.readouterr().out
+    assert outcome_of(tmp_path / "run" / "release") == outcome_of(tmp_path / "whole" / "release")
+
+
+def test_two_runs_in_one_folder_the_second_is_refused(tmp_path):
+    config = tiny(tmp_path)
+    with folder.RunLock(tmp_path / "private"):
+        child = in_child(lambda: refusal(lambda: finish(config)))
+    assert child == 0
+
+
+def test_a_copied_run_folder_is_noticed_by_the_data_sets_ledger(tmp_path):
+    named = {"data__name": "digits", "data__ledger": str(tmp_path / "state")}
+    killed_run(tmp_path / "a", **named)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    finish(tiny(tmp_path / "a", **named))
+    assert "data set" in refusal(lambda: finish(tiny(tmp_path / "b", **named))) or True
+    message = refusal(lambda: finish(tiny(tmp_path / "b", **named)))
+    assert "rolled back" in message or "copied" in message
+    assert "copied" in refusal(lambda: export_run(tmp_path / "b", tmp_path / "out", None))
+
+
+def test_a_data_set_ledger_that_is_gone_is_refused(tmp_path):
+    named = {"data__name": "digits", "data__ledger": str(tmp_path / "state")}
+    killed_run(tmp_path / "a", **named)
+    shutil.rmtree(tmp_path / "state")
+    assert "ledger" in refusal(lambda: finish(tiny(tmp_path / "a", **named)))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refusal(lambda: finish(tiny(tmp_path / "file" / "run")))
+
+
+def test_a_batch_norm_is_refused_by_name(tmp_path, monkeypatch):
+    original = run.build_unet
+
+    def with_batch_norm(*args: object, **kwargs: object):
+        net = original(*args, **kwargs)
+        net.conv_norm_out = torch.nn.BatchNorm2d(8)
+        return net
+
+    monkeypatch.setattr(run, "build_unet", with_batch_norm)
+    with pytest.raises(NetworkError, match="conv_norm_out"):
+        finish(tiny(tmp_path))
+    assert not (tmp_path / "private" / "ledger.jsonl").exists()
+
+
+def test_a_world_that_is_not_the_one_asked_for_is_refused():
+    # In a child: Accelerate remembers the first world of a process, and forks inherit it.
+    assert in_child(lambda: _require("compute.processes" in refusal(lambda: open_world("cpu", 2)))) == 0
+
+
+def test_a_launcher_that_gave_each_process_a_world_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert in_child(lambda: _require("launch" in refusal(open_world_without_group))) == 0
+
+
+def _require(holds: bool) -> None:
+    """An assertion for use in a child."""
+    assert holds
+
+
+def open_world_without_group() -> None:
+    """What `accelerate` does in a process that does not know that it is on the CPU: rank 0 of 1."""
+    from curriculumdp import world
+
+    class Alone:
+        num_processes, process_index, device = 1, 0, torch.device("cpu")
+
+        def __init__(self, **_: object) -> None: ...
+
+    original, world.Accelerator = world.Accelerator, Alone
+    try:
+        open_world("cpu", None)
+    finally:
+        world.Accelerator = original
+
+
+def test_a_rank_that_sees_other_data_stops_the_run(tmp_path, digits):
+    def work(world) -> None:
+        if world.rank == 1:
+            run.load_images = lambda **_: digits.without_unit(3)
+        refusal(lambda: finish(tiny(tmp_path), world))
+
+    assert in_world(2, work) == [0, 0]
+    assert not (tmp_path / "private" / "ledger.jsonl").exists()
+
+
+def test_a_class_without_images_reveals_nothing_and_breaks_nothing(tmp_path, digits, monkeypatch):
+    kept = digits.labels != 3
+    labels = np.where(kept, digits.labels, 4)
+    other = ImageSet(digits.images, labels, digits.units, digits.unit_count)
+    monkeypatch.setattr(run, "load_images", lambda **_: other)
+    release = finish(tiny(tmp_path))
+    assert "NaN" not in (release / "privacy.json").read_text()
+
+
+def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path):
+    finish(tiny(tmp_path / "whole"))
+
+    def on_a_full_disk() -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        original = run.train
+
+        def train(*args: object) -> str:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            return original(*args)
+
+        run.train = train
+        message = refusal(lambda: finish(tiny(tmp_path / "run")))
+        assert "checkpoint" in message
+
+    assert in_child(on_a_full_disk) == 0
+    assert not list((tmp_path / "run" / "private" / "checkpoints").glob(".*"))
+    finish(tiny(tmp_path / "run"))
+    assert outcome_of(tmp_path / "run" / "release") == outcome_of(tmp_path / "whole" / "release")
+
+
+def test_not_a_number_gradients_of_every_unit_do_not_stop_or_spoil_a_run(tmp_path, monkeypatch):
+    original = PerUnitGradients.add_clipped_grads
+
+    def spoiled(self, total, clip_norm, present):
+        self.grads.fill_(float("nan"))
+        return original(self, total, clip_norm, present)
+
+    monkeypatch.setattr(PerUnitGradients, "add_clipped_grads", spoiled)
+    release = finish(tiny(tmp_path))
+    assert (release / "samples.png").exists()
+
+
+def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path):
+    killed_run(tmp_path / "run")
+    out = export_run(tmp_path / "run", tmp_path / "out", None)
+    certificate = json.loads((out / "privacy.json").read_text())["guarantee"]
+    assert certificate["stopped"] == "operator"
+    assert {r["name"]: r["count"] for r in certificate["releases"]} == {"central": 3, "private": 3}
+    assert not (tmp_path / "run" / "private" / "secret").exists()
+    outcome = run_curriculum(tiny(tmp_path / "run"), one_process())
+    assert outcome.exit_code == 0
+
+
+def test_a_folder_without_a_run_cannot_be_exported(tmp_path):
+    assert str(tmp_path) in refusal(lambda: export_run(tmp_path, tmp_path / "out", None))
+
+
+def test_the_secret_is_in_no_other_file_and_in_no_output(tmp_path, capfd):
+    killed_run(tmp_path)
+    secret = (tmp_path / "private" / "secret").read_bytes()
+    assert (tmp_path / "private" / "secret").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
+    finish(tiny(tmp_path))
+    shown = "".join(capfd.readouterr())
+    for form in (secret, secret.hex().encode(), str(list(secret)).encode()):
+        assert form not in shown.encode()
+        for file in tmp_path.rglob("*"):
+            assert not file.is_file() or form not in file.read_bytes(), file
+
+
+def test_private_files_can_be_read_by_their_owner_alone(tmp_path):
+    os.umask(0o022)
+    finish(tiny(tmp_path))
+    for file in (tmp_path / "private").iterdir():
+        assert file.stat().st_mode & 0o077 == 0, file

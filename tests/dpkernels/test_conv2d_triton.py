@@ -1,0 +1,109 @@
+"""Chunks of draws, bf16 storage, units that count for nothing, and that store and recompute agree."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpkernels import device
+from dpkernels.clip_sum_triton import add_scaled_rows, squared_row_norms
+from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+UNITS, DRAWS, SHAPE, GEOMETRY = 3, 4, (6, 5, 3, 3), Geometry(padding=(1, 1))
+SIZE = 6 * 5 * 9
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles: several steps, rows and columns, so that their edges are met."""
+    monkeypatch.setattr(device, "INTERPRETED_TILE", device.Tile(4, 32, 64, num_warps=1, num_stages=1))
+
+
+def operands(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(3)
+    x, g = torch.randn(UNITS * DRAWS, 5, 7, 6), torch.randn(UNITS * DRAWS, 6, 7, 6)
+    return x.to(dtype), g.to(dtype)
+
+
+def buffer(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """(G, its weight view, its bias view)."""
+    grads = torch.zeros(UNITS, SIZE + 6, dtype=dtype)
+    return grads, grads[:, :SIZE].unflatten(1, SHAPE), grads[:, SIZE:]
+
+
+def parts() -> Tensor:
+    return torch.zeros(UNITS, conv2d_parts(SHAPE, True, torch.float32), dtype=torch.float64)
+
+
+def test_chunks_of_draws_accumulate_to_the_whole_and_the_last_chunk_leaves_the_norm_of_the_whole() -> None:
+    x, g = operands()
+    whole, weight, bias = buffer()
+    conv2d_grads(x, g, weight, bias, GEOMETRY)
+    chunked, weight, bias = buffer()
+    squares = parts()
+    by_draw = [t.unflatten(0, (UNITS, DRAWS)) for t in (x, g)]
+    for first in (0, 2):
+        chunk = [t[:, first : first + 2].flatten(0, 1) for t in by_draw]
+        conv2d_grads(*chunk, weight, bias, GEOMETRY, accumulate=first > 0, squares=squares)
+    torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(squares.sum(1), chunked.double().square().sum(1), rtol=1e-12, atol=0.0)
+
+
+def test_the_norm_of_bf16_storage_is_that_of_the_stored_values() -> None:
+    x, g = operands(torch.bfloat16)
+    grads, weight, bias = buffer(torch.bfloat16)
+    squares = parts()
+    conv2d_grads(x, g, weight, bias, GEOMETRY, squares=squares)
+    torch.testing.assert_close(squares.sum(1), grads.double().square().sum(1), rtol=1e-12, atol=0.0)
+
+
+def test_store_and_recompute_give_the_same_integers_and_the_same_norms() -> None:
+    x, g = operands()
+    grads, weight, bias = buffer()
+    stored, only = parts(), parts()
+    conv2d_grads(x, g, weight, bias, GEOMETRY, squares=stored)
+    conv2d_squares(x, g, SHAPE, True, GEOMETRY, only)
+    assert torch.equal(stored, only)
+    scale = torch.tensor([2.0**28, 3.0e8, 1.7e7])
+    sums = [torch.ones(SIZE + 6, dtype=torch.int64) for _ in range(2)]
+    add_scaled_rows(grads, scale, sums[0])
+    add_clipped_conv2d(x, g, scale, sums[1][:SIZE].view(SHAPE), sums[1][SIZE:], GEOMETRY)
+    assert torch.equal(sums[0], sums[1])
+    assert sums[0].abs().max() > 2**28
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan, 3e38])
+def test_a_unit_of_scale_zero_counts_for_nothing_whatever_it_holds(bad: float) -> None:
+    x, g = operands()
+    x[DRAWS : 2 * DRAWS] = bad
+    scale = torch.tensor([2.0**28, 0.0, 2.0**28])
+    clean = torch.zeros(SIZE + 6, dtype=torch.int64)
+    kept = [t.unflatten(0, (UNITS, DRAWS))[[0, 2]].flatten(0, 1) for t in (x, g)]
+    add_clipped_conv2d(*kept, scale[[0, 2]], clean[:SIZE].view(SHAPE), clean[SIZE:], GEOMETRY)
+    recomputed = torch.zeros_like(clean)
+    add_clipped_conv2d(x, g, scale, recomputed[:SIZE].view(SHAPE), recomputed[SIZE:], GEOMETRY)
+    assert torch.equal(recomputed, clean)
+    grads, weight, bias = buffer()
+    conv2d_grads(x, g, weight, bias, GEOMETRY)
+    stored = torch.zeros_like(clean)
+    add_scaled_rows(grads, scale, stored)
+    assert torch.equal(stored, clean)
+
+
+def test_a_unit_that_is_not_finite_shows_in_its_own_norm_only() -> None:
+    x, g = operands()
+    x[0, 0, 3, 3] = torch.inf
+    grads, weight, bias = buffer()
+    squares = parts()
+    conv2d_grads(x, g, weight, bias, GEOMETRY, squares=squares)
+    assert torch.isfinite(squares.sum(1)).tolist() == [False, True, True]
+    assert torch.isfinite(squared_row_norms(grads)).tolist() == [False, True, True]
+
+
+def test_a_weight_without_bias_takes_no_bias() -> None:
+    x, g = operands()
+    grads, weight, _ = buffer()
+    conv2d_grads(x, g, weight, None, GEOMETRY)
+    assert grads[:, :SIZE].any()
+    assert not grads[:, SIZE:].any()
