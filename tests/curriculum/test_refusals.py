@@ -19,6 +19,7 @@ from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.world import one_process, open_world
 from tests.curriculum.runs import finish, in_child, in_world, kill_at, outcome_of, tiny
 
+
 def killed_run(run_dir: Path, nth_charge: int = 6, **changes: object) -> None:
     """A run killed in its third DP-SGD step, with a checkpoint after the second."""
 
