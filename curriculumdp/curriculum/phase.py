@@ -148,20 +148,29 @@ class Run:
         """The key of the draws that belong to single units in a phase."""
         return self.secret.key("draws", incarnation=self.incarnation, phase=phase)
 
-    def release_sum(self, release: Release, step: int, clip_norm: float, mine: Tensor) -> Tensor:
-        """The noisy sum of one step or query, int64 [P]: reduce, ledger entry, verdict, noise (D3.4, D4, D3.5).
+    def charge(self, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
+        """The key of one step's or query's noise: reduce, ledger entry, verdict (D3.4, D4). PRIVATE.
 
-        `mine` is this rank's share of the un-noised sum on the grid (PRIVATE). No rank can derive the noise
-        before the entry is on rank 0's disk, because its key is made from the entry.
+        `total` int64 [P] is this rank's share of the un-noised sum on the grid; it becomes the sum over the ranks, in
+        place. No rank can derive the noise before the entry is on rank 0's disk, because its key is made from the
+        entry. Raises FreshIncarnation or OutOfBudget, where there is no key and the sum must be thrown away.
         """
-        total = mine.clone()
         self.world.sum_(total)
         verdict = self.world.from_main(lambda: self._charge(release, step, clip_norm, total))
         if verdict == b"mismatch":
             raise FreshIncarnation(release.name)
         if verdict == b"budget":
             raise OutOfBudget(release.name)
-        return add_noise(total, release.noise_multiplier, verdict)
+        return verdict
+
+    def release_sum(self, release: Release, step: int, clip_norm: float, mine: Tensor) -> Tensor:
+        """The noisy sum of one step or query, int64 [P]: charged first, noise after (D3.4, D4, D3.5).
+
+        `mine` is this rank's share of the un-noised sum on the grid (PRIVATE); it is left as it is.
+        """
+        total = mine.clone()
+        key = self.charge(release, step, clip_norm, total)
+        return add_noise(total, release.noise_multiplier, key)
 
     def _charge(self, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
         assert self.ledger is not None
@@ -182,7 +191,7 @@ class Run:
 
 
 class Phase(Protocol):
-    """One stage of the curriculum. It spends only through `Run.release_sum`, what its plan's row declares."""
+    """One stage of the curriculum. It spends only through `Run.charge`, what its plan's row declares."""
 
     name: str
     steps: int

@@ -19,10 +19,10 @@ from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
-from curriculumdp.privacy.noise import from_grid
+from curriculumdp.privacy.noise import add_noise, from_grid
 from curriculumdp.privacy.randomness import normals, uniforms, unit_words
 from curriculumdp.privacy.sampling import microbatches, poisson_rows
-from dpkernels.noise_step import adam_step
+from dpkernels.noise_step import adam_step, noise_step
 
 # Words of a draw, in order: which image, label dropout, noise level (two), then the diffusion noise.
 HEAD_WORDS = 4
@@ -48,10 +48,25 @@ class PrivatePhase:
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
         rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)
         total, figures = self.clipped_sum(run, state, step, rows)
-        noisy = run.release_sum(self.release, step, self.config.clip_norm, total)
-        gradient = from_grid(noisy, self.config.clip_norm) / self.expected_units
-        adam_step(gradient.float(), state, step, self.learning_rate(step), self.config.ema)
+        key = run.charge(self.release, step, self.config.clip_norm, total)
+        self.update(state, step, total, key)
         return figures | {"units": float(len(rows))}
+
+    def update(self, state: State, step: int, total: Tensor, key: bytes) -> None:
+        """Noise once, the division by the EXPECTED batch, Adam, EMA (D3.5, D3.6), the same on every rank.
+
+        total: the sum over the ranks, int64 [P]; key: from its ledger entry (both PRIVATE). On a GPU it is one pass
+        over the buffers, which draws the same noise to within a step of the grid, and zeroes `total`.
+        """
+        sigma, clip_norm, rate = self.release.noise_multiplier, self.config.clip_norm, self.learning_rate(step)
+        if total.is_cuda:
+            noise_step(
+                total, key, sigma, clip_norm, self.expected_units, state, step, rate, self.config.ema
+            )
+            return
+        noisy = add_noise(total, sigma, key)
+        gradient = from_grid(noisy, clip_norm) / self.expected_units
+        adam_step(gradient.float(), state, step, rate, self.config.ema)
 
     def learning_rate(self, step: int) -> float:
         """Constant, then linear to 0 over the last `decay` of the steps."""

@@ -10,7 +10,7 @@ import pytest
 
 from curriculumdp import checkpoint
 from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.curriculum import folder, phase, run
+from curriculumdp.curriculum import folder, phase, private, run
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.privacy.ledger import Ledger
@@ -27,7 +27,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "inside a DP-SGD step": lambda: kill_at(PerUnitGradients, "backward", 6),
     "a step is summed, not charged": lambda: kill_at(Ledger, "charge", 5),
     "a step is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 6, after=True),
-    "noise is drawn, weights not updated": lambda: kill_at(phase, "add_noise", 7, after=True),
+    "noise is drawn, weights not updated": lambda: kill_at(private, "add_noise", 4, after=True),
     "a checkpoint's tensors are half written": lambda: kill_at(checkpoint, "save_file", 4),
     "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "_fsync", 15),
     "all is trained, nothing sealed": lambda: kill_at(Ledger, "seal", 1),
@@ -61,7 +61,7 @@ def test_killed_at_every_step_of_dp_sgd_is_charged_once(tmp_path, never_killed):
     config = tiny(tmp_path)
 
     def killed() -> None:
-        kill_at(phase, "add_noise", 3)
+        kill_at(phase.Run, "charge", 3, after=True)
         finish(config)
 
     kills = 0
