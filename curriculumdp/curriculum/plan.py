@@ -6,6 +6,7 @@ Imports no torch, so that `launch/plan.py` answers on any machine.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from curriculumdp.config import Config
@@ -116,12 +117,12 @@ def plan_curriculum(config: Config) -> Plan:
 
 
 def spent_table(plan: Plan, points: int = 10) -> list[tuple[int, float]]:
-    """(releases done, ε spent by then) at even distances, from (0, 0) to the whole plan; upper bounds.
+    """(releases done, ε spent by then) at even distances and at each phase's end, from (0, 0); upper bounds.
 
     Between two rows the later one's ε holds, since no release gives any back.
     """
-    total = sum(release.count for release in plan.releases())
-    done = sorted({round(total * point / points) for point in range(points + 1)})
+    ends = list(accumulate(release.count for release in plan.releases()))
+    done = sorted({round(ends[-1] * point / points) for point in range(points + 1)} | {*ends})
     path = epsilon_path(plan.releases(), done, plan.delta)
     return [(uses, min(spent, plan.epsilon)) for uses, spent in zip(done, path, strict=True)]
 

@@ -8,7 +8,7 @@ POINTS = 12
 
 
 class SpentSoFar:
-    """ε at the next of a dozen even points of the plan: never below what is spent. Public."""
+    """ε at the next of a dozen even points of the plan, or a phase's end: never below what is spent. Public."""
 
     def __init__(self, plan: Plan) -> None:
         self._table = spent_table(plan, POINTS)
