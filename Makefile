@@ -11,11 +11,14 @@ READY := .venv/.ready
 train: $(READY)
 	.venv/bin/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py configs/digits.yaml
 
+# A file's tests stay in one process: they share what is slow to make.
+PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: $(READY)
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 slow: $(READY)
-	.venv/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -15,7 +15,10 @@ from curriculumdp.evaluation.plots import utility_plot
 from curriculumdp.evaluation.report import write_reports
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
+]
 WIDTHS = (1280, 390)
 LOOK = """<script>addEventListener("load", () => {
   const pictures = [...document.images], texts = [...document.querySelectorAll("p,li,td,th,span,figcaption,code")]
