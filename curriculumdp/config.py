@@ -97,6 +97,10 @@ class DataConfig(Section):
         description="folder of that ledger (default: the user's state folder)",
         json_schema_extra=NEUTRAL,
     )
+    budget: Annotated[Float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="ε that all runs on the named data set may cost together; fixed by its first run",
+    )
 
 
 class PrivacyConfig(Section):
@@ -209,6 +213,11 @@ class ComputeConfig(Section):
     )
     memory_format: Literal["contiguous", "channels_last"] = Field(
         default="contiguous", description="layout of images in memory", json_schema_extra=FRESH
+    )
+    capture: bool = Field(
+        default=True,
+        description="on a GPU, replay a microbatch as one CUDA graph",
+        json_schema_extra=FRESH,
     )
     processes: Count | None = Field(
         default=None,

@@ -58,6 +58,15 @@ def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str
         yield f"data.window is {list(data.window)}: low must be below high"
     if data.ledger is not None and data.name is None:
         yield "data.ledger is given without data.name: name the data set that it composes, or remove it"
+    if data.budget is not None and data.name is None:
+        yield (
+            "data.budget is given without data.name: name the data set whose runs it limits together, or remove it"
+        )
+    if data.budget is not None and data.budget < privacy.epsilon:
+        yield (
+            f"privacy.epsilon is {privacy.epsilon:g} and data.budget {data.budget:g}: one run cannot cost more "
+            "than all runs on the data set together; lower privacy.epsilon"
+        )
     counts = data.class_counts
     if counts is not None and (len(counts) != data.classes or not any(counts)):
         yield (

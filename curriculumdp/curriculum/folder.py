@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
 from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
 from curriculumdp.privacy.ledger_files import KEY
 from curriculumdp.privacy.randomness import RunSecret, erase_private
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.release import AccountingError, Release
 
 CONFIG = "config.json"
 # The version of everything that turns rows and keys into a noisy sum; a change of it takes fresh keys on resume.
@@ -45,7 +46,8 @@ def fingerprint(config: Config, device: torch.device) -> dict[str, Any]:
     """All that is known to change the bits of a step's sum (design D1): a hint, the sum's digest is the guard."""
     compute = config.compute
     on_gpu = device.type == "cuda"
-    return {
+    gpu_alone = {"capture": compute.capture, "triton": version("triton")} if on_gpu else {}
+    return gpu_alone | {
         "device": device.type,
         "instructions": torch.cuda.get_device_name(device)
         if on_gpu
@@ -105,25 +107,24 @@ class RunFolder:
         if self._ledger.sealed is None:
             self._ledger = Ledger.open(self.private, RunSecret.load(self.secret_file), {}, None)
             stack.callback(self._ledger.close)
-        self._attach(self._config(), [])
+        self._attach(self._config(), None)
 
     def _config(self) -> Config:
         file = self.private / CONFIG
         return config_from(json.loads(file.read_text()), str(file))
 
-    def _attach(self, config: Config, data: Sequence[NDArray[Any]]) -> None:
-        """Ties the run to its named data set's ledger, which composes all runs on it and notices copied folders."""
-        if config.data.name is None:
-            return
-        place = Path(config.data.ledger).expanduser() if config.data.ledger else state_folder(config.data.name)
-        definition = {"unit": config.data.unit, "units": config.data.units, "delta": config.privacy.delta}
-        warnings = DatasetLedger.open(place, definition).attach(self.ledger, config.privacy.epsilon, data)
-        for warning in warnings if data else ():
+    def _attach(self, config: Config, data: Sequence[NDArray[Any]] | None) -> None:
+        """Ties the run to its named data set's ledger, which composes all runs on it and notices copied folders.
+
+        Raises LedgerError if the run has no room within `data.budget`. Without `data` the run can only end.
+        """
+        shared = dataset_ledger(config)
+        for warning in shared.attach(self.ledger, config.privacy.epsilon, data) if shared else ():
             print(f"warning: {warning}", flush=True)
 
     def _compare_config(self, config: Config) -> None:
         file = self.private / CONFIG
-        if file.exists():
+        if file.exists() and not ledger_is_missing(self.private):  # without a ledger nothing has begun
             try:
                 saved = json.loads(file.read_text())
             except ValueError as error:
@@ -152,6 +153,8 @@ class RunFolder:
         data = list(images.content_arrays().values())
         if ledger_is_missing(self.private):
             plan = plan_curriculum(config)
+            if shared := dataset_ledger(config):
+                shared.require_room(plan.releases())
             made = secret or RunSecret.create()
             made.save(self.secret_file)
             record = facts | {"phases": plan.record(), "releases": [asdict(r) for r in plan.releases()]}
@@ -204,10 +207,32 @@ class RunFolder:
         return (self.private / SHOWN).exists()
 
 
+def dataset_ledger(config: Config) -> DatasetLedger | None:
+    """The ledger of the config's named data set, or None; LedgerError if other runs have defined it otherwise."""
+    data = config.data
+    if data.name is None:
+        return None
+    place = Path(data.ledger).expanduser() if data.ledger else state_folder(data.name)
+    definition = {
+        "unit": data.unit,
+        "units": data.units,
+        "delta": config.privacy.delta,
+        "budget": data.budget,
+    }
+    return DatasetLedger.open(place, definition)
+
+
 def within(config: Config) -> Callable[[Sequence[Release]], bool]:
     """Whether releases together keep to the config's budget: asked only beyond what the plan has paid for."""
     budget = config.privacy
-    return lambda releases: epsilon(releases, budget.delta) <= budget.epsilon
+
+    def allows(releases: Sequence[Release]) -> bool:
+        try:
+            return epsilon(releases, budget.delta) <= budget.epsilon
+        except AccountingError:  # so many at once cost more than an accountant will compute
+            return False
+
+    return allows
 
 
 def config_digest(config: Config) -> str:

@@ -93,9 +93,9 @@ def epsilon_rdp(releases: Sequence[Release], delta: float) -> float:
     return epsilon_of_rdp(rdp_curve(releases), delta)
 
 
-def rdp_curve(releases: Sequence[Release]) -> np.ndarray:
-    """The Rényi divergences of `releases` together, float64 [orders of dp_accounting]; curves add up."""
-    accountant = RdpAccountant(neighboring_relation=Relation.ADD_OR_REMOVE_ONE)
+def rdp_curve(releases: Sequence[Release], orders: Sequence[int] | None = None) -> np.ndarray:
+    """The Rényi divergences of `releases` together, float64 [orders, by default dp_accounting's]; curves add up."""
+    accountant = RdpAccountant(orders, Relation.ADD_OR_REMOVE_ONE)
     with _quiet():
         for release in releases:
             if release.count:

@@ -68,8 +68,8 @@ class Mirror(Protocol):
     def advance(self, count: int, mac: str, previous: str) -> None:
         """The ledger has `count` entries now, the last with `mac`, the one before with `previous`."""
 
-    def reserve(self, releases: Sequence[Release]) -> None:
-        """The run may cost up to `releases` in all."""
+    def reserve(self, releases: Sequence[Release]) -> bool:
+        """Whether the run may cost up to `releases` in all, from now on."""
 
 
 def no_allowance(_: Sequence[Release]) -> bool:
@@ -207,6 +207,10 @@ class Ledger:
         """PUBLIC: all that was charged, over all incarnations, one row for each kind of release."""
         return self._spending.releases()
 
+    def granted(self) -> list[Release]:
+        """PUBLIC: what this run may come to without asking anybody again; of a sealed one, what it came to."""
+        return self.releases() if self.sealed is not None else self._spending.granted()
+
     def begin(self, fingerprint: Mapping[str, object]) -> int:
         """The incarnation's number: the last one's if its fingerprint was equal, else that of a new one."""
         if self.incarnation is None:
@@ -260,10 +264,11 @@ class Ledger:
         recorded = self._places.get((self.incarnation, phase, step))
         if recorded is not None:
             return self._replayed(recorded, entry)
-        bound = self._spending.admit(self._spending.row(phase, sample_rate, noise_multiplier))
-        if bound is not None and self.mirror is not None:
-            self.mirror.reserve(bound)
+        self._spending.admit(self._spending.row(phase, sample_rate, noise_multiplier), self._reserve)
         return self._append(entry)
+
+    def _reserve(self, releases: Sequence[Release]) -> bool:
+        return self.mirror is None or self.mirror.reserve(releases)
 
     def seal(self, reason: str) -> None:
         """Ends the ledger: nothing can be charged any more. `reason`: planned, budget or operator."""

@@ -25,7 +25,7 @@ ELSEWHERE = "this run folder was rolled back, or a copy of it has gone on: bring
 class RunMirror:
     """The mirror of the run named by `path.name`; `extend(run, releases)` changes what it has reserved."""
 
-    def __init__(self, path: Path, key: bytes, extend: Callable[[str, Sequence[Release]], None]) -> None:
+    def __init__(self, path: Path, key: bytes, extend: Callable[[str, Sequence[Release]], bool]) -> None:
         self.path, self._key, self._extend = path, key, extend
 
     def create(self, count: int, mac: str) -> None:
@@ -68,9 +68,9 @@ class RunMirror:
                 )
             self._write(descriptor, count, mac)
 
-    def reserve(self, releases: Sequence[Release]) -> None:
-        """Changes what the run has reserved."""
-        self._extend(self.path.name, releases)
+    def reserve(self, releases: Sequence[Release]) -> bool:
+        """Changes what the run has reserved, and says whether that was granted."""
+        return self._extend(self.path.name, releases)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from curriculumdp.privacy.chain import LedgerError
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.release import MAX_COUNT, Release
 
 # Beyond the plan an accountant is asked for so many more releases at once, then for fewer: it takes a second.
 AHEAD = 64, 8, 1
@@ -39,22 +39,32 @@ class Spending:
         now = sample_rate if field == "sample_rate" else noise_multiplier
         raise LedgerError(f"phase {phase}: {field} is {now!r} and was planned as {getattr(rows[0], field)!r}")
 
-    def admit(self, row: Release) -> list[Release] | None:
+    def admit(self, row: Release, reserve: Allowance) -> None:
         """Raises BudgetSpent unless one more of `row` is within the plan or allowed.
 
         As long as no row passes its plan, nobody is asked: the plan as a whole was solved to be within ε.
         After that the plan's other rows are not covered any more either, and what was last allowed is the
-        bound; where it had to be widened, the new bound is returned.
+        bound. A new one must be within ε and then `reserve`d, for it counts against other runs too.
         """
         wanted = self._counts | {row: self._counts.get(row, 0) + 1}
-        if all(count <= self._bound.get(known, 0) for known, count in wanted.items()):
-            return None
+        if self._is_within_bound(wanted):
+            return
         for ahead in AHEAD:
             wanted[row] = self._counts.get(row, 0) + ahead
-            if self._allowance(_listed(wanted)):
+            if wanted[row] > MAX_COUNT:  # more than a Release counts
+                continue
+            bound = _listed(wanted)
+            if self._allowance(bound) and reserve(bound):
                 self._bound = {known: wanted.get(known, 0) for known in self._bound}
-                return _listed(wanted)
+                return
         raise BudgetSpent(f"phase {row.name}: one more release would pass the privacy budget")
+
+    def granted(self) -> list[Release]:
+        """What may be reached without asking: the bound, or what was counted where that has passed it."""
+        return _listed(self._bound if self._is_within_bound(self._counts) else self._counts)
+
+    def _is_within_bound(self, counts: dict[Release, int]) -> bool:
+        return all(count <= self._bound.get(row, 0) for row, count in counts.items())
 
     def add(self, row: Release) -> None:
         """Counts one more of `row`."""

@@ -591,8 +591,9 @@ class Seen:
             raise LedgerError("a copy has gone on")
         self.heads.append((count, mac, previous))
 
-    def reserve(self, releases: Sequence[Release]) -> None:
+    def reserve(self, releases: Sequence[Release]) -> bool:
         self.reserved.append(list(releases))
+        return True
 
 
 def test_every_entry_is_mirrored_before_its_bytes_are_returned(tmp_path):

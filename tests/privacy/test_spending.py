@@ -1,6 +1,8 @@
 """Charges within the plan ask nobody; beyond it each is allowed by the accountant or ends the run."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -34,11 +36,24 @@ def charge_until_spent(spending: Spending, planned: Release) -> int:
         charged += 1
 
 
-def charge(spending: Spending, planned: Release) -> list[Release] | None:
+class Reserve:
+    """Grants up to `most` releases in all, and keeps what it granted."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        self.most = most
+        self.granted: list[list[Release]] = []
+
+    def __call__(self, releases: Sequence[Release]) -> bool:
+        if sum(release.count for release in releases) > self.most:
+            return False
+        self.granted.append(list(releases))
+        return True
+
+
+def charge(spending: Spending, planned: Release, reserve: Reserve | None = None) -> None:
     row = spending.row(planned.name, planned.sample_rate, planned.noise_multiplier)
-    bound = spending.admit(row)
+    spending.admit(row, reserve or Reserve())
     spending.add(row)
-    return bound
 
 
 def test_the_plan_is_spent_without_asking():
@@ -46,7 +61,8 @@ def test_the_plan_is_spent_without_asking():
     spending = Spending([CENTRAL, PRIVATE], accountant)
     for planned in (CENTRAL, PRIVATE):
         for _ in range(planned.count):
-            assert charge(spending, planned) is None
+            assert spending.granted() == [CENTRAL, PRIVATE]
+            charge(spending, planned)
     assert accountant.asked == 0
     assert spending.releases() == [CENTRAL, PRIVATE]
 
@@ -70,10 +86,42 @@ def test_after_one_row_passed_its_plan_the_others_are_asked_for_too():
     assert sum(release.count for release in spending.releases()) == 13
 
 
-def test_a_widened_bound_is_told():
-    spending = Spending([PRIVATE], Accountant(40))
-    bounds = [charge(spending, PRIVATE) for _ in range(40)]
-    assert [bound[0].count for bound in bounds if bound] == [18, 26, 34, 35, 36, 37, 38, 39, 40]
+def test_a_widened_bound_is_reserved_once_and_before_it_is_used():
+    spending, reserve = Spending([PRIVATE], Accountant(40)), Reserve()
+    for number in range(40):
+        charge(spending, PRIVATE, reserve)
+        assert number < max([10, *(bound[0].count for bound in reserve.granted)])
+    assert [bound[0].count for bound in reserve.granted] == [18, 26, 34, 35, 36, 37, 38, 39, 40]
+
+
+@pytest.mark.parametrize("room", [10, 11, 17, 18, 19, 30])
+def test_what_cannot_be_reserved_is_not_charged_though_it_is_within_epsilon(room):
+    spending, reserve = Spending([PRIVATE], Accountant(1000)), Reserve(room)
+    for _ in range(room):
+        charge(spending, PRIVATE, reserve)
+    with pytest.raises(BudgetSpent):
+        charge(spending, PRIVATE, reserve)
+    assert spending.releases() == [replace(PRIVATE, count=room)]
+
+
+def test_what_is_granted_is_the_plan_until_a_row_passes_it_and_then_what_was_reserved():
+    spending = Spending([CENTRAL, PRIVATE], Accountant(13))
+    for _ in range(4):
+        charge(spending, CENTRAL)
+    assert {r.name: r.count for r in spending.granted()} == {"central": 11, "private": 0}
+    resumed = Spending([CENTRAL, PRIVATE], Accountant(13))
+    for _ in range(4):
+        resumed.add(replace(CENTRAL, count=0))
+    assert resumed.granted() == [replace(CENTRAL, count=4)]
+
+
+def test_more_releases_than_can_be_counted_end_the_run_like_a_spent_budget():
+    planned = replace(PRIVATE, count=10**6)
+    spending = Spending([planned], lambda _: True)
+    spending._counts = {replace(planned, count=0): 10**6 - 1}
+    charge(spending, planned)
+    with pytest.raises(BudgetSpent):
+        charge(spending, planned)
 
 
 def test_what_was_not_planned_is_refused_by_the_fields_name():
