@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 STATE, FACTS = "state.safetensors", "checkpoint.json"
+NAME = re.compile(r"[0-9]+-[a-z]+-[0-9]{7,}")
 
 
 class CheckpointError(ValueError):
@@ -53,6 +55,7 @@ def save_checkpoint(
     beside = folder / f".{target.name}.unfinished"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _fsync(folder.parent)
         _clear_unfinished(folder)
         beside.mkdir(mode=0o700)
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, beside / STATE)
@@ -71,7 +74,9 @@ def save_checkpoint(
             f"{target}: the checkpoint could not be written ({error}): free the disk and run the same command "
             "again; the one before it is whole"
         ) from error
-    for old in _complete(folder)[:-keep]:
+    # One that is later than the newest is a damaged one that was passed over: it must not stand in for a whole one.
+    done = [path for path in _complete(folder) if _place(path) <= _place(target)]
+    for old in done[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -101,16 +106,32 @@ def _load(path: Path, mac_key: bytes) -> tuple[Position, dict[str, Tensor]]:
         if facts.pop("sha256") != _sha256(path / STATE):
             raise CheckpointError(f"{path / STATE}: the checkpoint is damaged or cut short")
         return Position(**facts), load_file(path / STATE)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
 
 
 def _complete(folder: Path) -> list[Path]:
+    """The checkpoints' folders, the latest last; what else lies there is left alone."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = (path for path in folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
+    return sorted(found, key=_place)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """(phase, step) of a checkpoint's folder."""
+    phase, *_, step = path.name.split("-")
+    return int(phase), int(step)
 
 
 def _clear_unfinished(folder: Path) -> None:

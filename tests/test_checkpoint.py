@@ -59,6 +59,29 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2-private-0000003", "2-private-0000004"]
 
 
+def test_a_damaged_later_checkpoint_or_a_foreign_folder_does_not_drive_out_a_whole_one(tmp_path):
+    damaged = save(tmp_path, 30, keep=1)
+    (damaged / "state.safetensors").write_bytes(b"")
+    (tmp_path / "zz-lost+found").mkdir()
+    for step in (10, 20):
+        save(tmp_path, step, keep=1)
+    assert load(tmp_path)[0] == 20
+    assert len(load(tmp_path)[1]) == 1
+    assert not (tmp_path / position(10).folder_name).exists()
+
+
+def test_steps_of_eight_digits_come_after_those_of_seven(tmp_path):
+    save(tmp_path, 10_000_000)
+    save(tmp_path, 9_999_999)
+    assert load(tmp_path) == (10_000_000, [])
+
+
+def test_a_record_nested_without_end_is_passed_over(tmp_path):
+    save(tmp_path, 5)
+    (save(tmp_path, 10) / "checkpoint.json").write_text("[" * 100_000)
+    assert load(tmp_path)[0] == 5
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "checkpoint.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, name, damage):

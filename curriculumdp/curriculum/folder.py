@@ -26,7 +26,7 @@ from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
 from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
 from curriculumdp.privacy.ledger_files import KEY
-from curriculumdp.privacy.randomness import RunSecret, erase_private
+from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folder, sync_folder
 from curriculumdp.privacy.release import AccountingError, Release
 
 CONFIG = "config.json"
@@ -84,7 +84,7 @@ class RunFolder:
         in what a run may not change.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             stack.enter_context(RunLock(self.private))
         except OSError as error:
             raise FolderError(
@@ -109,9 +109,28 @@ class RunFolder:
             stack.callback(self._ledger.close)
         self._attach(self._config(), None)
 
-    def _config(self) -> Config:
+    def _saved(self) -> dict[str, Any]:
+        """The options that were written down last; raises FolderError if they cannot be read."""
         file = self.private / CONFIG
-        return config_from(json.loads(file.read_text()), str(file))
+        try:
+            saved = json.loads(file.read_text())
+            if not isinstance(saved, dict):
+                raise ValueError("it holds no options")
+        except (OSError, ValueError, RecursionError) as error:
+            raise FolderError(
+                f"{file}: cannot be read ({error}): bring it back or use another run_dir"
+            ) from None
+        return saved
+
+    def _config(self) -> Config:
+        """The run's own config, as it was when its ledger began; raises FolderError or ConfigError."""
+        file = self.private / CONFIG
+        config = config_from(self._saved(), str(file))
+        if config_digest(config) != self.ledger.plan.get("config"):
+            raise FolderError(
+                f"{file}: is not what this run's ledger began with: bring it back, or the program's version"
+            )
+        return config
 
     def _attach(self, config: Config, data: Sequence[NDArray[Any]] | None) -> None:
         """Ties the run to its named data set's ledger, which composes all runs on it and notices copied folders.
@@ -125,12 +144,7 @@ class RunFolder:
     def _compare_config(self, config: Config) -> None:
         file = self.private / CONFIG
         if file.exists() and not ledger_is_missing(self.private):  # without a ledger nothing has begun
-            try:
-                saved = json.loads(file.read_text())
-            except ValueError as error:
-                raise FolderError(
-                    f"{file}: cannot be read ({error}): bring it back or use another run_dir"
-                ) from None
+            saved = self._saved()
             changed = [d for d in resume_differences(saved, config) if d.kind == "refused"]
             if changed:
                 raise FolderError(
@@ -244,7 +258,7 @@ def config_digest(config: Config) -> str:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Replaces a private file by `content`, wholly or not at all."""
+    """Replaces a private file by `content`, wholly or not at all, whatever happens."""
     beside = file.with_name(f".{file.name}.unfinished")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as out:
@@ -252,3 +266,4 @@ def write_whole(file: Path, content: bytes) -> None:
         out.flush()
         os.fsync(out.fileno())
     beside.rename(file)
+    sync_folder(file.parent)

@@ -34,7 +34,7 @@ from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.privacy.ledger_files import data_mac, read_key, subkey, write_key
 from curriculumdp.privacy.lock import waiting_lock
 from curriculumdp.privacy.mirror import RunMirror
-from curriculumdp.privacy.randomness import KEY_BYTES
+from curriculumdp.privacy.randomness import KEY_BYTES, make_folder
 from curriculumdp.privacy.release import MAX_COUNT, AccountingError, Release
 
 LEDGER, KEY, LOCK, MIRRORS = "ledger.jsonl", "dataset.key", "lock", "mirrors"
@@ -83,8 +83,8 @@ class DatasetLedger:
         first run; and if the ledger or its key is gone but runs were reserved in it.
         """
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (folder / MIRRORS).mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder, 0o700)
+            make_folder(folder / MIRRORS, 0o700)
         except OSError as error:
             raise LedgerError(f"{folder}: the data set's ledger cannot be made ({error.strerror})") from error
         with waiting_lock(folder / LOCK):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from curriculumdp.privacy.chain import LedgerError
+from curriculumdp.privacy.randomness import make_folder
 
 
 class RunLock:
@@ -21,10 +22,12 @@ class RunLock:
 
     def __enter__(self) -> "RunLock":
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.folder, 0o700)
             self.folder.chmod(0o700)
             self._descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError:
             pid = os.pread(self._descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
             self._close()
@@ -35,8 +38,6 @@ class RunLock:
         except OSError as error:
             self._close()
             raise LedgerError(f"{self.folder}: the folder cannot be locked ({error.strerror})") from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
         return self
 
     def __exit__(

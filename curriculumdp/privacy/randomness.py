@@ -155,6 +155,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Makes a folder, and those above it, whose names survive a power cut, if need be.
+
+    The folder's own name is synced even if it was there: a process killed in here may not have got to that.
+    """
+    above = [folder, *(level for level in folder.parents if not level.exists())]
+    folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    for level in above:
+        sync_folder(level.parent)
+
+
 def keystream(key: bytes, words: int, first_block: int = 0) -> NDArray[np.uint64]:
     """ChaCha20's keystream from block `first_block` on, as `words` little-endian 64-bit words; zero nonce.
 
