@@ -218,7 +218,8 @@ def test_all_that_decides_the_release_is_refused_on_resume() -> None:
         }
 
     assert kinds("fresh") == {
-        f"compute.{name}" for name in ("device", "threads", "microbatch", "precision", "memory_format")
+        f"compute.{name}"
+        for name in ("device", "threads", "microbatch", "precision", "memory_format", "capture")
     }
     assert kinds("neutral") == {
         *PATHS,

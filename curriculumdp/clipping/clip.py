@@ -15,10 +15,10 @@ LEAST_CLIP_NORM, MOST_CLIP_NORM = 2.0**-24, 2.0**40
 
 @dataclass(frozen=True)
 class ClipResult:
-    """PRIVATE. norms: before clipping, float64 [B]; excluded: present units left out as not finite."""
+    """PRIVATE. norms: before clipping, float64 [B]; excluded: how many present units were not finite, int64 []."""
 
     norms: Tensor
-    excluded: int
+    excluded: Tensor
 
 
 def add_clipped_rows(grads: Tensor, total: Tensor, clip_norm: float, present: Tensor) -> ClipResult:
@@ -56,4 +56,4 @@ def add_clipped_rows(grads: Tensor, total: Tensor, clip_norm: float, present: Te
     factors = torch.where(norms > clip_norm * AIM, clip_norm * AIM / norms, 1.0)
     scale = torch.where(kept, factors * (GRID / clip_norm), 0.0)
     add_rounded_rows(grads, scale, total)
-    return ClipResult(norms, int((present & ~finite).sum()))
+    return ClipResult(norms, (present & ~finite).sum())

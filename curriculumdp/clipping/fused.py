@@ -1,10 +1,13 @@
 """Per-unit gradients on Triton: norms from the kernels' epilogues, each layer stored or recomputed as planned."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curriculumdp.clipping.capture import GradientError, PerUnitGradients, Segment
@@ -13,9 +16,10 @@ from curriculumdp.clipping.layers import RULES, Rule
 from curriculumdp.clipping.planner import EnginePlan
 from dpkernels.clip_sum_triton import add_scaled_rows, clip_scale, squared_row_norms
 from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
+from dpkernels.device import precision_of
 from dpkernels.embedding_triton import embedding_grads, embedding_parts
 from dpkernels.group_norm_triton import group_norm_forward, group_norm_input_and_unit_grads
-from dpkernels.linear_triton import as_image, linear_squares
+from dpkernels.linear_triton import as_image, linear_squares, shared_input_grads
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,23 @@ class _Product:
     geometry: Geometry
 
 
+@dataclass
+class _Shared:
+    """Linear layers called one after another with the same input; three (query, key, value) take one launch."""
+
+    x: Tensor
+    version: int
+    layers: list[nn.Linear] = field(default_factory=list)
+    cast: Tensor | None = None
+    grads: dict[int, Tensor] = field(default_factory=dict)
+
+
 class FusedGradients(PerUnitGradients):
     """`PerUnitGradients` on Triton kernels. PRIVATE.
 
-    Without a plan every layer is stored. A layer that the kernels do not cover (grouped convolutions, partly
-    frozen layers) is stored by its ordinary rule, and its norm taken afterwards.
+    Without a plan every layer is stored, in `dtype`. A layer that the kernels do not cover (grouped convolutions,
+    partly frozen layers) is stored by its ordinary rule, and its norm taken afterwards. channels_last: convolutions
+    answer in that memory format whatever format their input has.
     """
 
     def __init__(
@@ -42,6 +58,8 @@ class FusedGradients(PerUnitGradients):
         draws: int,
         plan: EnginePlan | None = None,
         dtype: torch.dtype = torch.float32,
+        *,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(net, 0, draws, dtype)  # 0: which layers have a place in `grads` is the plan's to say
         self.units = units
@@ -51,9 +69,21 @@ class FusedGradients(PerUnitGradients):
         self._plain = [segment for segment in self.parameters if segment.name.rpartition(".")[0] not in fused]
         recomputed = {name for name, way in ways.items() if way != "store"}
         self._lay_out(dtype, [s for s in self.parameters if s.name.rpartition(".")[0] not in recomputed])
-        self._layers = [(name, layer, _fused_rule(layer) or rule) for name, layer, rule in self._layers]
+        own: dict[type[nn.Module], Callable[[Any, Tensor], tuple[Tensor, tuple[Tensor, ...]]]] = {
+            nn.Conv2d: partial(_conv2d_forward, channels_last),
+            nn.Linear: self._linear_forward,
+        }
+        self._layers = [
+            (name, layer, replace(fused, forward=own.get(type(layer), fused.forward)) if fused else rule)
+            for name, layer, rule in self._layers
+            for fused in [_fused_rule(layer)]
+        ]
         self._squares: dict[int, Tensor] = {}
         self._products: list[_Product] = []
+        self._whole: dict[int, Tensor] = {}
+        self._inputs: dict[int, _Shared] = {}
+        self._last: _Shared | None = None
+        self._calls: Counter[int] = Counter()
 
     def _lay_out(self, dtype: torch.dtype, stored: list[Segment]) -> None:
         """Gives the stored segments places in one buffer, and finds the runs that are contiguous in the sum too."""
@@ -81,7 +111,35 @@ class FusedGradients(PerUnitGradients):
     def backward(self, forward_loss: Callable[[], Tensor]) -> Tensor:
         """Fills `grads` and the norms' parts, keeps the operands of recomputed layers; returns the losses [B]."""
         self._products.clear()
-        return super().backward(forward_loss)
+        self._calls.clear()
+        try:
+            return super().backward(forward_loss)
+        finally:
+            self._inputs.clear()
+            self._last = None
+
+    def _forward(self, name: str, layer: nn.Module, rule: Rule, anchor: nn.Parameter, x: Tensor) -> Tensor:
+        if isinstance(layer, nn.Linear):
+            last = self._last
+            if last is None or last.x is not x or last.version != x._version:
+                self._last = last = _Shared(x, x._version)
+            last.layers.append(layer)
+            self._inputs[id(layer)] = last
+            self._calls[id(layer)] += 1
+        return super()._forward(name, layer, rule, anchor, x)
+
+    def _linear_forward(self, layer: nn.Linear, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        shared = self._inputs[id(layer)]
+        if shared.cast is None:  # query, key and value keep one copy of their input, not three
+            shared.cast = _autocast(x)
+        weight, bias = _autocast(layer.weight), None if layer.bias is None else _autocast(layer.bias)
+        return F.linear(shared.cast, weight, bias), (shared.cast, weight)
+
+    def _require_complete(self) -> None:
+        for shared in self._inputs.values():
+            if shared.grads:
+                raise GradientError("a projection that shares its input got no gradient")
+        super()._require_complete()
 
     def add_clipped_grads(self, total: Tensor, clip_norm: float, present: Tensor) -> ClipResult:
         """Adds each present, finite unit's clipped and rounded gradient to `total` int64 [P] (design D3, 1 to 3)."""
@@ -91,11 +149,11 @@ class FusedGradients(PerUnitGradients):
             raise GradientError("add_clipped_grads needs a new, complete backward: a unit would count twice")
         self._fresh = False
         norms, excluded = self._sum_clipped(total, clip_norm, present)
-        return ClipResult(norms, int(excluded))
+        return ClipResult(norms, excluded)
 
     def _sum_clipped(self, total: Tensor, clip_norm: float, present: Tensor) -> tuple[Tensor, Tensor]:
         """(norms [B], units excluded); looks at no value from the host, so that it can be captured in a graph."""
-        squared = torch.stack([parts.sum(1) for parts in self._squares.values()]).sum(0)
+        squared = torch.cat(list(self._squares.values()), 1).sum(1)
         for segment in self._plain:
             squared = squared + squared_row_norms(self._columns(segment).flatten(1))
         norms = squared.sqrt()
@@ -128,9 +186,8 @@ class FusedGradients(PerUnitGradients):
         """Stores a product's gradients and norm, or takes its norm alone and keeps its operands."""
         weight, bias = self.segment(layer.weight), self.segment(layer.bias)
         assert weight is not None
-        shape = tuple(layer.weight.shape) + (1,) * (4 - layer.weight.dim())
-        parts = conv2d_parts(shape, bias is not None, x.dtype)
-        way = self._way_of[id(layer)]
+        shape, way = _as_conv(layer.weight), self._way_of[id(layer)]
+        parts = conv2d_parts(shape, bias is not None, x.dtype, recompute=way != "store")
         if way == "store":
             view = weight[0] if weight[0].dim() == 5 else weight[0][..., None, None]
             squares = self.parts(layer, parts)
@@ -138,12 +195,80 @@ class FusedGradients(PerUnitGradients):
             return
         if weight[1]:
             raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")
-        if way == "factors":
+        if way == "factors" and precision_of(x.dtype) != "tf32":  # whose products are coarser than their norm
             x_rows, grad_rows = x[..., 0].transpose(1, 2), grad_out[..., 0].transpose(1, 2)
             self.parts(layer, 1)[:, 0] = linear_squares(x_rows, grad_rows, self.units, bias is not None)
         else:
             conv2d_squares(x, grad_out, shape, bias is not None, geometry, self.parts(layer, parts))
         self._products.append(_Product(layer, x, grad_out, geometry))
+
+    def take_linear(self, layer: nn.Linear, x: Tensor, grad_out: Tensor) -> None:
+        """As `take`, but three stored layers with one input wait for each other and go in one launch."""
+        shared = self._inputs[id(layer)]
+        if not self._together(shared):
+            self.take(layer, as_image(x), as_image(grad_out), Geometry())
+            return
+        shared.grads[id(layer)] = grad_out.contiguous()
+        if len(shared.grads) < len(shared.layers):
+            return
+        q, k, v = shared.layers
+        shape, bias = _as_conv(q.weight), q.bias is not None
+        squares = self._shared_parts((q, k, v), conv2d_parts(shape, bias, x.dtype))
+        grads = [shared.grads[id(layer)] for layer in (q, k, v)]
+        weights, biases = (
+            [self._place(p) for p in parameters]
+            for parameters in ((q.weight, k.weight, v.weight), (q.bias, k.bias, v.bias) if bias else ())
+        )
+        shared_input_grads(x, grads, weights, biases if bias else None, squares)
+        shared.grads.clear()
+
+    def _together(self, shared: _Shared) -> bool:
+        """Whether the layers of one input are three of one size, all stored and each used once."""
+        first = shared.layers[0]
+        return len(shared.layers) == 3 and all(
+            layer.weight.shape == first.weight.shape
+            and (layer.bias is None) == (first.bias is None)
+            and self._calls[id(layer)] == 1
+            and self._way_of[id(layer)] == "store"
+            for layer in shared.layers
+        )
+
+    def _place(self, parameter: Tensor) -> Tensor:
+        place = self.segment(parameter)
+        assert place is not None
+        return place[0]
+
+    def _shared_parts(self, layers: tuple[nn.Module, ...], count: int) -> Tensor:
+        """The parts of several layers as one buffer, float64 [layers, B, count]."""
+        first = self._squares.get(id(layers[0]))
+        if first is None or first.shape[1] != count:
+            shape = (len(layers), self.units, count)
+            whole = torch.zeros(shape, dtype=torch.float64, device=self.grads.device)
+            self._squares.update({id(layer): part for layer, part in zip(layers, whole, strict=True)})
+            self._whole[id(layers[0])] = whole
+        return self._whole[id(layers[0])]
+
+
+def _as_conv(weight: Tensor) -> tuple[int, ...]:
+    """A weight's shape as a convolution's."""
+    return tuple(weight.shape) + (1,) * (4 - weight.dim())
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """The tensor as autocast would pass it to a matrix product."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def _conv2d_forward(channels_last: bool, layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """An image of one channel is laid out both ways: only the weight can ask for channels_last."""
+    x, weight = _autocast(x), _autocast(layer.weight)
+    if channels_last:
+        empty = torch.empty_like(weight, memory_format=torch.channels_last)
+        weight = empty.copy_(weight)
+    bias = None if layer.bias is None else _autocast(layer.bias)
+    y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+    return y, (x, weight)
 
 
 def _conv2d_backward(
@@ -163,7 +288,7 @@ def _linear_backward(
     layer: nn.Linear, saved: tuple[Tensor, ...], grad_out: Tensor, wants_input: bool, sink: Any
 ) -> Tensor | None:
     x, weight = saved
-    sink.take(layer, as_image(x), as_image(grad_out), Geometry())
+    sink.take_linear(layer, x, grad_out)
     return grad_out.matmul(weight) if wants_input else None
 
 
@@ -206,9 +331,3 @@ def _fused_rule(layer: nn.Module) -> Rule | None:
     """The layer's rule on the kernels, or None where they do not cover it."""
     whole = all(parameter.requires_grad for parameter in layer.parameters(recurse=False))
     return FUSED_RULES.get(type(layer)) if whole and getattr(layer, "groups", 1) == 1 else None
-
-
-def engine_for(net: nn.Module, units: int, draws: int, plan: EnginePlan | None = None) -> PerUnitGradients:
-    """The engine for the device that `net` is on: the kernels on CUDA, torch elsewhere."""
-    on_cuda = next(net.parameters()).is_cuda
-    return FusedGradients(net, units, draws, plan) if on_cuda else PerUnitGradients(net, units, draws)

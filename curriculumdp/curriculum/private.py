@@ -5,7 +5,6 @@ rounded to a grid; an exact integer sum over microbatches and ranks; the ledger'
 division by the EXPECTED batch; Adam; EMA.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from curriculumdp.checkpoint import weights_digest
-from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.curriculum.engine import build_engine
+from curriculumdp.curriculum.microbatch import Microbatch, UnitBatch, figures_of
 from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.denoiser import Denoiser
@@ -40,7 +40,7 @@ class PrivatePhase:
         assert planned is not None
         self.release = planned
         self.expected_units = config.sample_rate * run.config.data.units
-        self.engine: PerUnitGradients | None = None
+        self.work: Microbatch | None = None
 
     def begin(self, run: Run, state: State) -> None:
         state.forget_moments()
@@ -58,11 +58,13 @@ class PrivatePhase:
         total: the sum over the ranks, int64 [P]; key: from its ledger entry (both PRIVATE). On a GPU it is one pass
         over the buffers, which draws the same noise to within a step of the grid, and zeroes `total`.
         """
-        sigma, clip_norm, rate = self.release.noise_multiplier, self.config.clip_norm, self.learning_rate(step)
+        sigma, clip_norm, rate = (
+            self.release.noise_multiplier,
+            self.config.clip_norm,
+            self.learning_rate(step),
+        )
         if total.is_cuda:
-            noise_step(
-                total, key, sigma, clip_norm, self.expected_units, state, step, rate, self.config.ema
-            )
+            noise_step(total, key, sigma, clip_norm, self.expected_units, state, step, rate, self.config.ema)
             return
         noisy = add_noise(total, sigma, key)
         gradient = from_grid(noisy, clip_norm) / self.expected_units
@@ -83,39 +85,47 @@ class PrivatePhase:
         depends on its rows alone, so neither the world nor the order can show in the sum.
         """
         compute, world = run.config.compute, run.world
-        total = torch.zeros_like(state.weights, dtype=torch.int64)
-        if self.engine is None:
-            self.engine = PerUnitGradients(state.net, compute.microbatch, self.config.draws)
+        work = self.work = self.work or self._microbatch(run, state)
+        work.total.zero_()
+        seen = [
+            work.add(self._draw(run, step, units))
+            for units in microbatches(rows, compute.microbatch)[world.rank :: world.size]
+        ]
+        return work.total.clone(), figures_of(seen)
+
+    def _microbatch(self, run: Run, state: State) -> Microbatch:
+        """The work that every microbatch of this phase is: built once, captured on a GPU."""
+        compute, device = run.config.compute, run.world.device
         denoiser = Denoiser(state.net, self.config.sigma_data)
-        losses, norms, excluded = [], [], 0
-        for units in microbatches(rows, compute.microbatch)[world.rank :: world.size]:
-            batch = draw_batch(
-                run.images,
-                torch.from_numpy(units),
-                self.config.draws,
-                run.draws_key(self.name),
-                step,
-                world.device,
-            )
-            loss = self.engine.backward(partial(self._unit_losses, run, denoiser, batch))
-            result = self.engine.add_clipped_grads(total, self.config.clip_norm, batch.present)
-            losses.append(loss[batch.present])
-            norms.append(result.norms[batch.present])
-            excluded += result.excluded
-        figures = {"excluded": float(excluded)}
-        if losses and len(kept := torch.cat(norms)):
-            figures |= {"loss": float(torch.cat(losses).mean()), "norm": float(kept.median())}
-        return total, figures
+        return Microbatch(
+            build_engine(state.net, compute, self.config.draws),
+            partial(self._unit_losses, run, denoiser),
+            self.config.clip_norm,
+            torch.zeros_like(state.weights, dtype=torch.int64),
+            capture=compute.capture and device.type == "cuda",
+        )
+
+    def _draw(self, run: Run, step: int, units: np.ndarray) -> UnitBatch:
+        return draw_batch(
+            run.images,
+            torch.from_numpy(units),
+            self.config.draws,
+            run.draws_key(self.name),
+            step,
+            run.world.device,
+            self.config.label_dropout,
+            run.config.data.classes,
+        )
 
     def _unit_losses(self, run: Run, denoiser: Denoiser, batch: "UnitBatch") -> Tensor:
         """The loss of each unit [B]: the mean over its K draws."""
         bf16 = run.config.compute.precision == "bf16"
-        images = batch.images
+        images, noise = batch.images, batch.noise
         if run.config.compute.memory_format == "channels_last":
-            images = images.contiguous(memory_format=torch.channels_last)
+            images, noise = (t.contiguous(memory_format=torch.channels_last) for t in (images, noise))
         sigma = noise_level(batch.level, self.config.p_mean, self.config.p_std)
         with torch.autocast(run.world.device.type, torch.bfloat16, enabled=bf16):
-            losses = edm_loss(denoiser, images, batch.labels, sigma, batch.noise)
+            losses = edm_loss(denoiser, images, batch.labels, sigma, noise)
         return losses.view(-1, self.config.draws).mean(1)
 
     def sync(self, run: Run, state: State) -> None:
@@ -123,25 +133,17 @@ class PrivatePhase:
         run.world.require_equal("the weights", weights_digest(state.weights))
 
 
-@dataclass(frozen=True)
-class UnitBatch:
-    """PRIVATE: B units, K draws each, a unit's draws contiguous.
-
-    images fp32 [B·K, C, H, W] in [−1, 1]; labels int64 [B·K]; level fp32 [B·K] standard normal; noise as
-    images; present bool [B]: False for padding and for a unit that owns no image.
-    """
-
-    images: Tensor
-    labels: Tensor
-    level: Tensor
-    noise: Tensor
-    present: Tensor
-
-
 def draw_batch(
-    images: ImageSet, units: Tensor, draws: int, key: bytes, step: int, device: torch.device
+    images: ImageSet,
+    units: Tensor,
+    draws: int,
+    key: bytes,
+    step: int,
+    device: torch.device,
+    label_dropout: float = 0.0,
+    null_class: int = 0,
 ) -> UnitBatch:
-    """The draws of a microbatch; `units` int64 [B], −1 for padding.
+    """The draws of a microbatch; `units` int64 [B], −1 for padding; label `null_class` where a label is dropped.
 
     Everything drawn for a unit is a function of (key, step, unit, draw): where it stands in the microbatch and
     who stands beside it changes nothing (design D1).
@@ -151,21 +153,29 @@ def draw_batch(
     present = (units >= 0) & (counts > 0)
     shape = (len(units) * draws, *images.images.shape[1:])
     pixels = prod(images.images.shape[1:])
-    words = unit_words(key, step, places.to(device), draws, HEAD_WORDS + pixels + pixels % 2)
-    pick = (uniforms(words[..., 0]).double().cpu() * counts[:, None]).long()
+    words = unit_words(key, step, _sent(places, device), draws, HEAD_WORDS + pixels + pixels % 2)
+    # What picks an image is drawn where the images are: asking the GPU for it would stop the queue of work.
+    head = words if words.device.type == "cpu" else unit_words(key, step, places, draws, HEAD_WORDS)
+    pick = (uniforms(head[..., 0]) * counts[:, None]).long()
     owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(
         pick, (counts - 1).clamp(min=0)[:, None]
     )
     rows = torch.from_numpy(images.order)[torch.where(present[:, None], owned, 0)].flatten()
+    kept = uniforms(head[..., 1]).flatten() >= label_dropout
+    labels = torch.where(kept, torch.from_numpy(images.labels)[rows], null_class)
     seen = present.repeat_interleave(draws)
-    pixels_01 = torch.from_numpy(images.images)[rows].to(device).float() / 255
+    pixels_01 = _sent(torch.from_numpy(images.images)[rows], device).float() / 255
     level = normals(words[..., 2:4])[..., 0].flatten()
     noise = normals(words[..., HEAD_WORDS:])[..., :pixels].reshape(shape)
-    seen = seen.to(device)
     return UnitBatch(
-        torch.where(seen[:, None, None, None], pixels_01 * 2 - 1, 0.0),
-        torch.where(seen, torch.from_numpy(images.labels)[rows].to(device), 0),
-        level.float(),
-        noise.float(),
-        present.to(device),
+        torch.where(_sent(seen, device)[:, None, None, None], pixels_01 * 2 - 1, 0.0),
+        _sent(torch.where(seen, labels, 0), device),
+        level,
+        noise,
+        _sent(present, device),
     )
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting for the GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

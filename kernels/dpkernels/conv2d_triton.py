@@ -86,9 +86,14 @@ def conv2d_grads(
     _launch(x, grad_out, weight_out, bias_out, shape, len(weight_out), accumulate, squares)
 
 
-def conv2d_parts(weight_shape: tuple[int, ...], bias: bool, dtype: torch.dtype) -> int:
-    """How many parts of a squared norm a launch leaves per unit; weight [Cout, Cin, kh, kw], dtype of x."""
-    return tiles(gemm_tile(precision_of(dtype), weight_shape[0]), weight_shape, bias)
+def conv2d_parts(
+    weight_shape: tuple[int, ...], bias: bool, dtype: torch.dtype, *, recompute: bool = False
+) -> int:
+    """How many parts of a squared norm a launch leaves per unit; weight [Cout, Cin, kh, kw], dtype of x.
+
+    recompute: for `conv2d_squares`, which runs on the tiles of `add_clipped_conv2d`.
+    """
+    return tiles(gemm_tile(precision_of(dtype), weight_shape[0], recompute=recompute), weight_shape, bias)
 
 
 def conv2d_squares(
@@ -99,7 +104,12 @@ def conv2d_squares(
     geometry: Geometry,
     squares: Tensor,
 ) -> None:
-    """Writes the parts of each unit's squared norm and stores no gradient. PRIVATE. Triton only."""
+    """Writes the parts of each unit's squared norm and stores no gradient. PRIVATE. Triton only.
+
+    squares float64 [B, conv2d_parts(..., recompute=True)]. Runs on the tiles of `add_clipped_conv2d`, so that what
+    that sums is, to the bit, what was squared here: with sums in another order a unit whose terms cancel could add
+    more than its norm says, and pass the clip norm.
+    """
     shape = layer_shape(x, grad_out, weight_shape, bias, geometry)
     _launch(x, grad_out, None, None, shape, len(squares), False, squares)
 
@@ -160,7 +170,7 @@ def _launch(
     accumulate: bool,
     squares: Tensor | None,
 ) -> None:
-    tile = gemm_tile(precision_of(x.dtype), shape.cout)
+    tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=weight_out is None)
     # A pointer that is not used still has to be one: grad_out stands in.
     weight, bias, parts = (
         grad_out if tensor is None else tensor for tensor in (weight_out, bias_out, squares)

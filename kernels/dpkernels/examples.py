@@ -104,7 +104,7 @@ def _scale(units: int, device: torch.device) -> Tensor:
 def conv_recompute(
     x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int
 ) -> Outputs:
-    parts = conv2d_parts(weight, True, x.dtype)
+    parts = conv2d_parts(weight, True, x.dtype, recompute=True)
     squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=x.device)
     conv2d_squares(x, grad_out, weight, True, geometry, squares)
     total = torch.zeros(torch.Size(weight).numel() + weight[0], dtype=torch.int64, device=x.device)

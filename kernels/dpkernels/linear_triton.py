@@ -7,6 +7,10 @@ one position per draw (time and class projections) the gradient has rank K: its 
 stored.
 """
 
+import math
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +19,6 @@ from dpkernels.conv2d_triton import (
     PLAIN,
     add_clipped_conv2d,
     conv2d_grads,
-    conv2d_squares,
     layer_shape,
     mode_of,
     tiles,
@@ -44,17 +47,24 @@ def linear_grads(
 def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tensor:
     """Each unit's squared gradient norm from the factors, float64 [B]: K² products of vectors. PRIVATE.
 
-    For few rows a unit; x and grad_out as in `linear_grads`.
+    For few rows a unit; x and grad_out as in `linear_grads`, but not for tf32 products. It bounds what
+    `add_clipped_linear` sums, not only what the exact product is: where a unit's rows cancel, its norm is small and
+    the rounding of its terms, M = Σ_k ‖g_k‖‖x_k‖, is not. That rounding is added once it passes 2⁻¹⁴ of the norm; the
+    margin of the grid's AIM covers it below.
     """
     x_brI, grad_brO = _rows(x.double(), units), _rows(grad_out.double(), units)
     x_gram = x_brI.bmm(x_brI.transpose(1, 2)) + float(bias)
-    return (x_gram * grad_brO.bmm(grad_brO.transpose(1, 2))).sum((1, 2)).clamp_(min=0)
+    grad_gram = grad_brO.bmm(grad_brO.transpose(1, 2))
+    norm = (x_gram * grad_gram).sum((1, 2)).clamp_(min=0).sqrt_()
+    terms = (_diagonal(x_gram) * _diagonal(grad_gram)).sqrt_().sum(1)
+    rows, width = x_brI.shape[1], x_brI.shape[2] + grad_brO.shape[2]
+    # fp32 sums of `rows` products (matrix units may cut where others round), and the fp64 sums of both products.
+    rounding = terms * ((rows + 4) * 2.0**-22 + math.sqrt((rows**2 + width) * 2.0**-52))
+    return torch.where(rounding > norm * 2.0**-14, norm + rounding, norm).square_()
 
 
-def linear_tile_squares(x: Tensor, grad_out: Tensor, bias: bool, squares: Tensor) -> None:
-    """Writes the parts of each unit's squared norm, as `conv2d_squares`, and stores no gradient. PRIVATE."""
-    shape = (grad_out.shape[-1], x.shape[-1], 1, 1)
-    conv2d_squares(as_image(x), as_image(grad_out), shape, bias, PLAIN, squares)
+def _diagonal(gram: Tensor) -> Tensor:
+    return gram.diagonal(dim1=1, dim2=2)
 
 
 def add_clipped_linear(
@@ -71,21 +81,28 @@ def add_clipped_linear(
 
 def shared_input_grads(
     x: Tensor,
-    grads: tuple[Tensor, Tensor, Tensor],
-    weight_outs: tuple[Tensor, Tensor, Tensor],
-    bias_outs: tuple[Tensor, Tensor, Tensor] | None,
+    grads: Sequence[Tensor],
+    weight_outs: Sequence[Tensor],
+    bias_outs: Sequence[Tensor] | None,
     squares: Tensor,
 ) -> None:
     """Writes the gradients of three layers of one size that share the input x, in one launch. PRIVATE.
 
-    Triton only. Each as in `linear_grads`; squares float64 [3, B, parts of one layer].
+    Triton only. Each as in `linear_grads`, the three of one stride; squares float64 [3, B, parts of one layer].
     """
+    for name, three in (
+        ("grads", grads),
+        ("weight_outs", weight_outs),
+        ("bias_outs", bias_outs or weight_outs),
+    ):
+        if len(three) != 3 or len({tensor.stride() for tensor in three}) != 1:
+            raise ValueError(f"{name} must be three tensors of one stride")
     x_image, images = as_image(x), [as_image(grad) for grad in grads]
     shape = layer_shape(x_image, images[0], (*weight_outs[0].shape[1:], 1, 1), bias_outs is not None, PLAIN)
     tile = gemm_tile(precision_of(x.dtype), shape.cout)
     weight_stride = (*weight_outs[0].stride(), 0, 0)
     _shared_kernel[(tiles(tile, shape[:4], shape.bias), len(weight_outs[0]), 3)](
-        *(x_image, tuple(images), weight_outs, weight_outs if bias_outs is None else bias_outs, squares),
+        *(x_image, tuple(images), tuple(weight_outs), tuple(bias_outs or weight_outs), squares),
         *(x_image.stride(), images[0].stride(), weight_stride),
         *(weight_outs[0].stride()[:2] if bias_outs is None else bias_outs[0].stride(), squares.stride()),
         *(len(x) // len(weight_outs[0]), shape, tile, mode_of(x.dtype, squares=True)),

@@ -1,0 +1,53 @@
+"""The engine that a run's network and device get: torch's on a CPU, the planned Triton one on a GPU."""
+
+import torch
+
+from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.fused import FusedGradients
+from curriculumdp.clipping.planner import EnginePlan, LayerShape, layer_shapes, plan_layers
+from curriculumdp.config import ComputeConfig
+from curriculumdp.diffusion.networks import UNet2DModel
+
+# Of a GPU's memory, for what the engine keeps; the rest is for activations, weights and their moments. A share of
+# all of it, not of what is free, so that a resumed run plans the same.
+KEPT_SHARE = 0.4
+
+
+def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUnitGradients:
+    """Per-unit gradients of `net` for microbatches of the config's size, on the device that `net` is on."""
+    device = next(net.parameters()).device
+    if device.type != "cuda":
+        return PerUnitGradients(net, compute.microbatch, draws)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    plan = engine_plan(net, compute, draws, memory)
+    return FusedGradients(
+        net,
+        compute.microbatch,
+        draws,
+        plan,
+        stored_dtype(compute),
+        channels_last=compute.memory_format == "channels_last",
+    )
+
+
+def engine_plan(net: UNet2DModel, compute: ComputeConfig, draws: int, memory: int) -> EnginePlan:
+    """How each layer of `net` is done on a GPU with `memory` bytes. Public: from shapes alone.
+
+    `net` may be on the meta device: nothing is computed then. Raises PlanError where it does not fit.
+    """
+    bytes_ = stored_dtype(compute).itemsize
+    return plan_layers(unet_shapes(net), compute.microbatch, draws, int(KEPT_SHARE * memory), bytes_)
+
+
+def stored_dtype(compute: ComputeConfig) -> torch.dtype:
+    """What per-unit gradients are stored in; norms are those of the stored values, so either is as private."""
+    return torch.bfloat16 if compute.precision == "bf16" else torch.float32
+
+
+def unet_shapes(net: UNet2DModel) -> list[LayerShape]:
+    """The shapes of every trainable layer of `net`, from one image that passes through it."""
+    device, config = next(net.parameters()).device, net.config
+    image = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, device=device)
+    label = torch.zeros(1, dtype=torch.int64, device=device)
+    with torch.no_grad():
+        return layer_shapes(net, lambda: net(image, torch.zeros(1, device=device), class_labels=label))

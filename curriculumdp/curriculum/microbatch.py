@@ -1,0 +1,97 @@
+"""One microbatch of DP-SGD: losses, per-unit gradients, clip, exact sum; as it stands, or as one CUDA graph.
+
+Its shapes never change (design D2), and nothing in it looks at a value from the host on a GPU. So it is captured
+once, on static buffers, and replayed: hundreds of launches become one, which is what small images wait for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.captured import Captured
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """PRIVATE: B units, K draws each, a unit's draws contiguous.
+
+    images fp32 [B·K, C, H, W] in [−1, 1]; labels int64 [B·K]; level fp32 [B·K] standard normal; noise as
+    images; present bool [B]: False for padding and for a unit that owns no image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    level: Tensor
+    noise: Tensor
+    present: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """PRIVATE figures of one microbatch, never part of the sum: losses and norms [B], present bool [B], excluded []."""
+
+    losses: Tensor
+    norms: Tensor
+    present: Tensor
+    excluded: Tensor
+
+
+class Microbatch:
+    """Adds microbatches' clipped gradients to `total`, one after another. PRIVATE.
+
+    total int64 [P] stays the same buffer for good: whoever takes the sum copies it, and zeroes it before the next.
+    """
+
+    def __init__(
+        self,
+        engine: PerUnitGradients,
+        unit_losses: Callable[[UnitBatch], Tensor],
+        clip_norm: float,
+        total: Tensor,
+        *,
+        capture: bool,
+    ) -> None:
+        self.engine, self.total = engine, total
+        self._unit_losses, self._clip_norm, self._capture = unit_losses, clip_norm, capture
+        self._captured: Captured | None = None
+
+    def add(self, batch: UnitBatch) -> Seen:
+        """Adds `batch` to `total`: by replay where it is to be captured, which the first call does."""
+        if not self._capture:
+            return Seen(**self._run(batch.tensors()))
+        if self._captured is None:
+            before = self.total.clone()
+            self._captured = Captured(self._run, batch.tensors())
+            self.total.copy_(before)  # warming up added to it
+        return Seen(**self._captured(batch.tensors()))
+
+    def _run(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        batch = UnitBatch(**tensors)
+        losses = self.engine.backward(lambda: self._unit_losses(batch))
+        result = self.engine.add_clipped_grads(self.total, self._clip_norm, batch.present)
+        return {
+            "losses": losses,
+            "norms": result.norms,
+            "present": batch.present,
+            "excluded": result.excluded,
+        }
+
+
+def figures_of(seen: list[Seen]) -> dict[str, float]:
+    """PRIVATE figures of a step: how many units were left out as not finite; mean loss, median norm if any counted."""
+    if not seen:
+        return {"excluded": 0.0}
+    present = torch.cat([part.present for part in seen])
+    losses, norms = (
+        torch.cat([getattr(part, name) for part in seen])[present] for name in ("losses", "norms")
+    )
+    excluded = {"excluded": float(sum(part.excluded for part in seen))}
+    if not len(norms):
+        return excluded
+    return excluded | {"loss": float(losses.mean()), "norm": float(norms.median())}
