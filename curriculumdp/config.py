@@ -249,8 +249,10 @@ class LoggingConfig(Section):
 class SamplingConfig(Section):
     """The sample grid of the release: post-processing."""
 
-    sampler: Literal["dpm", "heun", "euler"] = Field(
-        default="dpm", description="EDM sampler", json_schema_extra=NEUTRAL
+    sampler: Literal["dpm", "heun", "euler", "churn"] = Field(
+        default="dpm",
+        description="EDM sampler; churn: Heun that adds fresh noise at each step",
+        json_schema_extra=NEUTRAL,
     )
     steps: Annotated[Int, Field(ge=2)] = Field(
         default=40, description="sampling steps", json_schema_extra=NEUTRAL

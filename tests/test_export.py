@@ -63,7 +63,7 @@ def test_stock_diffusers_samples_the_release_as_we_do(release: Path, tmp_path: P
     net, sigma_data = load_pipeline(release)
     noise = torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        ours = denoise(net, noise, torch.arange(3), steps=4, sampler="dpm", sigma_data=sigma_data)
+        ours = denoise(net, noise[None], torch.arange(3), steps=4, sampler="dpm", sigma_data=sigma_data)
     pixels = ((ours / 2 + 0.5).clamp(0, 1) * 255).round().int().numpy()[:, 0]
     assert theirs.shape == (3, 8, 8)
     assert np.abs(theirs - pixels).max() <= 1

@@ -1,4 +1,4 @@
-"""Sampling: from noise to images, by diffusers' EDM schedulers or by EDM's own Heun."""
+"""Sampling: from noise to images, by diffusers' EDM schedulers or by EDM's own Heun, with churn or without."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,15 @@ from tqdm import tqdm
 from curriculumdp.diffusion.denoiser import Denoiser
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, table 1
-# Heun is EDM's algorithm 1 (below) over the noise levels that diffusers' Euler scheduler lays out.
+# Heun and churn are EDM's algorithms 1 and 2 (below) over the noise levels that diffusers' Euler scheduler lays out.
 SCHEDULERS: dict[str, Callable[..., Any]] = {
     "dpm": EDMDPMSolverMultistepScheduler,
     "euler": EDMEulerScheduler,
     "heun": EDMEulerScheduler,
+    "churn": EDMEulerScheduler,
 }
+# Algorithm 2's S_churn, S_tmin, S_tmax, S_noise: what EDM's table 5 gives for ImageNet.
+CHURN, CHURN_FROM, CHURN_TO, CHURN_NOISE = 40.0, 0.05, 50.0, 1.003
 
 
 class SamplingError(ValueError):
@@ -25,7 +28,7 @@ class SamplingError(ValueError):
 
 
 def build_scheduler(sampler: str, sigma_data: float) -> Any:
-    """The diffusers scheduler of a sampler (dpm, euler, heun) with EDM's noise levels, or SamplingError."""
+    """The diffusers scheduler of a sampler (a key of SCHEDULERS) with EDM's noise levels, or SamplingError."""
     if sampler not in SCHEDULERS:
         raise SamplingError(f"no sampler {sampler!r}: choose among {', '.join(SCHEDULERS)}")
     return SCHEDULERS[sampler](sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=sigma_data, rho=RHO)
@@ -44,19 +47,20 @@ def sample_images(
 ) -> np.ndarray:
     """uint8 [N, H, W, C] images, one for each of `labels` (int64 [N]), on whatever device `net` is.
 
-    `generator` (a CPU one) gives the initial noise, image by image, so that neither the device nor `batch`
-    changes which noise an image starts from. Public, if the weights are. Raises SamplingError.
+    `generator` (a CPU one) gives all noise, image by image, so that neither the device nor `batch` changes
+    which noise an image meets. Public, if the weights are. Raises SamplingError.
     """
     if steps < 2:
         raise SamplingError(f"{steps} sampling steps: give at least 2 (one step gives the mean image)")
     build_scheduler(sampler, sigma_data)  # an unknown name ends here, labels or none
     config = net.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
+    draws = 1 + steps if sampler == "churn" else 1
     parts = [np.zeros((0, shape[1], shape[2], shape[0]), np.uint8)]
     bar = tqdm(total=len(labels), desc="sampling", unit="image", leave=False, disable=None)
     for start in range(0, len(labels), batch):
         some = labels[start : start + batch]
-        noise = torch.stack([torch.randn(shape, generator=generator) for _ in some])
+        noise = torch.stack([torch.randn((draws, *shape), generator=generator) for _ in some], dim=1)
         parts.append(
             _to_uint8(denoise(net, noise, some, steps=steps, sampler=sampler, sigma_data=sigma_data))
         )
@@ -68,21 +72,39 @@ def sample_images(
 def denoise(
     net: UNet2DModel, noise: Tensor, labels: Tensor, *, steps: int, sampler: str, sigma_data: float
 ) -> Tensor:
-    """Images float [N, C, H, W], in [−1, 1] as trained, from `noise` (standard normal, of that shape)."""
+    """Images float [N, C, H, W], in [−1, 1] as trained.
+
+    noise: standard normal [D, N, C, H, W]; each image starts from its first draw, and churn, which adds fresh noise
+    at each step, takes one more a step.
+    """
     scheduler = build_scheduler(sampler, sigma_data)
     scheduler.set_timesteps(steps)
-    x, labels = (noise * scheduler.init_noise_sigma).to(net.device), labels.to(net.device)
-    if sampler == "heun":
-        return heun(Denoiser(net, sigma_data), x, labels, scheduler.sigmas)
+    noise, labels = noise.to(net.device), labels.to(net.device)
+    x = noise[0] * scheduler.init_noise_sigma
+    if sampler in ("heun", "churn"):
+        fresh = noise[1:] if sampler == "churn" else noise[:0]
+        return heun(Denoiser(net, sigma_data), x, labels, scheduler.sigmas, fresh)
     for t in scheduler.timesteps:
         output = net(scheduler.scale_model_input(x, t), t, class_labels=labels, return_dict=False)[0]
         x = scheduler.step(output, t, x, return_dict=False)[0]
     return x
 
 
-def heun(denoiser: Denoiser, x: Tensor, labels: Tensor, sigmas: Tensor) -> Tensor:
-    """Images [N, C, H, W] from x ~ N(0, σ₀²): EDM's algorithm 1, no churn, over `sigmas` descending to 0."""
-    for sigma, lower in zip(sigmas.tolist(), sigmas.tolist()[1:], strict=False):
+def heun(denoiser: Denoiser, x: Tensor, labels: Tensor, sigmas: Tensor, fresh: Tensor) -> Tensor:
+    """Images [N, C, H, W] from x ~ N(0, σ₀²) over `sigmas` descending to 0: EDM's algorithm 1 or 2.
+
+    With `fresh` standard normals [steps, N, C, H, W] (algorithm 2), a step first raises the noise level by the
+    factor 1 + γ, γ = min(S_churn/steps, √2 − 1), inside [S_tmin, S_tmax]; `fresh` may be empty (algorithm 1).
+    """
+    levels = sigmas.tolist()
+    steps = len(levels) - 1
+    gamma = min(CHURN / steps, 2**0.5 - 1) if len(fresh) else 0.0
+    for step in range(steps):
+        sigma, lower = levels[step], levels[step + 1]
+        if gamma and CHURN_FROM <= sigma <= CHURN_TO:
+            raised = sigma * (1 + gamma)
+            x = x + (raised**2 - sigma**2) ** 0.5 * CHURN_NOISE * fresh[step]
+            sigma = raised
         slope = (x - denoiser(x, x.new_full((len(x),), sigma), labels)) / sigma
         euler = x + (lower - sigma) * slope
         if lower > 0:

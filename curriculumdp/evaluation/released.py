@@ -10,6 +10,7 @@ import yaml
 
 from curriculumdp.certificate import Certificate
 from curriculumdp.data.sources import load_images
+from curriculumdp.diffusion.networks import UNet2DModel
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import balanced_labels, sample_images
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
@@ -61,10 +62,19 @@ def read_released(folder: Path) -> Released:
 def draw_images(released: Released, count: int, seed: int, device: torch.device | str = "cpu") -> LabelledSet:
     """`count` images, the classes in equal numbers, by the release's own sampler; another `seed`, others."""
     net, sigma_data = load_pipeline(released.folder)
-    labels = balanced_labels(list(range(released.classes)), count)
     sampler, steps = released.sampler
+    return draw_from(
+        net.to(device), sigma_data, released.classes, sampler=sampler, steps=steps, count=count, seed=seed
+    )
+
+
+def draw_from(
+    net: UNet2DModel, sigma_data: float, classes: int, *, sampler: str, steps: int, count: int, seed: int
+) -> LabelledSet:
+    """`count` images of a network, the classes in equal numbers. Public if its weights are."""
+    labels = balanced_labels(list(range(classes)), count)
     images = sample_images(
-        net.to(device),
+        net,
         labels,
         steps=steps,
         sampler=sampler,

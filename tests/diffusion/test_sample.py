@@ -31,14 +31,27 @@ class ExactNetwork(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "error"), [("dpm", 40, 0.01), ("euler", 100, 0.01), ("heun", 40, 0.01)]
+    ("sampler", "steps", "error"),
+    [("dpm", 40, 0.01), ("euler", 100, 0.01), ("heun", 40, 0.01), ("churn", 100, 0.01)],
 )
 def test_exact_network_gives_its_distribution(sampler: str, steps: int, error: float) -> None:
-    noise = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1 + steps, 64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(64, dtype=torch.int64)
     images = denoise(ExactNetwork(), noise, labels, steps=steps, sampler=sampler, sigma_data=SIGMA_DATA)
     assert abs(images.std() - STD) < error
     assert abs(images.mean() - MEAN) < error
+
+
+def test_churn_is_heun_where_it_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = torch.randn(9, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(4, dtype=torch.int64)
+
+    def images(sampler: str) -> Tensor:
+        return denoise(ExactNetwork(), noise, labels, steps=8, sampler=sampler, sigma_data=SIGMA_DATA)
+
+    assert not torch.equal(images("churn"), images("heun"))
+    monkeypatch.setattr("curriculumdp.diffusion.sample.CHURN", 0.0)
+    assert torch.equal(images("churn"), images("heun"))
 
 
 def draw(net: nn.Module, count: int, batch: int, sampler: str = "dpm", seed: int = 3) -> np.ndarray:
@@ -48,7 +61,7 @@ def draw(net: nn.Module, count: int, batch: int, sampler: str = "dpm", seed: int
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", ["dpm", "euler", "heun"])
+@pytest.mark.parametrize("sampler", ["dpm", "euler", "heun", "churn"])
 def test_samples_repeat_and_do_not_depend_on_the_batch(sampler: str) -> None:
     torch.manual_seed(0)
     net = build_unet((8, 16), 8, 3, 3, True, blocks=1)
@@ -68,7 +81,7 @@ def test_no_labels_give_no_images() -> None:
 
 def test_bad_requests_and_diverged_networks_end_in_one_line() -> None:
     net = build_unet((8,), 8, 1, 3, True, blocks=1)
-    with pytest.raises(SamplingError, match="choose among dpm, euler, heun"):
+    with pytest.raises(SamplingError, match="choose among dpm, euler, heun, churn"):
         draw(net, 1, 1, "ddim")
     with pytest.raises(SamplingError, match="at least 2"):
         sample_images(

@@ -1,0 +1,131 @@
+"""python bench/sampling_quality.py RELEASE ...: sampler and steps against the quality of a digits release.
+
+Cost is counted in evaluations of the network an image: a step for DPM-Solver and Euler, two (less one at the end)
+for Heun and churn. Writes bench/results/sampling_quality.csv, a line for each release, sampler and number of steps
+(what is there already is not done again), and draws sampling_quality.png from it. All of it is on public data: the
+feature network learns the digits' training split; FD, precision and recall compare with the held-out 360.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import torch  # noqa: E402
+
+from curriculumdp.diffusion.networks import UNet2DModel  # noqa: E402
+from curriculumdp.diffusion.pipeline import load_pipeline  # noqa: E402
+from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelity, train_features  # noqa: E402
+from curriculumdp.evaluation.labelled import LabelledSet  # noqa: E402
+from curriculumdp.evaluation.plots import EASY, HARD, QUIET, REAL, axes, figure_bytes  # noqa: E402
+from curriculumdp.evaluation.released import draw_from, load_set, read_released  # noqa: E402
+from curriculumdp.evaluation.utility import accuracy  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results"
+IMAGES = 2000
+STEPS = {
+    "dpm": (5, 8, 12, 18, 28, 40, 80),
+    "euler": (5, 8, 12, 18, 28, 40, 80),
+    "heun": (3, 5, 9, 14, 20, 40),
+    "churn": (5, 9, 14, 20, 40),
+}
+COLUMNS = [
+    *("release", "sampler", "steps", "evaluations", "logistic", "fd", "kid", "precision", "recall"),
+    *("cpu_seconds", "images", "torch", "date"),
+]
+COLOURS = {"dpm": HARD, "heun": REAL, "euler": QUIET, "churn": EASY}
+
+
+def evaluations(sampler: str, steps: int) -> int:
+    """How often the network is asked for one image."""
+    return 2 * steps - 1 if sampler in ("heun", "churn") else steps
+
+
+def measured(
+    net: UNet2DModel, sigma_data: float, sampler: str, steps: int, real: LabelledSet, network: FeatureNetwork
+) -> dict[str, Any]:
+    """Scores of one set of synthetic digits."""
+    cpu = time.process_time()
+    drawn = draw_from(net, sigma_data, 10, sampler=sampler, steps=steps, count=IMAGES, seed=0)
+    seconds = time.process_time() - cpu
+    scores = {name: round(value, 5) for name, value in fidelity(network, real, drawn).items()}
+    return {
+        "sampler": sampler,
+        "steps": steps,
+        "evaluations": evaluations(sampler, steps),
+        "logistic": round(100 * accuracy("logistic", drawn, real, 0), 3),
+        **scores,
+        "cpu_seconds": round(seconds, 2),
+        "images": IMAGES,
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    """The lines of the CSV, none where there is no file."""
+    if not table.exists():
+        return []
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+def draw_curves(rows: list[dict[str, str]], score: str, label: str, out: Path) -> None:
+    """Quality against evaluations, a curve a sampler: means over the releases."""
+    figure, plot = axes("evaluations of the network an image", label)
+    points: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        points[row["sampler"]][int(row["evaluations"])].append(float(row[score]))
+    for sampler, curve in points.items():
+        places = sorted(curve)
+        plot.plot(places, [mean(curve[x]) for x in places], "o-", ms=3, label=sampler, color=COLOURS[sampler])
+    plot.set_xscale("log")
+    plot.legend(frameon=False, fontsize=8)
+    out.write_bytes(figure_bytes(figure))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("releases", nargs="*", type=Path, help="release folders of digits runs")
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+
+    torch.set_num_threads(asked.threads)
+    table = RESULTS / "sampling_quality.csv"
+    fresh = not table.exists()
+    done = {(row["release"], row["sampler"], int(row["steps"])) for row in read_rows(table)}
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        for folder in asked.releases:
+            released = read_released(folder)
+            real = load_set("digits", released, "test")
+            network = train_features(load_set("digits", released, "train"), torch.device("cpu"))
+            net, sigma_data = load_pipeline(folder)
+            name = released.identity()["certificate_sha256"][:12]
+            for sampler, counts in STEPS.items():
+                for steps in counts:
+                    if (name, sampler, steps) not in done:
+                        row = measured(net, sigma_data, sampler, steps, real, network)
+                        writer.writerow({"release": name, **row})
+                        file.flush()
+                        print(row, flush=True)
+    rows = read_rows(table)
+    draw_curves(rows, "fd", "FD to held-out digits", RESULTS / "sampling_quality_fd.png")
+    draw_curves(rows, "logistic", "logistic regression, %", RESULTS / "sampling_quality_lr.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

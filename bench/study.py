@@ -1,0 +1,259 @@
+"""python bench/study.py STUDY.yaml [--only NAME ...] [--minutes M]: runs a table of variants and scores each.
+
+A study names a config, variants (overrides of it), the number of runs of each, and how they are scored. Every
+finished run appends one line to bench/results/STUDY.csv and is never done again; a run that was cut off goes on
+where it stopped. Run number r of a variant has the config's seed r and a secret of its own, so that a variant's
+runs differ in everything that is drawn. What is done first: run 0 of all variants, then run 1, and so on.
+
+Tuning looks at held-out images of the very data set: a study is for PUBLIC sets (the digits, Fashion-MNIST).
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+from bench.baselines.non_private import train_without_privacy  # noqa: E402
+from curriculumdp.config import Config, load_config, without_paths  # noqa: E402
+from curriculumdp.curriculum.phase import module_tensors  # noqa: E402
+from curriculumdp.curriculum.run import run_curriculum  # noqa: E402
+from curriculumdp.data.sources import load_images  # noqa: E402
+from curriculumdp.diffusion.networks import UNet2DModel  # noqa: E402
+from curriculumdp.diffusion.pipeline import load_pipeline  # noqa: E402
+from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelity, train_features  # noqa: E402
+from curriculumdp.evaluation.labelled import LabelledSet  # noqa: E402
+from curriculumdp.evaluation.released import draw_from  # noqa: E402
+from curriculumdp.evaluation.utility import CLASSIFIERS, accuracy  # noqa: E402
+from curriculumdp.world import one_process  # noqa: E402
+
+CPU = torch.device("cpu")
+PRIVATE, NON_PRIVATE = "private", "non-private"
+# How the work is done or named: a change of it is not another variant.
+NOT_A_VARIANT = ("name", "run_dir", "seed", "compute", "checkpoint", "logging")
+COLUMNS = [
+    *("study", "variant", "replica", "trainer", "epsilon", "parameters", *CLASSIFIERS, "fd"),
+    *("train_seconds", "train_cpu_seconds", "score_seconds", "threads", "torch", "date", "images", "sets"),
+    *("overrides", "digest"),
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of a study's table: overrides of its config, and who trains it."""
+
+    name: str
+    overrides: tuple[str, ...]
+    trainer: str = PRIVATE
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study: `sets` synthetic sets of `images` images are drawn from each run, and scores averaged."""
+
+    name: str
+    config: Path
+    replicas: int
+    images: int
+    sets: int
+    classifiers: tuple[str, ...]
+    fd: bool
+    variants: tuple[Variant, ...]
+
+    def configured(self, variant: Variant, replica: int, threads: int, place: Path) -> Config:
+        """The config of one run."""
+        own = [f"seed={replica}", f"compute.threads={threads}", f"run_dir={place}", "compute.device=cpu"]
+        return load_config(self.config, [*variant.overrides, *own])
+
+
+def read_study(file: Path) -> Study:
+    """The study that a YAML file describes; a variant is a list of overrides, or a mapping with its trainer."""
+    values = yaml.safe_load(file.read_text())
+    variants = []
+    for name, given in values.pop("variants").items():
+        table = given if isinstance(given, dict) else {"overrides": given}
+        overrides = tuple(table.get("overrides") or ())
+        variants.append(Variant(str(name), overrides, table.get("trainer", PRIVATE)))
+    return Study(
+        name=file.stem,
+        config=ROOT / values.pop("config"),
+        classifiers=tuple(values.pop("classifiers")),
+        variants=tuple(variants),
+        **values,
+    )
+
+
+def digest_of(config: Config, trainer: str, study: Study) -> str:
+    """Names what a line of the CSV measured: the settings that matter, the trainer and the scoring."""
+    settings = {key: value for key, value in without_paths(config).items() if key not in NOT_A_VARIANT}
+    scoring = [study.images, study.sets]
+    text = json.dumps([settings, trainer, scoring], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The real held-out images, and the network in whose feature space FD is taken (None: no FD)."""
+
+    real: LabelledSet
+    compared: LabelledSet
+    network: FeatureNetwork | None
+
+    def scores(self, net: UNet2DModel, config: Config, study: Study) -> dict[str, float]:
+        """Each classifier's accuracy in percent, and FD, means over the study's synthetic sets."""
+        sampling = config.sampling
+        found: dict[str, list[float]] = {}
+        for seed in range(study.sets):
+            drawn = draw_from(
+                net,
+                config.private.sigma_data,
+                config.data.classes,
+                sampler=sampling.sampler,
+                steps=sampling.steps,
+                count=study.images,
+                seed=seed,
+            )
+            for name in study.classifiers:
+                found.setdefault(name, []).append(100 * accuracy(name, drawn, self.real, seed))
+            if self.network is not None:
+                found.setdefault("fd", []).append(fidelity(self.network, self.compared, drawn)["fd"])
+        return {name: round(sum(values) / len(values), 3) for name, values in found.items()}
+
+
+def open_judge(study: Study) -> Judge:
+    """Held-out real images of the study's own data set: the feature network learns one half, FD compares the other."""
+    data = load_config(study.config).data
+    found = load_images(
+        source=data.source,
+        path=data.path,
+        classes=data.classes,
+        channels=data.channels,
+        size=data.size,
+        split="test",
+    )
+    real = LabelledSet(found.images, found.labels, f"{data.source}, test split")
+    learned, compared = real.halves()
+    return Judge(real, compared, train_features(learned, CPU) if study.fd else None)
+
+
+def trained(config: Config, trainer: str) -> UNet2DModel:
+    """The network that one run ends with: what a release holds, or the non-private reference."""
+    if trainer == PRIVATE:
+        outcome = run_curriculum(config, one_process())
+        assert outcome.release is not None, "stopped by a signal"
+        return load_pipeline(outcome.release)[0]
+    if trainer != NON_PRIVATE:
+        raise SystemExit(f"no trainer {trainer!r}: {PRIVATE} or {NON_PRIVATE}")
+    state = train_without_privacy(config)
+    state.net.load_state_dict(module_tensors(state.net, state.ema))
+    return state.net.eval()
+
+
+def measured(study: Study, variant: Variant, replica: int, config: Config, judge: Judge) -> dict[str, Any]:
+    """The CSV's line of one run."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    net = trained(config, variant.trainer)
+    train_seconds, train_cpu = time.perf_counter() - clock, time.process_time() - cpu
+    scores = judge.scores(net, config, study)
+    return {
+        "study": study.name,
+        "variant": variant.name,
+        "replica": replica,
+        "trainer": variant.trainer,
+        "epsilon": config.privacy.epsilon if variant.trainer == PRIVATE else "",
+        "parameters": sum(p.numel() for p in net.parameters()),
+        **scores,
+        "train_seconds": round(train_seconds, 1),
+        "train_cpu_seconds": round(train_cpu, 1),
+        "score_seconds": round(time.perf_counter() - clock - train_seconds, 1),
+        "threads": config.compute.threads,
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "images": study.images,
+        "sets": study.sets,
+        "overrides": " ".join(variant.overrides),
+        "digest": digest_of(config, variant.trainer, study),
+    }
+
+
+def done(table: Path) -> set[tuple[str, int]]:
+    """What needs no run any more: (digest, number of the run)."""
+    if not table.exists():
+        return set()
+    with table.open() as file:
+        return {(row["digest"], int(row["replica"])) for row in csv.DictReader(file)}
+
+
+def append(table: Path, row: dict[str, Any]) -> None:
+    """Adds one line, and the header before the first."""
+    fresh = not table.exists()
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def to_do(study: Study, only: list[str] | None) -> Iterator[tuple[int, Variant]]:
+    """The runs in their order."""
+    unknown = set(only or ()) - {variant.name for variant in study.variants}
+    if unknown:
+        raise SystemExit(f"no variant {sorted(unknown)}: choose among {[v.name for v in study.variants]}")
+    for replica in range(study.replicas):
+        for variant in study.variants:
+            if not only or variant.name in only:
+                yield replica, variant
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="a file of bench/studies/")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="variants to run (default: all)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after that many")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--keep", action="store_true", help="keep the run folders, under runs/studies/")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the CSV")
+    asked = parser.parse_args()
+
+    study, began = read_study(asked.study), time.perf_counter()
+    torch.set_num_threads(asked.threads)
+    table = asked.out / f"{study.name}.csv"
+    judge = None
+    for replica, variant in to_do(study, asked.only):
+        place = ROOT / "runs" / "studies" / study.name
+        config = study.configured(variant, replica, asked.threads, place)
+        digest = digest_of(config, variant.trainer, study)
+        if (digest, replica) in done(table):
+            continue
+        if time.perf_counter() - began > asked.minutes * 60:
+            print("out of time: run the same command again to go on")
+            return 0
+        config = study.configured(variant, replica, asked.threads, place / f"{digest}-{replica}")
+        judge = judge or open_judge(study)
+        row = measured(study, variant, replica, config, judge)
+        append(table, row)
+        print(
+            {key: row.get(key) for key in ("variant", "replica", *study.classifiers, "fd", "train_seconds")}
+        )
+        if not asked.keep:
+            shutil.rmtree(config.run_dir, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
