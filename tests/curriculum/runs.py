@@ -57,13 +57,13 @@ def plan_of(config: Config) -> Plan:
 _plans: dict[tuple[object, ...], Plan] = {}
 
 
-def bare_run(images: ImageSet, world: World, config: Config) -> tuple[Run, State]:
+def bare_run(images: ImageSet, world: World, config: Config, secret: bytes = SECRET) -> tuple[Run, State]:
     """A Run and an untrained State as one rank sees them, without ledger, folder or collectives."""
     run = Run(
         config=config,
         plan=plan_of(config),
         world=world,
-        secret=RunSecret.from_bytes(SECRET),
+        secret=RunSecret.from_bytes(secret),
         images=images,
     )
     return run, initial_state(config, world.device)
