@@ -160,11 +160,12 @@ def draw_batch(
     owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(
         pick, (counts - 1).clamp(min=0)[:, None]
     )
-    rows = torch.from_numpy(images.order)[torch.where(present[:, None], owned, 0)].flatten()
+    shown = images if len(images.images) else _one_blank(images)
+    rows = torch.from_numpy(shown.order)[torch.where(present[:, None], owned, 0)].flatten()
     kept = uniforms(head[..., 1]).flatten() >= label_dropout
-    labels = torch.where(kept, torch.from_numpy(images.labels)[rows], null_class)
+    labels = torch.where(kept, torch.from_numpy(shown.labels)[rows], null_class)
     seen = present.repeat_interleave(draws)
-    pixels_01 = _sent(torch.from_numpy(images.images)[rows], device).float() / 255
+    pixels_01 = _sent(torch.from_numpy(shown.images)[rows], device).float() / 255
     level = normals(words[..., 2:4])[..., 0].flatten()
     noise = normals(words[..., HEAD_WORDS:])[..., :pixels].reshape(shape)
     return UnitBatch(
@@ -174,6 +175,12 @@ def draw_batch(
         noise,
         _sent(present, device),
     )
+
+
+def _one_blank(images: ImageSet) -> ImageSet:
+    """An image for absent units to stand on where nobody owns one: that set is a neighbour too, and must train."""
+    blank, first = np.zeros((1, *images.images.shape[1:]), dtype=np.uint8), np.zeros(1, dtype=np.int64)
+    return ImageSet(blank, first, first, images.unit_count)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
