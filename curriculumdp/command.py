@@ -14,8 +14,11 @@ MACHINE_FAULTS = {
     errno.EPERM,
     errno.EDQUOT,
     errno.EFBIG,
+    errno.EIO,
     errno.ENOENT,
 }
+# These tell of the disk even where the system names no file, as when one that is open cannot grow.
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextmanager
@@ -28,9 +31,10 @@ def one_line_errors() -> Iterator[None]:
             raise
         _stop(str(error))
     except OSError as error:
-        if error.errno not in MACHINE_FAULTS or error.filename is None:
+        if error.errno not in (MACHINE_FAULTS if error.filename is not None else DISK_FAULTS):
             raise
-        _stop(f"{error.filename}: {error.strerror}: nothing is lost; mend it and run the same command again")
+        where = "the disk" if error.filename is None else error.filename
+        _stop(f"{where}: {error.strerror}: nothing is lost; mend it and run the same command again")
 
 
 def _stop(message: str) -> None:

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Model = TypeVar("Model", bound=BaseModel)
+LONGEST = 1_000_000  # bytes of a config file that are read
+LONGEST_NUMBER = 100
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class ConfigError(ValueError):
@@ -22,12 +25,15 @@ class ConfigError(ValueError):
 def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, with the overrides (their values are YAML) put in."""
     try:
-        text = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            text = file.read(LONGEST + 1)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read the config file ({error.strerror}): give a file such as configs/digits.yaml"
         ) from None
-    values = _parse(text, str(path))
+    if len(text) > LONGEST:
+        raise ConfigError(f"{path}: is no config file: it has more than {LONGEST} bytes")
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, this is {shown(values)}")
     for override in overrides:
@@ -70,7 +76,23 @@ def _flat(text: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key given twice instead of taking the last."""
+    """YAML's safe loader, which refuses a key given twice instead of taking the last.
+
+    It takes no aliases, since a few lines of them can stand for more than fits into the memory, and no endless
+    numbers, which take hours to read.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not taken: write the value out", problem_mark=mark
+            )
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+            problem = f"a number has at most {LONGEST_NUMBER} digits"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -83,7 +105,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str | bytes, where: str) -> Any:
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """The plain value that YAML of unknown origin stands for; ConfigError, which names `where`, if there is none."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -109,7 +132,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{where}: {'.'.join(parts[:depth])} is {shown(inner)}, not a section")
         place[part] = dict(inner or {})
         place = place[part]
-    place[parts[-1]] = _parse(text, where)
+    place[parts[-1]] = parse_yaml(text, where)
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:

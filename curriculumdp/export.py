@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor
 
 from curriculumdp.certificate import (
@@ -172,8 +173,9 @@ def _beside(folder: Path) -> Iterator[Path]:
         yield place
         _publish(place)
         _swap(place, folder, replaced)
-    except OSError as error:
-        raise ExportError(f"{folder}: the release could not be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ExportError(f"{folder}: the release could not be written: {reason}") from error
     finally:
         for leftover in (place, replaced):
             shutil.rmtree(leftover, ignore_errors=True)

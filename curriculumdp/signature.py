@@ -26,7 +26,7 @@ def sign(content: bytes, private_key: Path) -> bytes:
         raise SignatureError(f"{private_key} is not a private key in PEM: {MAKE_KEY}") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureError(f"{private_key} is not an Ed25519 key: {MAKE_KEY}")
-    return base64.b64encode(key.sign(content)) + b"\n"
+    return _line(key.sign(content))
 
 
 def load_signer(public_key: Path) -> Ed25519PublicKey:
@@ -41,12 +41,17 @@ def load_signer(public_key: Path) -> Ed25519PublicKey:
 
 
 def is_signed(content: bytes, signature: bytes, signer: Ed25519PublicKey) -> bool:
-    """True if `signature`, as `sign` writes it, is the signer's over `content`."""
+    """True if `signature`, to the byte as `sign` writes it, is the signer's over `content`."""
     try:
-        signer.verify(base64.b64decode(signature.strip(), validate=True), content)
+        raw = base64.b64decode(signature.removesuffix(b"\n"), validate=True)
+        signer.verify(raw, content)
     except (InvalidSignature, binascii.Error, ValueError):
         return False
-    return True
+    return signature == _line(raw)  # base64 has several texts for the same bytes
+
+
+def _line(signature: bytes) -> bytes:
+    return base64.b64encode(signature) + b"\n"
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from curriculumdp.certificate import (
@@ -19,6 +18,7 @@ from curriculumdp.certificate import (
     account,
     parse_certificate,
 )
+from curriculumdp.config_file import parse_yaml
 from curriculumdp.signature import is_signed, load_signer
 
 CERTIFICATE, SIGNATURE = "privacy.json", "privacy.json.sig"
@@ -36,6 +36,8 @@ REQUIRED = frozenset(
 )
 # All that a release may hold; weights are safetensors, and nothing here is ever unpickled.
 ALLOWED = REQUIRED | {"central.png", CERTIFICATE, SIGNATURE}
+# How often a stage releases, by its key in the config; a run that did all that was planned did no less.
+STEPS = {"central": "queries", "private": "steps"}
 # Between versions of the accountants; what a figure of the certificate may differ from a recomputed one.
 FIGURES = {"epsilon_of_releases": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2}
 
@@ -141,26 +143,34 @@ def _weights_problems(path: Path) -> list[str]:
 def config_problems(folder: Path, guarantee: Guarantee) -> list[str]:
     """A line for each figure of the certificate that is not the training config's."""
     try:
-        config = yaml.safe_load(_read(folder / CONFIG, LONGEST))
+        config = parse_yaml(_read(folder / CONFIG, LONGEST), CONFIG)
         data, privacy = config["data"], config["privacy"]
+        logging = config.get("logging") or {}
         pairs = [
             ("data.units", data["units"], guarantee.public.units),
             ("data.classes", data["classes"], guarantee.public.classes),
             ("image shape", (data["channels"], data["size"], data["size"]), guarantee.public.image_shape),
             ("privacy.delta", privacy["delta"], guarantee.delta),
             ("privacy.epsilon", privacy["epsilon"], max(guarantee.epsilon, privacy["epsilon"])),
+            ("data.unit", data.get("unit", guarantee.unit), guarantee.unit),
         ]
+        if logging.get("show_private_metrics"):
+            pairs.append(("logging.show_private_metrics", True, guarantee.private_metrics_shown))
+        done = {row.name: row.count for row in guarantee.releases}
         for row in guarantee.releases:
             stage = config.get(row.name) or {}
             for key in ("sample_rate", "noise_multiplier", "clip_norm"):
                 if stage.get(key) is not None:
                     pairs.append((f"{row.name}.{key}", stage[key], getattr(row, key)))
+        for name, key in STEPS.items() if guarantee.stopped == "planned" else ():
+            planned = (config.get(name) or {}).get(key, 0)
+            pairs.append((f"{name}.{key}", planned, min(planned, done.get(name, 0))))
         return [
             f"{key} is {_shown(was)} in {CONFIG} and {now!r} in {CERTIFICATE}"
             for key, was, now in pairs
             if was != now
         ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [f"{CONFIG} is not a training config"]
 
 

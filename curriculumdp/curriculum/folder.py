@@ -25,7 +25,7 @@ from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
 from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
-from curriculumdp.privacy.ledger_files import KEY
+from curriculumdp.privacy.ledger_files import key_is_cut
 from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folder, sync_folder
 from curriculumdp.privacy.release import AccountingError, Release
 
@@ -93,7 +93,7 @@ class RunFolder:
         self._compare_config(config)
         if config.logging.show_private_metrics:
             write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")
-        if ledger_is_missing(self.private) or not (self.private / KEY).exists():
+        if ledger_is_missing(self.private) or (key_is_cut(self.private) and self.secret_file.exists()):
             return False
         self._ledger = Ledger.read(self.private)
         return self._ledger.sealed is not None

@@ -40,7 +40,7 @@ from curriculumdp.privacy.ledger_files import (
 )
 from curriculumdp.privacy.lock import RunLock
 from curriculumdp.privacy.randomness import RunSecret
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.release import AccountingError, Release
 from curriculumdp.privacy.spending import Allowance, BudgetSpent, Spending
 
 __all__ = [
@@ -95,8 +95,13 @@ class Ledger:
         self._interrupted = False
         self._fingerprint: Mapping[str, object] = {}
         self._places: dict[tuple[int, str, int], int] = {}
-        for body in chain.bodies:
-            self._apply(json.loads(body))
+        for number, body in enumerate(chain.bodies, start=1):
+            try:
+                self._apply(json.loads(body))
+            except (KeyError, TypeError, AttributeError, AccountingError) as error:
+                raise LedgerError(
+                    f"{chain.path}: line {number} is of another version of this program ({error})"
+                ) from error
 
     @classmethod
     def create(

@@ -70,6 +70,12 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+def key_is_cut(folder: Path) -> bool:
+    """True if the ledger's key is missing or not whole, as a creation killed in its last moment leaves it."""
+    path = folder / KEY
+    return not path.exists() or path.stat().st_size != KEY_BYTES
+
+
 def write_key(path: Path, key: bytes) -> None:
     """Saves the ledger's key in a new file, mode 0600."""
     try:
@@ -81,7 +87,7 @@ def write_key(path: Path, key: bytes) -> None:
 def key_of_begun(folder: Path, secret: RunSecret) -> bytes:
     """The key of a ledger that exists; one that a killed creation could not write is derived again."""
     path = folder / KEY
-    if path.exists() and path.stat().st_size == KEY_BYTES:
+    if not key_is_cut(folder):
         return read_key(path)
     key = secret.key("ledger")
     chain = open_chain(folder, key, to_append=False)
