@@ -1,0 +1,270 @@
+"""python bench/bench_step.py [--nets ...] [--draws ...] [--ways ...] [--quick] [--plot FILE]: what a step costs.
+
+For each network and number of draws K, every way of doing a step (see step_ways.py) takes turns in one process, round
+after round. A turn is the plain step and the way's, one after the other, in either order; the ratio is of that turn's
+two times, and what is reported is the median over rounds with its quartiles. The plain way's own row is plain against
+plain: the noise. 'Ours' is the whole private step: gradients by unit, clipping, exact int64 sum. A turn in which
+other processes took more than a tenth of the processors is done again, until --patience is spent: then all turns
+count, and the note says so. Peak memory is what a way adds to the network and its samples: on a CPU the peak resident
+memory of a process of its own, on a GPU the allocator's. Rows are appended to a CSV in bench/results/. What cannot
+run is printed with its reason and stands there without times; exit status 1 if that is one of ours.
+"""
+
+import argparse
+import csv
+import gc
+import shlex
+import statistics
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import torch  # noqa: E402
+
+from bench.step_memory import peak_mib  # noqa: E402
+from bench.step_nets import CPU_NETS, GPU_NETS, NETS, microbatch  # noqa: E402
+from bench.step_plot import plot  # noqa: E402
+from bench.step_quiet import Processors  # noqa: E402
+from bench.step_ways import NOTES, WAYS, Unavailable, Way  # noqa: E402
+
+COLUMNS = [
+    *("date", "device", "threads", "torch", "triton", "diffusers", "opacus", "precision"),
+    *("net", "parameters", "size", "units", "draws", "way", "ms", "ms_q1", "ms_q3"),
+    *("ratio", "ratio_q1", "ratio_q3", "images_per_s", "peak_mib", "rounds", "note", "command"),
+]
+# Of the processors, beyond which a turn is disturbed.
+MOST_BY_OTHERS = 0.1
+
+
+@dataclass
+class Timed:
+    """A way at work: its step (None where it cannot run, and why), and its turns: all, and the quiet ones."""
+
+    name: str
+    way: Way | None
+    note: str
+    peak: float | None = None
+    turns: list[tuple[float, float]] = field(default_factory=list)  # seconds of (the plain step, this one)
+    quiet: list[tuple[float, float]] = field(default_factory=list)
+
+    def counted(self, rounds: int) -> list[tuple[float, float]]:
+        """The quiet turns where there are enough of them, else all."""
+        return self.quiet if len(self.quiet) >= rounds else self.turns
+
+
+def main() -> int:
+    asked = parse()
+    warnings.filterwarnings("ignore", category=UserWarning)  # the baselines' own, hundreds of lines of them
+    device = torch.device(asked.device)
+    torch.set_num_threads(asked.threads)
+    failed = False
+    for name in asked.nets:
+        for draws in asked.draws:
+            rows = bench(name, draws, device, asked)
+            append(asked.out, rows)
+            failed |= any(row["way"].startswith("ours") and not row["ms"] for row in rows)
+    if asked.plot:
+        plot(asked.out, asked.plot)
+    return int(failed)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    parser.add_argument("--nets", nargs="+", choices=NETS, help="default: the device's")
+    parser.add_argument("--draws", nargs="+", type=int, help="K; default 1 8 32 on a GPU, 1 4 8 on a CPU")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: all that the device is for")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, help="timed in a turn, after one that is not; default 10 or 1")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, help="seconds for a network and K to find quiet"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--quick", action="store_true", help="the smallest net, one K, three rounds")
+    parser.add_argument("--out", type=Path, help="default bench/results/step_DEVICE.csv")
+    parser.add_argument("--plot", type=Path, help="draw the CSV's newest rows into this file")
+    asked = parser.parse_args()
+    on_gpu = asked.device == "cuda"
+    nets, draws = (GPU_NETS, [1, 8, 32]) if on_gpu else (CPU_NETS, [1, 4, 8])
+    if asked.quick:
+        nets, draws, asked.rounds = list(nets)[:1] if on_gpu else list(nets)[-1:], draws[1:2], 3
+    asked.nets, asked.draws = asked.nets or list(nets), asked.draws or draws
+    asked.steps = asked.steps or (10 if on_gpu else 1)
+    other = {"ours"} if on_gpu else {way for way in WAYS if way.startswith("ours-")}
+    asked.ways = ["plain"] + [
+        w for w in asked.ways or WAYS if w != "plain" and (asked.ways or w not in other)
+    ]
+    asked.out = asked.out or ROOT / "bench" / "results" / f"step_{asked.device}.csv"
+    return asked
+
+
+def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """The CSV's rows of one network and K, printed as they come."""
+    bf16 = device.type == "cuda"
+    ways = [start(name, net, draws, device, bf16, asked.memory) for name in asked.ways]
+    base = ways[0].way
+    assert base is not None, ways[0].note
+    began, number = time.monotonic(), 0
+    while waiting := [w for w in ways if w.way and len(w.quiet) < asked.rounds]:
+        if number >= asked.rounds and time.monotonic() - began > asked.patience:
+            break
+        for timed in waiting:
+            take_turn(timed, base, device, asked.steps, number % 2 == 1)
+        number += 1
+    about = setting(device, bf16, asked) | shape(net, draws)
+    print(f"\n{net}, {NETS[net].units} units, K={draws}, {about['precision']}, {about['device']}")
+    rows = [figures(timed, NETS[net].units * draws, asked.rounds) | about for timed in ways]
+    for row in rows:
+        print(line(row), flush=True)
+    return rows
+
+
+def take_turn(timed: Timed, base: Way, device: torch.device, steps: int, swapped: bool) -> None:
+    """Times the plain step and this one, and sees whether the machine was theirs."""
+    assert timed.way is not None
+    watch = Processors()
+    if swapped:
+        mine = seconds(timed.way, device, steps)
+        turn = seconds(base, device, steps), mine
+    else:
+        turn = seconds(base, device, steps), seconds(timed.way, device, steps)
+    timed.turns.append(turn)
+    if watch.taken_by_others() <= MOST_BY_OTHERS:
+        timed.quiet.append(turn)
+
+
+def start(name: str, net: str, draws: int, device: torch.device, bf16: bool, memory: bool) -> Timed:
+    """A way that has done its first step, and its peak memory; or the reason why it cannot."""
+    note = NOTES.get(name, "")
+    try:
+        peak = peak_mib(name, net, draws, device, bf16) if memory else None
+        way = WAYS[name](microbatch(NETS[net], draws, device, bf16))
+        way.step()
+    except Unavailable as why:
+        return Timed(name, None, f"not run: {why}")
+    except Exception as error:  # whatever another library raises: its row says so, the others go on
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        return Timed(name, None, f"not run: {type(error).__name__}: {reason[:160]}")
+    finally:
+        release_memory(device)
+    return Timed(name, way, note, peak=peak)
+
+
+def seconds(way: Way, device: torch.device, steps: int) -> float:
+    """The mean time of `steps` steps after one that finds caches as training would."""
+    release_memory(device)
+    way.step()
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        way.step()
+    wait(device)
+    return (time.perf_counter() - began) / steps
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def release_memory(device: torch.device) -> None:
+    """One way's cached blocks are not another's lack of memory."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def figures(timed: Timed, samples: int, rounds: int) -> dict[str, Any]:
+    """A way's columns of the CSV."""
+    turns = timed.counted(rounds)
+    note = timed.note
+    if turns and turns is timed.turns:
+        busy = f"busy machine: {len(turns) - len(timed.quiet)} of {len(turns)} turns disturbed"
+        note = f"{note}; {busy}" if note else busy
+    row = dict.fromkeys(COLUMNS, "") | {"way": timed.name, "note": note, "rounds": len(turns)}
+    row["peak_mib"] = "" if timed.peak is None else f"{timed.peak:.0f}"
+    if not turns:
+        return row
+    mine, ratios = [own for _, own in turns], [own / plain for plain, own in turns]
+    for key, values, scale, digits in (("ms", mine, 1e3, 2), ("ratio", ratios, 1.0, 3)):
+        for column, value in zip((f"{key}_q1", key, f"{key}_q3"), quartiles(values), strict=True):
+            row[column] = f"{value * scale:.{digits}f}"
+    return row | {"images_per_s": f"{samples / statistics.median(mine):.0f}"}
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """(first quartile, median, third quartile)."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def setting(device: torch.device, bf16: bool, asked: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on besides the network."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
+    about = {"date": date.today().isoformat(), "device": name, "threads": asked.threads}
+    about |= {package: installed(package) for package in ("torch", "triton", "diffusers", "opacus")}
+    return about | {"precision": "bf16" if bf16 else "fp32", "command": shlex.join(["python", *sys.argv])}
+
+
+def shape(net: str, draws: int) -> dict[str, Any]:
+    weights = microbatch(NETS[net], 1, torch.device("cpu"), False).net.parameters()
+    return {
+        "net": net,
+        "parameters": sum(p.numel() for p in weights),
+        "size": NETS[net].size,
+        "units": NETS[net].units,
+        "draws": draws,
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "CPU")
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    if not row["ms"]:
+        return f"  {row['way']:<17} {row['note']}"
+    return (
+        f"  {row['way']:<17} {row['ms']:>9} ms   {row['ratio']}x ({row['ratio_q1']} to {row['ratio_q3']})   "
+        f"{row['images_per_s']:>7} images/s   {row['peak_mib'] or '-':>6} MiB   {row['note']}"
+    )
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Adds the rows to the CSV, with its header where it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    print(f"  -> {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The steps that bench_step.py times: what each computes, written as its own library would have it.
+
+A way gives `step`, which does the work once, and `gradient`, the flat fp32 [P] gradient that the last step left: the
+mean over samples for the plain ways, the sum of clipped gradients for the private ones (so that a test can see that
+they compute the same). No way updates weights or draws noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.step_nets import CLIP_NORM, Microbatch
+from bench.step_opacus import opacus_ghost, opacus_hooks
+from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.diffusion.denoiser import Denoiser
+from curriculumdp.diffusion.loss import edm_loss
+from dpkernels.grid import GRID
+
+
+class Unavailable(RuntimeError):
+    """A way cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do a step on a microbatch of its own."""
+
+    step: Callable[[], None]
+    gradient: Callable[[], Tensor]
+
+
+def flat_gradient(net: nn.Module) -> Tensor:
+    """Every parameter's `grad`, flat [P]."""
+    return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+def plain(batch: Microbatch) -> Way:
+    """Forward and backward of the mean loss: what training without privacy does."""
+
+    def step() -> None:
+        batch.net.zero_grad(set_to_none=True)
+        batch.losses().mean().backward()
+
+    return Way(step, lambda: flat_gradient(batch.net))
+
+
+def compiled(batch: Microbatch) -> Way:
+    """The plain step with the network under torch.compile."""
+    net = torch.compile(batch.net)
+
+    def step() -> None:
+        batch.net.zero_grad(set_to_none=True)
+        batch.losses(net).mean().backward()
+
+    return Way(step, lambda: flat_gradient(batch.net))
+
+
+def of_engine(batch: Microbatch, engine: PerUnitGradients) -> Way:
+    """Our whole private step but noise and update: backward by unit, clip, exact int64 sum."""
+    total = torch.zeros(engine.total, dtype=torch.int64, device=batch.device)
+    present = torch.ones(batch.units, dtype=torch.bool, device=batch.device)
+
+    def step() -> None:
+        total.zero_()
+        engine.backward(batch.unit_losses)
+        engine.add_clipped_grads(total, CLIP_NORM, present)
+
+    def gradient() -> Tensor:
+        return (total.double() * (CLIP_NORM / GRID)).float()
+
+    return Way(step, gradient)
+
+
+def ours(batch: Microbatch) -> Way:
+    """Our engine in torch alone."""
+    return of_engine(batch, PerUnitGradients(batch.net, batch.units, batch.draws))
+
+
+def _fused(batch: Microbatch, choose: str) -> Way:
+    """Our engine on Triton kernels, its layers stored, recomputed (where a layer can be) or as planned."""
+    if not batch.images.is_cuda:
+        raise Unavailable("the Triton kernels need a GPU")
+    from curriculumdp.clipping.fused import FusedGradients
+    from curriculumdp.clipping.planner import layer_shapes, plan_layers
+
+    with torch.no_grad():
+        shapes = layer_shapes(batch.net, batch.losses)
+    memory = torch.cuda.mem_get_info()[0] // 2
+    plan = plan_layers(shapes, batch.units, batch.draws, memory)
+    if choose == "recompute":
+        can = [p.layer.kind in ("Conv2d", "Linear") for p in plan.layers]
+        layers = [
+            replace(p, way="recompute" if c else "store") for p, c in zip(plan.layers, can, strict=True)
+        ]
+        plan = replace(plan, layers=tuple(layers))
+    chosen = None if choose == "store" else plan
+    return of_engine(batch, FusedGradients(batch.net, batch.units, batch.draws, chosen))
+
+
+def functorch(batch: Microbatch) -> Way:
+    """torch.func: vmap over units of the gradient of a unit's mean loss, then clip and sum.
+
+    Attention by matrix products: vmap has no rule for the fused one and would loop over units, which is slower.
+    """
+    weights = {name: p.detach() for name, p in batch.net.named_parameters()}
+    samples = [
+        t.unflatten(0, (batch.units, batch.draws))
+        for t in (batch.images, batch.labels, batch.sigma, batch.noise)
+    ]
+
+    def unit_loss(weights: dict[str, Tensor], *unit: Tensor) -> Tensor:
+        def net(*args: object, **options: object) -> object:
+            return functional_call(batch.net, weights, args, options)
+
+        with batch.precision(), sdpa_kernel(SDPBackend.MATH):
+            return edm_loss(Denoiser(net), *unit).mean()
+
+    by_unit = vmap(grad(unit_loss), in_dims=(None, 0, 0, 0, 0))
+
+    def step() -> None:
+        grads = by_unit(weights, *samples)
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads.values()]).norm(dim=0)
+        factors = (CLIP_NORM / norms).clamp(max=1.0)
+        for name, p in batch.net.named_parameters():
+            p.grad = torch.einsum("b,b...->...", factors, grads.pop(name))
+
+    return Way(step, lambda: flat_gradient(batch.net))
+
+
+WAYS: dict[str, Callable[[Microbatch], Way]] = {
+    "plain": plain,
+    "compiled": compiled,
+    "ours": ours,
+    "ours-store": lambda batch: _fused(batch, "store"),
+    "ours-recompute": lambda batch: _fused(batch, "recompute"),
+    "ours-planned": lambda batch: _fused(batch, "planned"),
+    "opacus-hooks": lambda batch: Way(*opacus_hooks(batch)),
+    "opacus-functorch": lambda batch: Way(*opacus_hooks(batch, "functorch")),
+    "opacus-ew": lambda batch: Way(*opacus_hooks(batch, "ew")),
+    "opacus-fast": lambda batch: Way(*opacus_ghost(batch, norms_of_factors=False)),
+    "opacus-ghost": lambda batch: Way(*opacus_ghost(batch)),
+    "functorch": functorch,
+}
+NOTES = {
+    "opacus-hooks": "Opacus with .contiguous() before unfold2d; per (unit, draw), then averaged over draws",
+    "opacus-functorch": "Opacus, functorch for every layer; per (unit, draw), then averaged over draws",
+    "opacus-ew": "Opacus, expanded weights; per (unit, draw), then averaged over draws",
+    "opacus-fast": "Opacus with .contiguous() before unfold2d; fast gradient clipping; "
+    "at K > 1 it clips each draw by itself, another mechanism",
+    "opacus-ghost": "Opacus with .contiguous() before unfold2d; ghost norms for Linear and Embedding alone; "
+    "at K > 1 it clips each draw by itself, another mechanism",
+}
