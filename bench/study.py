@@ -1,9 +1,10 @@
 """python bench/study.py STUDY.yaml [--only NAME ...] [--minutes M]: runs a table of variants and scores each.
 
-A study names a config, variants (overrides of it), the number of runs of each, and how they are scored. Every
-finished run appends one line to bench/results/STUDY.csv and is never done again; a run that was cut off goes on
-where it stopped. Run number r of a variant has the config's seed r and a secret of its own, so that a variant's
-runs differ in everything that is drawn. What is done first: run 0 of all variants, then run 1, and so on.
+A study names a config, overrides that all its runs share, variants (more overrides), the number of runs of each,
+and how they are scored. Every finished run appends one line to bench/results/STUDY.csv and is never done again; a
+run that was cut off goes on where it stopped. Run number r of a variant has the config's seed r and a secret of its
+own, so that a variant's runs differ in everything that is drawn. What is done first: run 0 of all variants, then
+run 1, and so on.
 
 Tuning looks at held-out images of the very data set: a study is for PUBLIC sets (the digits, Fashion-MNIST).
 """
@@ -66,6 +67,7 @@ class Study:
 
     name: str
     config: Path
+    common: tuple[str, ...]
     replicas: int
     images: int
     sets: int
@@ -76,7 +78,7 @@ class Study:
     def configured(self, variant: Variant, replica: int, threads: int, place: Path) -> Config:
         """The config of one run."""
         own = [f"seed={replica}", f"compute.threads={threads}", f"run_dir={place}", "compute.device=cpu"]
-        return load_config(self.config, [*variant.overrides, *own])
+        return load_config(self.config, [*self.common, *variant.overrides, *own])
 
 
 def read_study(file: Path) -> Study:
@@ -90,6 +92,7 @@ def read_study(file: Path) -> Study:
     return Study(
         name=file.stem,
         config=ROOT / values.pop("config"),
+        common=tuple(values.pop("common", ())),
         classifiers=tuple(values.pop("classifiers")),
         variants=tuple(variants),
         **values,
@@ -184,7 +187,7 @@ def measured(study: Study, variant: Variant, replica: int, config: Config, judge
         "date": date.today().isoformat(),
         "images": study.images,
         "sets": study.sets,
-        "overrides": " ".join(variant.overrides),
+        "overrides": " ".join([*study.common, *variant.overrides]),
         "digest": digest_of(config, variant.trainer, study),
     }
 
