@@ -1,0 +1,37 @@
+"""Small runs on small data; a line at the end that says how many faults were tried."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults.small_run import data_file, finish, outcome_of, small, without_solving
+from tests.tried import tell
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    tell(terminalreporter, "faults")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def solved() -> Iterator[None]:
+    with without_solving():
+        yield
+
+
+@pytest.fixture(scope="package")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data_file(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="package")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path, solved: None) -> dict[str, bytes]:
+    """The outcome of the run that nothing happened to."""
+    return outcome_of(finish(small(tmp_path_factory.mktemp("undisturbed") / "run", data)))

@@ -1,0 +1,121 @@
+"""Killed before any change of any file, or half-way in it, or the power cut: the same run again is the same run.
+
+A process that is killed leaves the disk as it was at that moment, and nothing else. So one run is watched and
+its folder copied before each of its changes; each copy is what a kill there would leave, and is gone on with.
+"""
+
+import hashlib
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.faults.disk import Disk, Operation, copy_folder
+from tests.faults.small_run import Observer, finish, outcome_of, small
+from tests.tried import TRIED
+
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a fault before `operation` leaves in `folder`, and the noisy sums that were seen by then."""
+
+    fault: str
+    operation: str
+    folder: Path
+    seen: list[dict[str, str]]
+
+    def __str__(self) -> str:
+        return f"{self.fault} at {self.operation}"
+
+
+def content_of(folder: Path) -> str:
+    """A digest of all names, modes and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_mode}".encode())
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory, data: Path, undisturbed: dict[str, bytes]) -> list[Left]:
+    """Every state that a kill, a torn write or a power cut can leave of a small run; equal ones once."""
+    place = tmp_path_factory.mktemp("states")
+    watched = place / "watched"
+    watched.mkdir()
+    observer, rng = Observer(place / "seen"), random.Random(SEED)
+    states: list[Left] = []
+    known: set[tuple[str, int]] = set()
+
+    def keep(fault: str, operation: Operation, make: Callable[[Path], object]) -> None:
+        folder = place / f"{len(states)}"
+        make(folder)
+        seen = observer.lines()
+        fact = content_of(folder), len(seen)
+        if fact in known:
+            shutil.rmtree(folder)
+        else:
+            known.add(fact)
+            states.append(Left(fault, str(operation), folder, seen))
+
+    def before(operation: Operation) -> None:
+        keep("killed", operation, lambda folder: copy_folder(watched, folder))
+        keep("power cut", operation, disk.durable.write)
+        if operation.content() != b"":
+            inside = operation.path.relative_to(watched)
+
+            def tear(folder: Path) -> None:
+                copy_folder(watched, folder)
+                operation.tear(folder / inside, rng.random())
+
+            keep("torn", operation, tear)
+
+    disk = Disk(watched, before)
+    with disk, observer.watching(watched / "run"):
+        finish(small(watched / "run", data))
+    assert outcome_of(watched / "run" / "release") == undisturbed, "the watching itself changes the run"
+    TRIED["faults operations watched"] += disk.number
+    return states
+
+
+def go_on(state: Left, data: Path, undisturbed: dict[str, bytes]) -> None:
+    """Runs the same command on what was left; it must come to what the undisturbed run came to."""
+    TRIED[f"faults {state.fault}"] += 1
+    run_dir = state.folder / "run"
+    observer = Observer(state.folder / "seen")
+    with observer.watching(run_dir):
+        release = finish(small(run_dir, data))
+    observer.check(run_dir, state.seen)
+    outcome = outcome_of(release)
+    assert outcome == undisturbed, f"differs: {[k for k in outcome if outcome[k] != undisturbed[k]]}"
+    assert not (run_dir / "private" / "secret").exists()
+    assert sorted(p.name for p in run_dir.iterdir()) == ["private", "release"], "leftovers"
+
+
+def test_a_sample_of_crashes_changes_nothing(
+    left: list[Left], data: Path, undisturbed: dict[str, bytes]
+) -> None:
+    rng = random.Random(SEED)
+    for fault in ("killed", "torn", "power cut"):
+        for state in rng.sample([state for state in left if state.fault == fault], 2):
+            go_on(state, data, undisturbed)
+
+
+@pytest.mark.slow
+def test_no_crash_anywhere_changes_anything(
+    left: list[Left], data: Path, undisturbed: dict[str, bytes]
+) -> None:
+    failed = []
+    for state in left:
+        if (state.folder / "seen").exists():  # the sample's
+            continue
+        try:
+            go_on(state, data, undisturbed)
+        except Exception as error:
+            failed.append(f"{state}: {type(error).__name__}: {error}")
+    assert not failed, "\n".join(failed)
