@@ -53,7 +53,8 @@ def gradient_of_step(phase: PrivatePhase, run: Run, state: State, step: int) -> 
     """
     state.exp_avg.zero_()
     phase.step(run, state, step)
-    return state.exp_avg.double() / (1 - BETA1) * phase.expected_units
+    expected = run.config.private.sample_rate * run.config.data.units
+    return state.exp_avg.double() / (1 - BETA1) * expected
 
 
 def noisy_sum_of_query(phase: CentralPhase, run: Run, state: State, step: int) -> Tensor:

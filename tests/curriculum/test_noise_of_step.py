@@ -6,6 +6,7 @@ pass with a probability of 1e-6 or less, or 4.5 to 5.5 standard errors.
 
 import hashlib
 import itertools
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.phase import module_tensors
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import run_curriculum
+from curriculumdp.privacy import noise as noise_module
 from curriculumdp.privacy import randomness, sampling
-from curriculumdp.privacy.noise import from_grid
+from curriculumdp.privacy.noise import GRID, from_grid
 from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.sampling import poisson_rows
 from curriculumdp.world import World, one_process
 from tests.curriculum.one_step import (
     charged_run,
@@ -168,6 +171,46 @@ def test_a_steps_noise_is_on_the_grid_and_covers_it_to_its_last_bit(tmp_path, mo
     low = torch.bincount(seen[0] & 255, minlength=256)
     expected = len(seen[0]) / 256
     assert float(((low - expected) ** 2 / expected).sum()) < stats.chi2.ppf(1 - ODDS, 255)
+
+
+def test_a_normal_has_more_bits_than_fp32(noise):
+    """A normal drawn in fp32 is one of 2²⁴ a binade: its noise has gaps, whatever it is scaled by afterwards."""
+    z = noise.grid.double() / (6.0 * GRID)
+    off = (z - z.float().double()).abs() / z.abs()
+    assert float((off < 1e-10).double().mean()) < 0.02
+
+
+def test_the_entry_is_on_disk_before_its_noise_is_drawn(tmp_path, monkeypatch):
+    run, state = charged_run(nobody(), tiny(tmp_path), tmp_path)
+    forget_rows(monkeypatch)
+    drawn: list[tuple[str, int]] = []
+    original = noise_module.gaussian
+
+    def looked(key: bytes, count: int) -> np.ndarray:
+        lines = (tmp_path / "ledger.jsonl").read_bytes().splitlines()
+        last = json.loads(lines[-1])["body"]
+        drawn.append((last.get("phase"), last.get("step")))
+        return original(key, count)
+
+    monkeypatch.setattr(noise_module, "gaussian", looked)
+    for step in range(2):
+        CentralPhase(run).step(run, state, step)
+    for step in range(2):
+        PrivatePhase(run).step(run, state, step)
+    assert drawn == [("central", 0), ("central", 1), ("private", 0), ("private", 1)]
+
+
+def test_another_sum_never_meets_the_same_noise(tmp_path, monkeypatch, digits):
+    """One secret, one step, other data: under one noise the difference would be the data's, to the bit."""
+    keys: list[bytes] = []
+    original = noise_module.gaussian
+    monkeypatch.setattr(noise_module, "gaussian", lambda key, n: (keys.append(key), original(key, n))[1])
+    for name, images in (("one", digits), ("two", digits.without_unit(303)), ("again", digits)):
+        run, state = charged_run(images, tiny(tmp_path), tmp_path / name)
+        assert 303 in poisson_rows(run.rows_key("private", 0), 1437, 0.02)
+        PrivatePhase(run).step(run, state, 0)
+    assert keys[0] == keys[2], "a replay has its own noise again"
+    assert keys[0] != keys[1]
 
 
 def steps_of_rank(world: World, folder: Path) -> None:

@@ -20,7 +20,7 @@ from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.release import Release
 from curriculumdp.world import World
 from tests.curriculum.one_step import nobody
-from tests.curriculum.runs import bare_run, tiny
+from tests.curriculum.runs import SECRET, bare_run, tiny
 
 UNITS, STEPS = 300, 1200
 RATES = {"private": 0.12, "central": 0.1}
@@ -71,10 +71,11 @@ def rows_of_steps(
     size: int = 1,
     images: ImageSet | None = None,
     incarnation: int = 0,
+    secret: bytes = SECRET,
 ) -> list[np.ndarray]:
     """The units, padding included, that each of the real steps 0, 1, … takes on one rank of a world."""
     world = World(rank, size, torch.device("cpu"))
-    run, state = bare_run(images or nobody(UNITS), world, tiny(Path("unused")))
+    run, state = bare_run(images or nobody(UNITS), world, tiny(Path("unused")), secret)
     run.config = tiny(Path("unused"), **CHANGES)
     rows = tuple(replace(row, sample_rate=RATES.get(row.name)) for row in run.plan.phases)
     run.plan = replace(run.plan, phases=rows)  # other rates without solving for their noise
@@ -200,3 +201,14 @@ def test_who_is_in_a_step_does_not_depend_on_what_anybody_owns(digits):
 
 def test_a_step_done_again_takes_the_same_units():
     assert all(map(np.array_equal, rows_of_steps(PrivatePhase, 8), rows_of_steps(PrivatePhase, 8)))
+
+
+@pytest.mark.parametrize("kind", [PrivatePhase, CentralPhase])
+def test_rows_come_from_the_secret_and_not_from_what_the_config_says(kind):
+    """Two runs of one config and seed: who is in their steps is independent."""
+    name = "private" if kind is PrivatePhase else "central"
+    one, other = (
+        Included(RATES[name], table(rows_of_steps(kind, 100, secret=secret))).centred
+        for secret in (SECRET, bytes(range(1, 33)))
+    )
+    assert abs(float((one * other).sum())) < 5.0 * math.sqrt(one.size)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from curriculumdp.clipping.clip import add_clipped_rows
 from curriculumdp.curriculum import central, private
 from curriculumdp.curriculum.central import CentralPhase, query_sum
 from curriculumdp.curriculum.private import PrivatePhase
@@ -121,6 +122,43 @@ def test_taking_a_unit_out_changes_no_other_units_draws_or_gradient(make_run, di
     phase = PrivatePhase(run)
     both, _ = phase.clipped_sum(run, state, 0, ROWS)
     assert 0 < squared_steps(both - alone[0]) <= LIMIT
+
+
+def test_a_steps_sum_is_exactly_the_sum_of_what_each_unit_adds_alone(make_run, digits):
+    """No mean, no rounding of a sum, nothing of one unit in another's part: to the bit, over two microbatches."""
+    changes = {"private__clip_norm": 0.05}
+    together = full_sum(make_run, digits, 1, **changes)
+    alone = torch.zeros_like(together)
+    for unit in ROWS:
+        kept = digits.units == unit
+        only = ImageSet(digits.images[kept], digits.labels[kept], digits.units[kept], digits.unit_count)
+        alone += full_sum(make_run, only, 1, **changes)
+    assert torch.equal(alone, together)
+
+
+def test_a_steps_sum_has_nothing_of_the_step_before(make_run, digits):
+    run, state = make_run(digits, World(0, 1, torch.device("cpu")))
+    phase = PrivatePhase(run)
+    first, _ = phase.clipped_sum(run, state, 0, ROWS)
+    kept = first.clone()
+    again, _ = phase.clipped_sum(run, state, 0, ROWS)
+    nothing, _ = phase.clipped_sum(run, state, 1, ROWS[:0])
+    assert torch.equal(again, kept)
+    assert torch.equal(first, kept), "a sum that was handed out is written over"
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, 0.3, 7.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_many_clipped_vectors_none_exceeds_the_bound_by_a_single_step_of_the_grid(clip_norm, dtype):
+    """Scaling to C itself would let rounding carry about half of them over it: the margin is what holds."""
+    generator = torch.Generator().manual_seed(5)
+    present = torch.ones(1, dtype=torch.bool)
+    for width in (1, 3, 700, 3000):
+        for row in torch.randn(40, width, dtype=dtype, generator=generator) * (3 * clip_norm):
+            total = torch.zeros(width, dtype=torch.int64)
+            add_clipped_rows(row[None].clone(), total, clip_norm, present)
+            assert squared_steps(total) <= LIMIT
 
 
 @pytest.mark.parametrize(("statistic", "count_weight"), [("mean", 0.0), ("mean", 2.0), ("mode", 0.0)])
