@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.faults.small_run import data_file, finish, outcome_of, small, without_solving
+from tests.curriculum.runs import finish, outcome_of
+from tests.faults.small_run import data_file, small, without_solving
 from tests.tried import tell
 
 

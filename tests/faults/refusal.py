@@ -6,26 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 from curriculumdp.command import BAD_INPUT, one_line_errors
-from tests.faults.small_run import finish, small
+from tests.curriculum.runs import finish
+from tests.faults.small_run import small
 
 
 def refusal_of(work: Callable[[], object]) -> str | None:
     """The one line in which `work` ends, or None if it succeeds; AssertionError for anything else."""
     told = io.StringIO()
+    status: object = None
     try:
         with contextlib.redirect_stderr(told), one_line_errors():
             work()
     except SystemExit as ended:
-        assert ended.code == BAD_INPUT
-        lines = [line for line in told.getvalue().splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, told.getvalue()
-        line = lines[0]
-        assert line.isprintable()
-        assert 20 < len(line) < 600, line
-        return line
+        status = ended.code
     except Exception as error:
         raise AssertionError(f"no clear line but {type(error).__name__}: {error}") from error
-    return None
+    if status is None:
+        return None
+    assert status == BAD_INPUT
+    lines = [line for line in told.getvalue().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, told.getvalue()
+    assert lines[0].isprintable()
+    assert 20 < len(lines[0]) < 600, lines[0]
+    return lines[0]
 
 
 def run_or_refusal(run_dir: Path, data: Path) -> str | None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.curriculum.runs import finish, outcome_of
 from tests.faults.disk import Disk, Operation, copy_folder
-from tests.faults.small_run import Observer, finish, outcome_of, small
+from tests.faults.small_run import Observer, small
 from tests.tried import TRIED
 
 SEED = 1

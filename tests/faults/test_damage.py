@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from curriculumdp.privacy.ledger import Ledger
-from tests.curriculum.runs import in_child, kill_at
+from tests.curriculum.runs import finish, in_child, kill_at
 from tests.faults.disk import Disk, Operation, copy_folder
 from tests.faults.refusal import refusal_of, run_or_refusal
-from tests.faults.small_run import Observer, finish, ledger_lines, small
+from tests.faults.small_run import Observer, ledger_lines, small
 from tests.tried import TRIED
 
 SEED = 5

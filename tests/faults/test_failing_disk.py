@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.curriculum.runs import in_child
+from tests.curriculum.runs import finish, in_child, outcome_of
 from tests.faults.disk import Disk, Operation, copy_folder
 from tests.faults.refusal import run_or_refusal
-from tests.faults.small_run import Observer, finish, outcome_of, small
+from tests.faults.small_run import Observer, small
 from tests.tried import TRIED
 
 SEED = 2

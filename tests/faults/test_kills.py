@@ -17,8 +17,8 @@ from curriculumdp.curriculum.run import PREEMPTED, run_curriculum
 from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import SECRET, in_child, in_world, kill_at
-from tests.faults.small_run import Observer, finish, outcome_of, small
+from tests.curriculum.runs import SECRET, finish, in_child, in_world, kill_at, outcome_of
+from tests.faults.small_run import Observer, small
 from tests.tried import TRIED
 
 SEED = 3

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from curriculumdp.clipping.capture import PerUnitGradients
-from tests.faults.small_run import Observer, finish, ledger_lines, outcome_of, small
+from tests.curriculum.runs import finish, outcome_of
+from tests.faults.small_run import Observer, ledger_lines, small
 from tests.tried import TRIED
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
