@@ -8,6 +8,9 @@ other processes took more than a tenth of the processors is done again, until --
 count, and the note says so. Peak memory is what a way adds to the network and its samples: on a CPU the peak resident
 memory of a process of its own, on a GPU the allocator's. Rows are appended to a CSV in bench/results/. What cannot
 run is printed with its reason and stands there without times; exit status 1 if that is one of ours.
+
+On a machine that is never quiet, `--clock cpu --threads 1` takes the processor time of this process instead, which
+waiting for a processor does not lengthen.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -36,10 +40,11 @@ from bench.step_quiet import Processors  # noqa: E402
 from bench.step_ways import NOTES, WAYS, Unavailable, Way  # noqa: E402
 
 COLUMNS = [
-    *("date", "device", "threads", "torch", "triton", "diffusers", "opacus", "precision"),
+    *("date", "device", "threads", "clock", "torch", "triton", "diffusers", "opacus", "precision"),
     *("net", "parameters", "size", "units", "draws", "way", "ms", "ms_q1", "ms_q3"),
     *("ratio", "ratio_q1", "ratio_q3", "images_per_s", "peak_mib", "rounds", "note", "command"),
 ]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Of the processors, beyond which a turn is disturbed.
 MOST_BY_OTHERS = 0.1
 
@@ -91,12 +96,15 @@ def parse() -> argparse.Namespace:
         "--patience", type=float, default=120.0, help="seconds for a network and K to find quiet"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--quick", action="store_true", help="the smallest net, one K, three rounds")
     parser.add_argument("--out", type=Path, help="default bench/results/step_DEVICE.csv")
     parser.add_argument("--plot", type=Path, help="draw the CSV's newest rows into this file")
     asked = parser.parse_args()
     on_gpu = asked.device == "cuda"
+    if asked.clock == "cpu" and (on_gpu or asked.threads > 1):
+        parser.error("--clock cpu is for one thread on a CPU: threads that wait for each other take time too")
     nets, draws = (GPU_NETS, [1, 8, 32]) if on_gpu else (CPU_NETS, [1, 4, 8])
     if asked.quick:
         nets, draws, asked.rounds = list(nets)[:1] if on_gpu else list(nets)[-1:], draws[1:2], 3
@@ -121,7 +129,7 @@ def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace)
         if number >= asked.rounds and time.monotonic() - began > asked.patience:
             break
         for timed in waiting:
-            take_turn(timed, base, device, asked.steps, number % 2 == 1)
+            take_turn(timed, base, device, asked, number % 2 == 1)
         number += 1
     about = setting(device, bf16, asked) | shape(net, draws)
     print(f"\n{net}, {NETS[net].units} units, K={draws}, {about['precision']}, {about['device']}")
@@ -131,23 +139,22 @@ def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace)
     return rows
 
 
-def take_turn(timed: Timed, base: Way, device: torch.device, steps: int, swapped: bool) -> None:
+def take_turn(
+    timed: Timed, base: Way, device: torch.device, asked: argparse.Namespace, swapped: bool
+) -> None:
     """Times the plain step and this one, and sees whether the machine was theirs."""
     assert timed.way is not None
     watch = Processors()
-    if swapped:
-        mine = seconds(timed.way, device, steps)
-        turn = seconds(base, device, steps), mine
-    else:
-        turn = seconds(base, device, steps), seconds(timed.way, device, steps)
+    order = [timed.way, base] if swapped else [base, timed.way]
+    times = [seconds(way, device, asked.steps, CLOCKS[asked.clock]) for way in order]
+    turn = (times[1], times[0]) if swapped else (times[0], times[1])
     timed.turns.append(turn)
-    if watch.taken_by_others() <= MOST_BY_OTHERS:
+    if asked.clock == "cpu" or watch.taken_by_others() <= MOST_BY_OTHERS:
         timed.quiet.append(turn)
 
 
 def start(name: str, net: str, draws: int, device: torch.device, bf16: bool, memory: bool) -> Timed:
     """A way that has done its first step, and its peak memory; or the reason why it cannot."""
-    note = NOTES.get(name, "")
     try:
         peak = peak_mib(name, net, draws, device, bf16) if memory else None
         way = WAYS[name](microbatch(NETS[net], draws, device, bf16))
@@ -159,19 +166,19 @@ def start(name: str, net: str, draws: int, device: torch.device, bf16: bool, mem
         return Timed(name, None, f"not run: {type(error).__name__}: {reason[:160]}")
     finally:
         release_memory(device)
-    return Timed(name, way, note, peak=peak)
+    return Timed(name, way, NOTES.get(name, ""), peak)
 
 
-def seconds(way: Way, device: torch.device, steps: int) -> float:
+def seconds(way: Way, device: torch.device, steps: int, clock: Callable[[], float]) -> float:
     """The mean time of `steps` steps after one that finds caches as training would."""
     release_memory(device)
     way.step()
     wait(device)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(steps):
         way.step()
     wait(device)
-    return (time.perf_counter() - began) / steps
+    return (clock() - began) / steps
 
 
 def wait(device: torch.device) -> None:
@@ -215,7 +222,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 def setting(device: torch.device, bf16: bool, asked: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on besides the network."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
-    about = {"date": date.today().isoformat(), "device": name, "threads": asked.threads}
+    about = {"date": date.today().isoformat(), "device": name, "threads": asked.threads, "clock": asked.clock}
     about |= {package: installed(package) for package in ("torch", "triton", "diffusers", "opacus")}
     return about | {"precision": "bf16" if bf16 else "fp32", "command": shlex.join(["python", *sys.argv])}
 
