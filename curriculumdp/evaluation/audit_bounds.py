@@ -1,11 +1,11 @@
 """Lower confidence bounds on ε from membership guesses, by the methods of four papers. Numbers only.
 
-| bound                | from                                 | it holds where                                          |
-|----------------------|--------------------------------------|---------------------------------------------------------|
-| `epsilon_of_errors`  | Nasr et al. 2021, section IV         | trials are independent; nothing else is assumed         |
-| `mu_of_errors`       | Nasr et al. 2023; Dong et al. 2022   | and the mechanism's trade-off curve is a Gaussian one   |
-| `one_run_epsilon`    | Steinke et al. 2023, theorem 5.2     | each canary was in by its own fair coin                 |
-| `one_run_mu`         | Mahloujifar et al. 2025, algorithm 3 | and the mechanism's trade-off curve is a Gaussian one   |
+| bound               | from                                 | it holds where                              |
+|---------------------|--------------------------------------|---------------------------------------------|
+| `epsilon_of_errors` | Nasr et al. 2021, section IV         | trials are independent                      |
+| `mu_of_errors`      | Nasr et al. 2023; Dong et al. 2022   | and the trade-off curve is a Gaussian one   |
+| `one_run_epsilon`   | Steinke et al. 2023, theorem 5.2     | each canary was in by its own fair coin     |
+| `one_run_mu`        | Mahloujifar et al. 2025, algorithm 3 | and the trade-off curve is a Gaussian one   |
 
 Each is wrong (above the true ε) with a probability of at most `significance`. A bound of 0 says nothing was
 shown, not that nothing leaks. μ means μ-GDP: N(0, 1) against N(μ, 1); `epsilon_of_mu` turns it into ε at a δ.
@@ -13,12 +13,60 @@ shown, not that nothing leaks. μ means μ-GDP: N(0, 1) against N(μ, 1); `epsil
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betainc, betaincinv, log_ndtr, ndtr, ndtri
 
 # Bounds are looked for on these grids, upwards from 0, and then bisected: the first crossing counts.
 STEP, MOST, BISECTIONS = 0.25, 200.0, 30
+# Fixed before any score is seen, and paid for by dividing the significance: of the m canaries, the most confident
+# ones that are guessed about; log-likelihood ratios from which on a trial is called 'in'.
+GUESSED_SHARES = 0.05, 0.2, 0.5, 1.0
+THRESHOLDS = 0.0, 2.0, 4.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Lower bounds on ε. plain: for any mechanism; gaussian: if its trade-off curve is a Gaussian one."""
+
+    plain: float
+    gaussian: float
+
+
+def bounds_of_one_run(ratios: np.ndarray, included: np.ndarray, delta: float, significance: float) -> Bounds:
+    """What one run with many canaries shows; ratios float64 [m], included bool [m], each by a fair coin.
+
+    A canary is guessed 'in' where its log-likelihood ratio is above 0. Each of the two holds with 1 − significance.
+    """
+    order = np.argsort(-np.abs(ratios), kind="stable")
+    correct = ((ratios > 0) == included)[order]
+    each = significance / len(GUESSED_SHARES)
+    plain, mu, canaries = 0.0, 0.0, len(ratios)
+    for share in GUESSED_SHARES:
+        guesses = math.ceil(share * canaries)
+        right = int(correct[:guesses].sum())
+        plain = max(plain, one_run_epsilon(canaries, guesses, right, delta, each))
+        mu = max(mu, one_run_mu(canaries, guesses, right, each))
+    return Bounds(plain, epsilon_of_mu(mu, delta))
+
+
+def bounds_of_many_runs(
+    ratios: np.ndarray, included: np.ndarray, delta: float, significance: float
+) -> Bounds:
+    """What independent runs show, with a canary in or out; ratios float64 [n], included bool [n].
+
+    Each of the two holds with 1 − significance: half of it for either kind of error, shared by the thresholds.
+    """
+    each = significance / 2 / len(THRESHOLDS)
+    inside, outside = ratios[included], ratios[~included]
+    plain, mu = 0.0, 0.0
+    for threshold in THRESHOLDS:
+        false_in = upper_rate(int((outside > threshold).sum()), len(outside), each)
+        false_out = upper_rate(int((inside <= threshold).sum()), len(inside), each)
+        plain = max(plain, epsilon_of_errors(false_in, false_out, delta))
+        mu = max(mu, mu_of_errors(false_in, false_out))
+    return Bounds(plain, epsilon_of_mu(mu, delta))
 
 
 def upper_rate(errors: int, trials: int, significance: float) -> float:
@@ -35,7 +83,7 @@ def epsilon_of_errors(false_in: float, false_out: float, delta: float) -> float:
     """
     best = 0.0
     for one, other in ((false_in, false_out), (false_out, false_in)):
-        if 0 < one and other < 1 - delta:
+        if one > 0 and other < 1 - delta:
             best = max(best, math.log((1 - delta - other) / one))
     return best
 

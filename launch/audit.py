@@ -1,0 +1,54 @@
+"""python launch/audit.py CONFIG [key.path=value ...]: attacks on the real training code, and what they show of ε.
+
+Membership inference on the DP-SGD stage with canaries, in one run and in many, with its noise and without.
+Information beside the certificate, never its proof. Reads no image of yours, unless --with-data. Runs on the CPU;
+writes RUN_DIR/audit/. Exit status: 0 done, 1 a bound lies above the certificate's ε, 2 a bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+QUICK, LONG = (500, 40, 20), (2000, 400, 40)  # canaries, runs, steps
+ON_CPU = ["compute.device=cpu", "compute.precision=fp32"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a file of configs/, or your own")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace the file's settings")
+    parser.add_argument("--long", action="store_true", help="{} canaries, {} runs, {} steps".format(*LONG))
+    parser.add_argument("--canaries", type=int, help=f"of the one run (default {QUICK[0]}; 0 leaves it out)")
+    parser.add_argument("--runs", type=int, help=f"of the many (default {QUICK[1]}; 0 leaves them out)")
+    parser.add_argument("--steps", type=int, help=f"of each run, at the same ε (default {QUICK[2]})")
+    parser.add_argument("--with-data", action="store_true", help="the one run trains on your images: PRIVATE")
+    parser.add_argument("--out", type=Path, help="folder for the figures (default: the config's run_dir)")
+    asked = parser.parse_intermixed_args()
+    usual = LONG if asked.long else QUICK
+    given = (asked.canaries, asked.runs, asked.steps)
+    canaries, runs, steps = (u if g is None else g for g, u in zip(given, usual, strict=True))
+
+    from curriculumdp.command import one_line_errors
+
+    with one_line_errors():
+        from curriculumdp.config import load_config
+
+        config = load_config(asked.config, [*asked.overrides, f"private.steps={steps}", *ON_CPU])
+
+        from curriculumdp.curriculum.audited import audited_run
+        from curriculumdp.evaluation.audit import Request, audit, exceeded, write_audit
+
+        request = Request(canaries, runs, with_data=asked.with_data)
+        run = audited_run(config, asked.with_data)
+        record = audit(run, request, lambda text: print(text, file=sys.stderr, flush=True))
+        print("\n".join([*record["in_words"], record["what"], record["privacy"]]))
+        print(f"written: {write_audit(record, asked.out or Path(config.run_dir))}")
+    return int(exceeded(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
