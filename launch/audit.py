@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-QUICK, LONG = (500, 40, 20), (2000, 400, 40)  # canaries, runs, steps
+QUICK, LONG = (500, 100, 20), (1000, 400, 40)  # canaries, runs, steps
 ON_CPU = ["compute.device=cpu", "compute.precision=fp32"]
 
 
