@@ -80,6 +80,15 @@ def test_both_stages_together_spend_the_budget_and_no_more(plan: Plan) -> None:
     assert max(alone) < plan.epsilon < sum(alone)
 
 
+def test_the_plan_is_solved_at_the_configs_delta_whatever_the_number_of_units(plan: Plan) -> None:
+    """δ is the user's, for the units that the config declares: never a default, never 1/units of something."""
+    other = plan_curriculum(config(privacy__delta=2e-6))
+    more = plan_curriculum(config(data__units=9000))
+    assert (plan.delta, other.delta, more.delta) == (1e-5, 2e-6, 1e-5)
+    assert dp_sgd_noise(other) > dp_sgd_noise(plan) == dp_sgd_noise(more)
+    assert 0.999 < epsilon(other.releases(), 2e-6) <= 1.0
+
+
 def test_a_row_is_what_will_be_released(plan: Plan) -> None:
     central, private = plan.releases()
     assert central == Release("central", "subsampled_gaussian", 0.1, 10.0, 4)

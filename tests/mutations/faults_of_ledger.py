@@ -1,0 +1,161 @@
+"""Faults of the books: what is charged, when, how often, and what a resumed, copied or rolled back run may do."""
+
+from tests.mutations.planting import Check, Fault
+
+P2 = "tests.curriculum.test_noise_of_step:"
+FOLDER = "tests.curriculum.test_folder:"
+LEDGER = "tests.privacy.test_ledger:"
+DATASET = "tests.privacy.test_dataset_ledger:"
+CHAIN = "tests.privacy.test_chain:"
+SPENDING = "tests.privacy.test_spending:"
+RANDOMNESS = "tests.privacy.test_randomness:"
+OPEN = "curriculumdp.curriculum.folder:RunFolder.open_ledger"
+APPLY = "curriculumdp.privacy.ledger:Ledger._apply"
+
+GOES_ON = Check(LEDGER + "test_a_run_is_planned_charged_reopened_and_goes_on")
+BEFORE_NOISE = Check(P2 + "test_the_entry_is_on_disk_before_its_noise_is_drawn")
+
+LEDGER_FAULTS = [
+    Fault(
+        "the ledger written after the work",
+        "curriculumdp.curriculum.private:PrivatePhase.step",
+        "key = run.charge(self.release, step, self.config.clip_norm, total)\n    self.update(state, step, total, key)",
+        "self.update(state, step, total.clone(), run.secret.key('noise', phase=self.name, step=step));"
+        " run.charge(self.release, step, self.config.clip_norm, total)",
+        BEFORE_NOISE,
+    ),
+    Fault(
+        "an entry that is not synced",
+        "curriculumdp.privacy.chain:Chain.append",
+        "_write(self._descriptor, line)\n        os.fsync(self._descriptor)",
+        "_write(self._descriptor, line)",
+        Check(LEDGER + "test_charge_returns_the_bytes_of_an_entry_that_is_on_disk_and_synced"),
+    ),
+    Fault(
+        "the ledger restarted on resume",
+        "curriculumdp.privacy.ledger:Ledger.__init__",
+        "for body in chain.bodies:",
+        "for body in chain.bodies[:2]:",
+        GOES_ON,
+    ),
+    Fault(
+        "spending restarted with each incarnation",
+        APPLY,
+        'self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]',
+        'self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]; self._spending._counts.clear()',
+        Check(LEDGER + "test_steps_done_again_under_a_new_incarnation_are_charged_again"),
+    ),
+    Fault(
+        "a step that is charged once whatever its incarnation",
+        "curriculumdp.privacy.ledger:Ledger.charge",
+        "recorded = self._places.get((self.incarnation, phase, step))",
+        "recorded = next((at for (_, p, s), at in self._places.items() if (p, s) == (phase, step)), None)",
+        Check(LEDGER + "test_steps_done_again_under_a_new_incarnation_are_charged_again"),
+        raises=(),
+    ),
+    Fault(
+        "a replay with another sum and the same noise",
+        "curriculumdp.privacy.ledger:Ledger._replayed",
+        'if not hmac.compare_digest(entry["sum_mac"], before["sum_mac"]):',
+        'if len(entry["sum_mac"]) != len(before["sum_mac"]):',
+        Check(LEDGER + "test_a_replay_with_another_sum_is_a_mismatch_and_writes_nothing", {"place": 17}),
+    ),
+    Fault(
+        "other arithmetic under the same keys",
+        "curriculumdp.privacy.ledger:Ledger.begin",
+        "if changed:",
+        "if len(changed) > 9:",
+        Check(LEDGER + "test_an_equal_fingerprint_goes_on_and_another_begins_anew"),
+    ),
+    Fault(
+        "a budget that nobody asks about",
+        "curriculumdp.privacy.spending:Spending.admit",
+        "if self._is_within_bound(wanted):",
+        "if self._is_within_bound(wanted) or wanted:",
+        Check(SPENDING + "test_after_one_row_passed_its_plan_the_others_are_asked_for_too"),
+    ),
+    Fault(
+        "the noise solved anew on resume",
+        OPEN,
+        'return json.dumps(self.ledger.plan["phases"]).encode()',
+        "return json.dumps(plan_curriculum(config).record()).encode()",
+        Check(FOLDER + "test_the_noise_is_never_solved_again_for_a_run_that_has_begun"),
+    ),
+    Fault(
+        "a secret that two runs share",
+        OPEN,
+        "made = secret or RunSecret.create()",
+        "made = secret or RunSecret.from_bytes(hashlib.sha256(str(config.seed).encode()).digest())",
+        Check(FOLDER + "test_every_run_has_a_secret_of_its_own_whatever_its_config_and_seed"),
+    ),
+    Fault(
+        "a secret reused under another config",
+        "curriculumdp.privacy.ledger:Ledger._require_fact",
+        "if canonical(was) != canonical(now):",
+        "if type(was) is not type(now):",
+        Check(FOLDER + "test_a_secret_never_serves_another_config", {"key": "private__clip_norm"}),
+    ),
+    Fault(
+        "other data under the same keys",
+        "curriculumdp.privacy.ledger:Ledger.open",
+        'if data is not None and ledger.entries[0]["data"] != data_mac(subkey(key, "data"), *data):',
+        "if data is not None and len(data) > 9:",
+        Check(LEDGER + "test_changed_data_are_refused", {"array": 0}),
+    ),
+    Fault(
+        "a rate or noise that was not planned",
+        "curriculumdp.privacy.spending:Spending.row",
+        "if (row.sample_rate, row.noise_multiplier) == (sample_rate, noise_multiplier):",
+        "if row.sample_rate == sample_rate:",
+        Check(LEDGER + "test_what_was_not_planned_cannot_be_charged"),
+    ),
+    Fault(
+        "ledger and checkpoint rolled back together",
+        "curriculumdp.privacy.dataset_ledger:DatasetLedger.attach",
+        "mirror.check(ledger.macs)",
+        "pass",
+        Check(DATASET + "test_a_run_folder_rolled_back_by_one_whole_line_is_refused"),
+    ),
+    Fault(
+        "a ledger shorter than its checkpoint saw",
+        "curriculumdp.privacy.ledger:Ledger.check_prefix",
+        "if not 0 < count <= len(self.macs) or not hmac.compare_digest(self.macs[count - 1], mac):",
+        "if count <= 0:",
+        Check(LEDGER + "test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint"),
+    ),
+    Fault(
+        "a run folder copied and both resumed",
+        "curriculumdp.privacy.mirror:RunMirror.advance",
+        "if mirrored[0] != count - 1 or not hmac.compare_digest(mirrored[1], previous):",
+        "if mirrored[0] > count:",
+        Check(DATASET + "test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused"),
+    ),
+    Fault(
+        "copies resumed in turn",
+        "curriculumdp.privacy.mirror:RunMirror.check",
+        "if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):",
+        "if len(macs) > count + 1:",
+        Check(DATASET + "test_of_two_copies_that_are_resumed_in_turn_the_second_is_refused"),
+    ),
+    Fault(
+        "a changed ledger that is believed",
+        "curriculumdp.privacy.chain:Chain._body_of",
+        "return body if hmac.compare_digest(line, _line(body, self._mac(body))) else None",
+        "return body if line.startswith(_BEFORE) else None",
+        Check(LEDGER + "test_every_changed_byte_of_a_runs_ledger_is_refused"),
+    ),
+    Fault(
+        "a secret that shows itself",
+        "curriculumdp.privacy.randomness:RunSecret.__repr__",
+        'return "RunSecret(hidden)"',
+        'return f"RunSecret({self._held.hex()})"',
+        Check(RANDOMNESS + "test_a_secret_shows_in_no_text_of_it"),
+    ),
+    Fault(
+        "keys that forget what they are for",
+        "curriculumdp.privacy.randomness:RunSecret.key",
+        "[PROTOCOL, purpose, context], sort_keys=True",
+        "[PROTOCOL, sorted(context.items())], sort_keys=True",
+        Check(RANDOMNESS + "test_every_purpose_and_place_has_its_own_key"),
+    ),
+]

@@ -1,0 +1,171 @@
+"""Faults by which something leaves round the noise, or the certificate promises what the run did not keep."""
+
+import dataclasses
+
+import numpy as np
+
+from curriculumdp.certificate import CertificateError
+from curriculumdp.privacy.noise import add_noise, from_grid
+from tests.mutations.planting import Check, Fault
+
+P3 = "tests.curriculum.test_purity:"
+CENTRAL = "tests.curriculum.test_central:"
+QUERY = "curriculumdp.curriculum.central:CentralPhase.step"
+STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
+PUBLISH = "curriculumdp.curriculum.publish:publish"
+CERTIFIED = "releases=certified_releases(ledger.releases(), clip_norms),"
+IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
+SHARES = "shares = data.class_counts or (data.units / data.classes,) * data.classes"
+
+WHOLE_RUN = Check(
+    P3 + "test_all_that_leaves_a_run_is_equal_to_the_bit_for_other_data",
+    {"statistic": "mean with public denominators"},
+)
+STEPS = Check(
+    P3 + "test_weights_moments_ema_and_central_images_come_from_the_noisy_sums_alone",
+    {"count_weight": 0.0, "data": "others"},
+)
+CHARGES = Check(P3 + "test_how_long_a_run_is_and_what_it_charges_does_not_depend_on_the_data")
+ONE_CHARGE = Check(CENTRAL + "test_a_query_is_charged_once_with_its_own_rate_and_noise_before_the_next")
+WHOLE_LEDGER = Check(
+    "tests.curriculum.test_refusals:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
+)
+
+RELEASE_FAULTS = [
+    Fault(
+        "an EMA before the noise",
+        STEP,
+        "self.update(state, step, total, key)",
+        "self.update(state, step, total, key); state.ema.sub_(from_grid(total, self.config.clip_norm).float() * 1e-6)",
+        STEPS,
+        uses={"from_grid": from_grid},
+    ),
+    Fault(
+        "a learning rate from the realised loss",
+        STEP,
+        "self.update(state, step, total, key)",
+        "self.update(state, step, total, key); state.weights.mul_(1 - 1e-6 * figures.get('loss', 0.0))",
+        STEPS,
+    ),
+    Fault(
+        "division by the units that were there",
+        STEP,
+        "self.update(state, step, total, key)",
+        "self.expected_units = max(1, int((run.images.counts[rows] > 0).sum())); self.update(state, step, total, key)",
+        STEPS,
+    ),
+    Fault(
+        "metrics before noise on the console",
+        "curriculumdp.metrics:Metrics.step",
+        "if self._show:",
+        "if self._on:",
+        WHOLE_RUN,
+    ),
+    Fault(
+        "the loss in the bar's text",
+        "curriculumdp.metrics:Metrics.step",
+        'self._bar.set_description_str(f"{phase:8s} ε ≤ {epsilon:.3g}", refresh=False)',
+        "self._bar.set_description_str(f\"{phase:8s} ε ≤ {epsilon:.3g} {figures.get('loss')}\", refresh=False)",
+        WHOLE_RUN,
+    ),
+    Fault(
+        "a label histogram on the console",
+        "curriculumdp.curriculum.run:run_curriculum",
+        'world.require_equal("the data", content_digest(images))',
+        'world.require_equal("the data", content_digest(images)); world.print(f"{np.bincount(images.labels)}")',
+        WHOLE_RUN,
+        uses={"np": np},
+    ),
+    Fault(
+        "a digest of the data in the release",
+        "curriculumdp.curriculum.run:finish",
+        "folder.seal(reason)",
+        "folder.seal(reason); (folder.path / 'data.txt').write_text(folder.ledger.entries[0]['data'])",
+        WHOLE_RUN,
+    ),
+    Fault(
+        "a label histogram released without charge",
+        "curriculumdp.curriculum.central:CentralPhase.__init__",
+        SHARES,
+        "shares = tuple(np.bincount(run.images.labels, minlength=data.classes).tolist())",
+        STEPS,
+        uses={"np": np},
+    ),
+    Fault(
+        "central images divided by the realised count",
+        QUERY,
+        IMAGES,
+        "images = images_of_sum(replace(self.query, denominators=tuple(np.bincount("
+        "run.images.labels[np.isin(run.images.units, units)], minlength=self.query.classes).tolist())),"
+        " noisy.cpu(), self.size, self.config.median)",
+        STEPS,
+        uses={"np": np, "replace": dataclasses.replace},
+    ),
+    Fault(
+        "no image of a class that nobody has",
+        QUERY,
+        "torch.cat([state.central.labels, torch.arange(self.query.classes)]),",
+        "torch.cat([state.central.labels, torch.arange(10).clamp(max=int(run.images.labels.max()))]),",
+        Check(
+            P3 + "test_weights_moments_ema_and_central_images_come_from_the_noisy_sums_alone",
+            {"count_weight": 0.0, "data": "nobody"},
+        ),
+    ),
+    Fault(
+        "an empty sample that is skipped",
+        STEP,
+        "key = run.charge(self.release, step, self.config.clip_norm, total)",
+        "key = run.charge(self.release, step, self.config.clip_norm, total) if total.any() else bytes(32)",
+        CHARGES,
+    ),
+    Fault(
+        "one ledger entry for many queries",
+        QUERY,
+        "noisy = run.release_sum(self.release, step, self.query.clip_norm, mine)",
+        "noisy = run.release_sum(self.release, step, self.query.clip_norm, mine) if step == 0 else"
+        " add_noise(mine, self.release.noise_multiplier, run.secret.key('noise', query=step))",
+        ONE_CHARGE,
+        uses={"add_noise": add_noise},
+    ),
+    Fault(
+        "a certificate that names fewer steps than were taken",
+        PUBLISH,
+        CERTIFIED,
+        "releases=certified_releases([replace(row, count=min(row.count, max(1, state.step)))"
+        " for row in ledger.releases()], clip_norms),",
+        WHOLE_LEDGER,
+        uses={"replace": dataclasses.replace},
+    ),
+    Fault(
+        "a certificate without the central stage",
+        PUBLISH,
+        CERTIFIED,
+        CERTIFIED.replace("ledger.releases()", "ledger.releases()[1:]"),
+        WHOLE_LEDGER,
+    ),
+    Fault(
+        "a certificate at another delta",
+        PUBLISH,
+        "delta=config.privacy.delta,",
+        "delta=1 / data.units,",
+        WHOLE_LEDGER,
+        raises=(CertificateError,),
+    ),
+    Fault(
+        "a plan at the delta of another N",
+        "curriculumdp.curriculum.plan:plan_curriculum",
+        "budget, delta = config.privacy.epsilon, config.privacy.delta",
+        "budget, delta = config.privacy.epsilon, 1 / config.data.units",
+        Check(
+            "tests.curriculum.test_plan:test_the_plan_is_solved_at_the_configs_delta_whatever_the_number_of_units"
+        ),
+    ),
+    Fault(
+        "calibration without stage 1",
+        "curriculumdp.privacy.calibrate:_solved",
+        "return epsilon_of_losses(spent.compose(more), delta)",
+        "return epsilon_of_losses(more, delta)",
+        Check("tests.curriculum.test_plan:test_both_stages_together_spend_the_budget_and_no_more"),
+        raises=(RuntimeError,),
+    ),
+]

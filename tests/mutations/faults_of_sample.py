@@ -1,0 +1,98 @@
+"""Faults of who is in a step: what the amplification by sampling rests on (design D1, D2)."""
+
+import numpy as np
+
+from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.privacy.randomness import keystream
+from tests.mutations.planting import Check, Fault
+
+P4 = "tests.curriculum.test_sampler:"
+STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
+ROWS_KEY = "curriculumdp.curriculum.phase:Run.rows_key"
+ROWS = "rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)"
+KEYED = 'self.secret.key("rows", incarnation=self.incarnation, phase=phase, step=step)'
+
+SIZES = Check(P4 + "test_the_number_of_units_in_a_step_has_the_binomials_variance", {"param": "private"})
+LAGS = Check(P4 + "test_steps_are_independent_at_every_lag", {"param": "private"})
+RANKS = Check(P4 + "test_ranks_share_each_steps_sample_without_a_gap_or_a_duplicate", {"size": 2})
+FRESH = Check(P4 + "test_phases_and_incarnations_are_independent")
+
+SAMPLE_FAULTS = [
+    Fault(
+        "epoch shuffling",
+        STEP,
+        ROWS,
+        "rows = np.argsort(keystream(run.rows_key(self.name, step // 8), run.config.data.units))[step % 8 :: 8]",
+        LAGS,
+        uses={"np": np, "keystream": keystream},
+    ),
+    Fault(
+        "a batch of a fixed size",
+        STEP,
+        ROWS,
+        "rows = np.argsort(keystream(run.rows_key(self.name, step), run.config.data.units))[:36]",
+        SIZES,
+        uses={"np": np, "keystream": keystream},
+    ),
+    Fault(
+        "rows drawn per rank, with overlap",
+        STEP,
+        ROWS,
+        "rows = poisson_rows(run.secret.key('rows', phase=self.name, step=step, rank=run.world.rank),"
+        " run.config.data.units, self.release.sample_rate)",
+        RANKS,
+    ),
+    Fault(
+        "every rank takes the whole sample",
+        "curriculumdp.curriculum.private:PrivatePhase.clipped_sum",
+        "[world.rank :: world.size]",
+        "[0:]",
+        RANKS,
+    ),
+    Fault(
+        "a higher rate than is charged",
+        STEP,
+        ROWS,
+        ROWS.replace("self.release.sample_rate", "2 * self.release.sample_rate"),
+        Check(P4 + "test_every_unit_is_in_a_step_at_the_rate_that_is_charged", {"param": "private"}),
+    ),
+    Fault("the same rows in every step", ROWS_KEY, KEYED, KEYED.replace("step=step", "step=0"), LAGS),
+    Fault(
+        "rows reused under fresh noise after a redo",
+        ROWS_KEY,
+        KEYED,
+        KEYED.replace("incarnation=self.incarnation, ", ""),
+        FRESH,
+    ),
+    Fault("one sample for both phases", ROWS_KEY, KEYED, KEYED.replace("phase=phase, ", ""), FRESH),
+    Fault(
+        "replay with other rows and the same noise",
+        ROWS_KEY,
+        KEYED,
+        KEYED.replace("step=step", "step=step, now=__import__('time').time()"),
+        Check(P4 + "test_a_step_done_again_takes_the_same_units"),
+    ),
+    Fault(
+        "rows from the config's seed",
+        ROWS_KEY,
+        f"return {KEYED}",
+        "return f'{self.config.seed} {phase} {step} {self.incarnation}'.encode().ljust(32)",
+        Check(
+            P4 + "test_rows_come_from_the_secret_and_not_from_what_the_config_says", {"kind": PrivatePhase}
+        ),
+    ),
+    Fault(
+        "only places that own something are sampled",
+        STEP,
+        ROWS,
+        ROWS + "; rows = rows[run.images.counts[rows] > 0]",
+        Check(P4 + "test_who_is_in_a_step_does_not_depend_on_what_anybody_owns"),
+    ),
+    Fault(
+        "every rank adds its query to the sum",
+        "curriculumdp.curriculum.central:CentralPhase.step",
+        "chosen = torch.from_numpy(units) if run.world.is_main else torch.zeros(0, dtype=torch.int64)",
+        "chosen = torch.from_numpy(units)",
+        Check(P4 + "test_only_rank_0_queries_central_images"),
+    ),
+]

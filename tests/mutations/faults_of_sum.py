@@ -1,0 +1,211 @@
+"""Faults that let one person move the un-noised sum by more than the clip norm (design D3, steps 1 to 3)."""
+
+import numpy as np
+import torch
+
+from curriculumdp.privacy.noise import round_to_grid
+from tests.mutations.planting import Check, Fault
+
+P1 = "tests.curriculum.test_sensitivity:"
+CENTRAL = "tests.curriculum.test_central:"
+NOISE = "tests.privacy.test_noise:"
+CLIP = "curriculumdp.clipping.clip:add_clipped_rows"
+STEP = "curriculumdp.curriculum.private:PrivatePhase.clipped_sum"
+NORMS = "norms = squared_norms(grads).sqrt()"
+PACKED = "for units in microbatches(rows, compute.microbatch)[world.rank :: world.size]"
+
+HOSTILE = Check(P1 + "test_a_hostile_unit_moves_the_sum_by_at_most_the_clip_norm", {"factor": 1e4})
+INFINITE = Check(P1 + "test_a_hostile_unit_moves_the_sum_by_at_most_the_clip_norm", {"factor": float("inf")})
+TIGHT = Check(P1 + "test_the_bound_holds_at_other_clip_norms", {"clip_norm": 1e-3})
+SMALL = {"worlds": 1, "microbatch": 4, "draws": 3}
+PACKING = Check(P1 + "test_the_bound_holds_whatever_the_world_the_packing_and_the_draws", SMALL)
+WORLDS = Check(
+    P1 + "test_the_bound_holds_whatever_the_world_the_packing_and_the_draws",
+    {"worlds": 2, "microbatch": 4, "draws": 1},
+)
+ADDITIVE = Check(P1 + "test_a_steps_sum_is_exactly_the_sum_of_what_each_unit_adds_alone")
+COPIES = Check(P1 + "test_many_copies_of_an_image_in_one_unit_count_once")
+NEIGHBOURS = Check(P1 + "test_taking_a_unit_out_changes_no_other_units_draws_or_gradient")
+LAYOUT = Check(
+    "tests.dpkernels.test_reference_layers:test_convolution",
+    {"case": "3x3", "layout": "channels_last", "draws": 3},
+)
+
+SUM_FAULTS = [
+    Fault(
+        "a mean for a sum",
+        STEP,
+        "return work.total.clone(), figures_of(seen)",
+        "return work.total // max(1, int(sum(part.present.sum() for part in seen))), figures_of(seen)",
+        ADDITIVE,
+    ),
+    Fault(
+        "a parameter missing from the norm",
+        CLIP,
+        NORMS,
+        "norms = squared_norms(grads[:, :-80]).sqrt()",
+        TIGHT,
+    ),
+    Fault(
+        "channels_last read as if contiguous",
+        "dpkernels.conv2d:_units_as_channels",
+        "return samples.unflatten(",
+        "return samples.as_strided(samples.shape, torch.empty(samples.shape).stride()).unflatten(",
+        LAYOUT,
+    ),
+    Fault(
+        "clipping per draw",
+        STEP,
+        PACKED,
+        "for units in microbatches(np.repeat(rows, self.config.draws), compute.microbatch)[world.rank :: world.size]",
+        PACKING,
+        uses={"np": np},
+    ),
+    Fault(
+        "clipping per microbatch",
+        CLIP,
+        NORMS,
+        "norms = squared_norms(grads[present].sum(0, keepdim=True)).sqrt().expand(len(grads))",
+        HOSTILE,
+    ),
+    Fault(
+        "clipping per layer",
+        "curriculumdp.clipping.capture:PerUnitGradients.add_clipped_grads",
+        "return add_clipped_rows(self.grads, total, clip_norm, present)",
+        "return [add_clipped_rows(v.flatten(1), total[s.offset : s.offset + s.shape.numel()], clip_norm, present)"
+        " for v, s in zip(self._views, self.parameters)][-1]",
+        TIGHT,
+    ),
+    Fault(
+        "clipping after averaging",
+        "curriculumdp.clipping.capture:PerUnitGradients.add_clipped_grads",
+        "return add_clipped_rows(self.grads, total, clip_norm, present)",
+        "return add_clipped_rows(self.grads.mean(0, keepdim=True).repeat(self.units, 1), total, clip_norm, present)",
+        HOSTILE,
+    ),
+    Fault(
+        "padded rows that count",
+        "curriculumdp.curriculum.private:draw_batch",
+        "present = (units >= 0) & (counts > 0)",
+        "present = counts > 0",
+        Check(P1 + "test_padding_and_empty_places_contribute_exactly_nothing"),
+    ),
+    Fault(
+        "a unit's images treated as units",
+        STEP,
+        PACKED,
+        "for units in microbatches(np.repeat(rows, run.images.counts[rows]), compute.microbatch)[:3]",
+        COPIES,
+        uses={"np": np},
+    ),
+    Fault(
+        "the clip margin removed",
+        CLIP,
+        "factors = torch.where(norms > clip_norm * AIM, clip_norm * AIM / norms, 1.0)",
+        "factors = torch.where(norms > clip_norm, clip_norm / norms, 1.0)",
+        Check(
+            P1 + "test_of_many_clipped_vectors_none_exceeds_the_bound_by_a_single_step_of_the_grid",
+            {"clip_norm": 0.3, "dtype": torch.float32},
+        ),
+    ),
+    Fault(
+        "the clip margin removed from central queries",
+        "curriculumdp.privacy.noise:clip_and_sum",
+        "aim = _require_clip_norm(clip_norm) * AIM",
+        "aim = _require_clip_norm(clip_norm)",
+        Check(NOISE + "test_a_clipped_unit_never_exceeds_the_sensitivity", {"clip_norm": 0.3, "width": 1000}),
+    ),
+    Fault("a factor of zero times infinity", CLIP, "grads[row].zero_()", "pass", INFINITE),
+    Fault(
+        "zero times infinity in a central query",
+        "curriculumdp.privacy.noise:clip_and_sum",
+        "clipped = torch.where(kept[:, None], vectors * factors[:, None], 0.0)",
+        "clipped = vectors * (factors * kept)[:, None]",
+        Check(NOISE + "test_a_unit_without_a_finite_norm_contributes_nothing", {"bad": float("inf")}),
+    ),
+    Fault(
+        "units summed before rounding",
+        "dpkernels.clip_sum:add_rounded_rows",
+        "sums.add_(part.mul(factor).round_().sum(0, dtype=torch.float64).long())",
+        "sums.add_(part.mul(factor).sum(0, dtype=torch.float64).round_().long())",
+        ADDITIVE,
+    ),
+    Fault(
+        "units of a query summed before rounding",
+        "curriculumdp.privacy.noise:clip_and_sum",
+        "return round_to_grid(clipped, clip_norm).sum(0)",
+        "return round_to_grid(clipped.sum(0, keepdim=True), clip_norm)[0]",
+        Check(NOISE + "test_the_sum_is_one_to_the_bit_in_any_order_and_packing"),
+    ),
+    Fault(
+        "gradients pile up over microbatches",
+        "curriculumdp.clipping.capture:PerUnitGradients.backward",
+        "self._written.clear()",
+        "pass",
+        WORLDS,
+    ),
+    Fault(
+        "a step's sum carries the last one's",
+        STEP,
+        "work.total.zero_()",
+        "pass",
+        Check(P1 + "test_a_steps_sum_has_nothing_of_the_step_before"),
+    ),
+    Fault(
+        "a non-finite unit counts",
+        CLIP,
+        "kept = finite & present",
+        "kept = present",
+        INFINITE,
+    ),
+    Fault(
+        "unit draws by the place in the batch",
+        "curriculumdp.curriculum.private:draw_batch",
+        "words = unit_words(key, step, _sent(places, device), draws, HEAD_WORDS + pixels + pixels % 2)",
+        "words = unit_words(key, step, torch.arange(len(places)), draws, HEAD_WORDS + pixels + pixels % 2)",
+        NEIGHBOURS,
+    ),
+    Fault(
+        "a loss that mixes the units",
+        "curriculumdp.curriculum.private:PrivatePhase._unit_losses",
+        "return losses.view(-1, self.config.draws).mean(1)",
+        "return losses.view(-1, self.config.draws).mean(1) / losses.detach().mean()",
+        ADDITIVE,
+    ),
+    Fault(
+        "central images unclipped",
+        "curriculumdp.curriculum.central:query_sum",
+        "total += clip_and_sum(vectors, query.clip_norm, present)",
+        "total += round_to_grid(vectors, query.clip_norm).sum(0)",
+        Check(P1 + "test_a_central_query_clips_all_classes_as_one_vector"),
+        uses={"round_to_grid": round_to_grid},
+    ),
+    Fault(
+        "a colour histogram with a grey one's sensitivity",
+        "curriculumdp.curriculum.central:query_sum",
+        "total += clip_and_sum(vectors, query.clip_norm, present)",
+        "total += round_to_grid(vectors, query.size).sum(0)",
+        Check(
+            CENTRAL + "test_no_unit_of_coloured_images_moves_a_query_by_more_than_its_clip_norm",
+            {"clip_norm": 100.0, "statistic": "mode"},
+        ),
+        uses={"round_to_grid": round_to_grid},
+    ),
+    Fault(
+        "central images clipped class by class",
+        "curriculumdp.curriculum.central:query_sum",
+        "total += clip_and_sum(vectors, query.clip_norm, present)",
+        "total += torch.cat([clip_and_sum(v, query.clip_norm, present) for v in vectors.chunk(query.classes, 1)])",
+        Check(
+            CENTRAL + "test_no_unit_of_coloured_images_moves_a_query_by_more_than_its_clip_norm",
+            {"clip_norm": 1e-3, "statistic": "mode"},
+        ),
+    ),
+    Fault(
+        "a unit's central images summed, not averaged, and trusted",
+        "curriculumdp.curriculum.central:unit_vectors",
+        "share = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)",
+        "share = torch.ones(len(owners), dtype=torch.float64)",
+        Check(CENTRAL + "test_a_units_vector_is_the_mean_of_its_images_by_class"),
+    ),
+]
