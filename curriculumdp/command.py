@@ -38,5 +38,6 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _stop(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    printable = "".join(letter if letter.isprintable() else " " for letter in message)
+    print("error: " + " ".join(printable.split()), file=sys.stderr, flush=True)
     sys.exit(BAD_INPUT)

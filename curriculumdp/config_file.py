@@ -47,7 +47,7 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str) -> Mode
         return model.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        raise ConfigError(f"{where}: {_one_line(model, found[0])}{and_more(len(found))}") from None
+        raise ConfigError(f"{where}: {_flat(_one_line(model, found[0]))}{and_more(len(found))}") from None
 
 
 def options_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -72,7 +72,8 @@ def and_more(found: int) -> str:
 
 
 def _flat(text: object) -> str:
-    return " ".join(str(text).split())
+    """Text of unknown origin on one line, fit for a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
 class _Loader(yaml.SafeLoader):

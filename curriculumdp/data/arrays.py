@@ -5,6 +5,7 @@ What a file's header declares is checked against the file's own length before me
 
 import gzip
 import io
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -86,6 +87,7 @@ def _read_idx(path: Path, magic: int, count: int | None) -> np.ndarray:
                 )
             if min(shape) < 1 or prod(shape) > path.stat().st_size * (GZIP_RATIO if zipped else 1):
                 raise DataError(f"{path}: its header declares the shape {shape}, which the file cannot hold")
+            require_memory(path, prod(shape))
             body = file.read(prod(shape) + 1)
         if len(body) != prod(shape):
             raise DataError(
@@ -163,8 +165,9 @@ def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:
 
 def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Each array's shape from its header, which must agree with its length in the archive."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     with zipfile.ZipFile(path) as archive:
+        require_memory(path, sum(member.file_size for member in archive.infolist()))
         for member in archive.infolist():
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
@@ -190,6 +193,16 @@ def _npz_array(path: Path, name: str) -> np.ndarray:
             return arrays[name]
 
     return _or_data_error(path, read)
+
+
+def require_memory(path: Path, size: int) -> None:
+    """Raises DataError if `size` bytes are more than half of this machine's memory: they are copied once."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory // 2:
+        raise DataError(
+            f"{path}: unpacks to {size / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g} GiB of memory: "
+            "scale the images down"
+        )
 
 
 def _required(path: Path | None, what: str) -> Path:

@@ -28,9 +28,11 @@ def picture_pixels(path: Path, channels: int, size: int, window: tuple[float, fl
     except Exception as error:  # decoders of damaged files raise whatever they like
         raise DataError(f"{path}: cannot be read as an image ({_short(error)}): mend or remove it") from None
     with picture:
-        _refuse_from_header(path, picture, window)
         try:
+            _refuse_from_header(path, picture, window)
             return _fitted(ImageOps.exif_transpose(picture), channels, size, window)
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(f"{path}: is damaged ({_short(error)}): mend or remove it") from None
 
@@ -75,7 +77,7 @@ def _windowed(values: np.ndarray, window: tuple[float, float] | None) -> np.ndar
     low, high = window
     scaled = (values.astype(np.float64) - low) / (high - low)
     if not np.isfinite(scaled).all():
-        raise DataError("values are not finite")
+        raise ValueError("values are not finite")
     return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
 
 

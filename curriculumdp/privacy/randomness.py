@@ -71,9 +71,10 @@ class RunSecret:
         try:
             write_private(path, bytes(self._held), "the run's secret")
             return
-        except SecretError as error:
-            failed = str(error)
-        raise SecretError(failed)  # out here: a chained traceback's frames would hold the bytes
+        except BaseException as error:
+            error.__cause__ = error.__context__ = None
+            failed = error.with_traceback(None)
+        raise failed  # out here: the frames of before hold the bytes, and a traceback may show them
 
     def erase(self, path: Path | None = None) -> None:
         """Forgets the bytes, overwrites and removes the file at `path`: no key can be derived any more."""

@@ -18,9 +18,11 @@ from curriculumdp.config import Config
 from curriculumdp.curriculum import folder, phase, run
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.privacy.accountant import ACCOUNTANT
+from curriculumdp.privacy.release import Release
 from tests.curriculum.runs import tiny
 
 UNITS, CLASSES = 300, 3
+RELEASES = 5  # of a small run: 2 queries, 3 steps
 # This comes to ε = 0.5 of 3, so that redone steps have room; to solve for the limit takes ten seconds.
 NOISE = 1.0
 
@@ -86,7 +88,9 @@ def without_solving() -> Iterator[None]:
 
 
 class Observer:
-    """Sees every noisy sum, in whichever process, and holds each against the ledger as it then is on disk.
+    """Sees every noise key with its sum, in whichever process, and holds it against the ledger as it then is on disk.
+
+    Who has a key can draw the noise: from then on the noisy sum counts as seen.
 
     `seen` is a file that survives the process: a line for each draw, with digests of key, sum and run folder.
     """
@@ -101,18 +105,19 @@ class Observer:
     @contextmanager
     def watching(self, run_dir: Path) -> Iterator[None]:
         """Draws of runs in here are seen; AssertionError in the run itself if one was not charged before."""
-        original = phase.add_noise
+        original = phase.Run.charge
 
-        def watched(total: Tensor, noise_multiplier: float, key: bytes) -> Tensor:
+        def watched(run: phase.Run, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
+            key = original(run, release, step, clip_norm, total)
             line = {"key": _digest(key), "sum": _digest(total.cpu().numpy().tobytes())}
             descriptor = os.open(self.seen, os.O_WRONLY | os.O_APPEND)
             os.write(descriptor, (json.dumps(line) + "\n").encode())
             os.close(descriptor)
             self.check(run_dir)
-            return original(total, noise_multiplier, key)
+            return key
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(phase, "add_noise", watched)
+            patched.setattr(phase.Run, "charge", watched)
             yield
 
     def check(self, run_dir: Path, earlier: list[dict[str, str]] | None = None) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.curriculum.runs import finish, outcome_of
 from tests.faults.disk import Disk, Operation, copy_folder
-from tests.faults.small_run import Observer, small
+from tests.faults.small_run import RELEASES, Observer, small
 from tests.tried import TRIED
 
 SEED = 1
@@ -80,6 +80,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, data: Path, undisturbed: dict
     with disk, observer.watching(watched / "run"):
         finish(small(watched / "run", data))
     assert outcome_of(watched / "run" / "release") == undisturbed, "the watching itself changes the run"
+    assert len(observer.lines()) == RELEASES, "the observer does not see all"
     TRIED["faults operations watched"] += disk.number
     return states
 

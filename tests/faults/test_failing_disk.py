@@ -92,9 +92,7 @@ def test_files_that_may_not_grow_end_in_one_line_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "largest", [1, 60, 200, 1_500, 2_500, 3_500, 10_000, 20_000, 60_000, 100_000, 200_000]
-)
+@pytest.mark.parametrize("largest", [1, 60, 200, 1_500, 2_500, 3_500, 10_000, 20_000, 60_000, 100_000])
 def test_files_that_may_not_grow_at_other_sizes(
     tmp_path: Path, data: Path, undisturbed: dict[str, bytes], largest: int
 ) -> None:
@@ -128,7 +126,7 @@ def test_a_full_file_system_ends_in_one_line_and_the_run_goes_on(
         refused = run_or_refusal(small_disk / "watched" / "run", data)
         copy_folder(small_disk / "watched", tmp_path / "watched") if refused else None
     finally:
-        subprocess.run(["umount", str(small_disk)], check=True)
+        subprocess.run(["umount", "-l", str(small_disk)], check=True)
     TRIED["faults full disks"] += 1
     assert refused, "the disk was large enough: choose a smaller one"
     then_goes_on(tmp_path, data, undisturbed)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.curriculum import phase
+from curriculumdp.config import Config
+from curriculumdp.curriculum import phase, private
 from curriculumdp.curriculum.run import PREEMPTED, run_curriculum
 from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.privacy.randomness import RunSecret
@@ -97,18 +98,28 @@ def killed_rank(rank: int, owner: Any, name: str, nth: int, after: bool = False)
 DEATHS = {
     "rank 1 before the first sum": killed_rank(1, World, "sum_", 1),
     "rank 1 inside a step": killed_rank(1, PerUnitGradients, "backward", 2),
-    "rank 1 with the noise's key, its noise not drawn": killed_rank(1, phase, "add_noise", 4),
-    "rank 1 with the noise drawn": killed_rank(1, phase, "add_noise", 5, after=True),
+    "rank 1 with the noise's key, its noise not drawn": killed_rank(1, phase.Run, "charge", 4, after=True),
+    "rank 1 with the noise drawn": killed_rank(1, private, "add_noise", 2, after=True),
     "rank 0 while it charges": killed_rank(0, Ledger, "charge", 3),
     "rank 0 charged, the verdict not told": killed_rank(0, Ledger, "charge", 4, after=True),
     "rank 0 before it seals": killed_rank(0, Ledger, "seal", 1),
 }
 
 
+def shared(run_dir: Path, data: Path) -> Config:
+    """A small run with microbatches for two ranks."""
+    return small(run_dir, data, compute={"microbatch": 2, "threads": 1, "device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, bytes]:
+    return outcome_of(finish(shared(tmp_path_factory.mktemp("pair") / "run", data)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(
-    tmp_path: Path, data: Path, undisturbed: dict[str, bytes], death: str
+    tmp_path: Path, data: Path, undisturbed_pair: dict[str, bytes], death: str
 ) -> None:
     run_dir, observer = tmp_path / "run", Observer(tmp_path / "seen")
 
@@ -116,13 +127,13 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(
         torch.set_num_threads(1)
         DEATHS[death](world)
         with observer.watching(run_dir):
-            finish(small(run_dir, data), world)
+            finish(shared(run_dir, data), world)
 
     statuses = in_world(2, work)
     assert -signal.SIGKILL in statuses, "nobody was killed"
     assert 0 not in statuses, "a rank went on alone"
     TRIED["faults ranks killed"] += 1
     with observer.watching(run_dir):
-        finish(small(run_dir, data))
+        finish(shared(run_dir, data))
     observer.check(run_dir)
-    assert outcome_of(run_dir / "release") == undisturbed
+    assert outcome_of(run_dir / "release") == undisturbed_pair
