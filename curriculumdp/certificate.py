@@ -98,8 +98,8 @@ class Guarantee(Values):
 
 
 class Accounting(Values):
-    """What the releases cost; opacus_prv is (low, estimate, high), or None where it finds no ε, as for one
-    next to 0; epsilon_replace_one likewise."""
+    """What the releases cost; opacus_prv is (low, estimate, high), or None where it finds no ε or cannot be
+    trusted, as at a δ below 1e-8; epsilon_replace_one likewise."""
 
     accountant: Line
     epsilon_of_releases: Cost
@@ -147,17 +147,15 @@ def _if_found(method: Callable[[list[Release], float], Any], releases: list[Rele
 def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
     """One line for each method by which the releases cost more than the promised ε.
 
-    Opacus's RDP, an upper bound, stands in where its PRV finds no interval.
+    Opacus's RDP is an upper bound, mostly above a solved budget: it says nothing against a promise.
     """
-    independent = (
-        ("Opacus's PRV, at least,", found.opacus_prv[0])
-        if found.opacus_prv
-        else ("Opacus's RDP", found.opacus_rdp)
-    )
+    costs = [("PLD", found.epsilon_of_releases)]
+    if found.opacus_prv:
+        costs.append(("Opacus's PRV, at least,", found.opacus_prv[0]))
     return [
         f"the certificate promises ε = {guarantee.epsilon:.6g} at δ = {guarantee.delta:g}, but its releases "
         f"cost {cost:.6g} by {method}"
-        for method, cost in (("PLD", found.epsilon_of_releases), independent)
+        for method, cost in costs
         if cost > guarantee.epsilon * (1 + SLACK)
     ]
 

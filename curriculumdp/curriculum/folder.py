@@ -26,6 +26,7 @@ from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
 from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
 from curriculumdp.privacy.ledger_files import key_is_cut
+from curriculumdp.privacy.noise import check_capacity
 from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folder, sync_folder
 from curriculumdp.privacy.release import AccountingError, Release
 
@@ -167,6 +168,8 @@ class RunFolder:
         data = list(images.content_arrays().values())
         if ledger_is_missing(self.private):
             plan = plan_curriculum(config)
+            for release in plan.releases():
+                check_capacity(config.data.units, release.noise_multiplier)
             if shared := dataset_ledger(config):
                 shared.require_room(plan.releases())
             made = secret or RunSecret.create()

@@ -53,6 +53,8 @@ ACCOUNTANT = f"dp_accounting {version('dp-accounting')} PLD, discretisation 1e-4
 # The convolutions run in double precision: against the exact Gaussian curve ε is off by 1e-6 relative at
 # δ = 1e-10, but by 1e-5 at 1e-11 and 3e-3 at 1e-13, and can then be too small.
 MIN_DELTA = 1e-10
+# Opacus's convolutions lose digits earlier: at 1e-10 its interval was seen to miss an ε known in closed form.
+MIN_DELTA_PRV = 1e-8
 MAX_EPSILON_RDP = 300.0
 
 Relation = dp_accounting.NeighboringRelation
@@ -126,9 +128,13 @@ def epsilon_prv(releases: Sequence[Release], delta: float) -> tuple[float, float
     """(low, estimate, high) of ε by Opacus's privacy random variables (Gopi et al. 2021; imports torch).
 
     The true ε, in the direction that removes a unit, lies between low and high: about 0.01 below and above
-    the estimate, or 0.2 % of ε where that is more. Raises AccountingError where the method finds no ε.
+    the estimate, or 0.2 % of ε where that is more. Raises AccountingError where the method finds no ε, and for
+    δ below 1e-8, where its rounding errors pass that interval.
     """
     history = _history(releases)
+    check_delta(delta)
+    if delta < MIN_DELTA_PRV:
+        raise AccountingError(f"δ is {delta!r}: Opacus's PRV is exact enough from {MIN_DELTA_PRV:g} on")
     error = max(0.01, check_affordable(releases, delta) / 500)  # memory grows with ε / error
     if not history:
         return 0.0, 0.0, 0.0

@@ -256,6 +256,14 @@ def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path):
     assert outcome.exit_code == 0
 
 
+def test_noise_that_the_grid_cannot_carry_is_refused_before_anything_is_charged(tmp_path):
+    stages = ["central", "warmup"]
+    config = tiny(tmp_path, curriculum=stages, central__noise_multiplier=20_000.0)
+    assert "noise multiplier 20000" in refusal(lambda: finish(config))
+    assert not (tmp_path / "private" / "ledger.jsonl").exists()
+    assert not (tmp_path / "private" / "secret").exists()
+
+
 def test_a_folder_without_a_run_cannot_be_exported(tmp_path):
     assert str(tmp_path) in refusal(lambda: export_run(tmp_path, tmp_path / "out", None))
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from curriculumdp.certificate import CertificateError, CertifiedRelease, Guarantee, PublicFacts, account
 from curriculumdp.privacy.accountant import (
     DISCRETISATION,
     MAX_EPSILON_RDP,
@@ -94,14 +95,64 @@ def test_two_libraries_agree_over_the_whole_grid(rate: float) -> None:
 def test_the_second_accountant_of_these_tests_knows_one_step_exactly(rate: float, sigma: float) -> None:
     """`losses_by_fft` rounds to nearest; a single step's δ(ε) has a closed form that needs no grid."""
     found = epsilon_by_fft([(rate, sigma, 1)], DELTA, reach=32)
+    assert exact_delta(rate, sigma, found + 2e-4) < DELTA < exact_delta(rate, sigma, found - 2e-4)
+    assert exact_delta(rate, sigma, epsilon([dp_sgd(rate, sigma, 1)], DELTA)) <= DELTA
 
-    def delta_of(eps: float) -> float:
-        x = sigma**2 * math.log((math.expm1(eps) + rate) / rate) + 0.5
-        above = (1 - rate) * norm.sf(x / sigma) + rate * norm.sf((x - 1) / sigma)
-        return float(above - math.exp(eps) * norm.sf(x / sigma))
 
-    assert delta_of(found + 2e-4) < DELTA < delta_of(found - 2e-4)
-    assert delta_of(epsilon([dp_sgd(rate, sigma, 1)], DELTA)) <= DELTA
+def exact_delta(rate: float, sigma: float, eps: float) -> float:
+    """δ(ε) of one subsampled Gaussian step in the direction that removes a unit: two normal tails."""
+    x = sigma**2 * math.log((math.expm1(eps) + rate) / rate) + 0.5
+    above = (1 - rate) * norm.sf(x / sigma) + rate * norm.sf((x - 1) / sigma)
+    return float(above - math.exp(eps) * norm.sf(x / sigma))
+
+
+# --- where the second library fails
+
+
+@pytest.mark.parametrize("delta", [1e-10, 9.9e-9])
+def test_an_interval_that_rounding_has_moved_is_not_taken_for_proof(delta: float) -> None:
+    """At δ = 1e-10 Opacus's PRV gave [2.018, 2.038] for one step (and an idle other) that costs 2.0118 exactly."""
+    rate, sigma = 0.38500255443157483, 2.092203371814163
+    step = dp_sgd(rate, sigma, 1)
+    assert exact_delta(rate, sigma, epsilon([step], delta)) <= delta
+    with pytest.raises(AccountingError, match="PRV is exact enough from 1e-08 on") as refusal:
+        epsilon_prv([step], delta)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_run_that_only_the_first_library_can_account_for_is_still_certified() -> None:
+    """Its RDP is above the budget, as for every solved run: an upper bound is no contradiction."""
+    delta = 1e-9
+    sigma = solve_noise_multiplier([CENTRAL], 0.1, 50, 2.0, delta)
+    promise = guarantee(2.0, delta, sigma)
+    found = account(promise)
+    assert found.opacus_prv is None
+    assert found.epsilon_of_releases <= 2.0 < found.opacus_rdp
+    with pytest.raises(CertificateError, match="by PLD"):
+        account(guarantee(1.99, delta, sigma))
+
+
+def guarantee(promised: float, delta: float, sigma: float) -> Guarantee:
+    rows = [
+        CertifiedRelease(
+            name=r.name,
+            mechanism=r.mechanism,
+            sample_rate=r.sample_rate,
+            noise_multiplier=r.noise_multiplier,
+            clip_norm=1.0,
+            count=r.count,
+        )
+        for r in (CENTRAL, dp_sgd(0.1, sigma, 50))
+    ]
+    return Guarantee(
+        epsilon=promised,
+        delta=delta,
+        unit="one image",
+        public=PublicFacts(units=100, classes=2, image_shape=(1, 8, 8)),
+        releases=tuple(rows),
+        stopped="planned",
+        private_metrics_shown=False,
+    )
 
 
 # --- published
