@@ -180,6 +180,17 @@ def test_costs_chosen_after_an_output_was_seen_keep_to_delta() -> None:
     assert adaptive <= DELTA
 
 
+def test_the_price_of_choosing_as_one_goes_is_what_the_readme_says() -> None:
+    """Runs of ε = 1 on Fashion-MNIST at the paper's settings: composition would take one in 1, and 11 in 4."""
+    run = [
+        Release("central", "subsampled_gaussian", 0.1, 5.0, 5),
+        Release("private", "subsampled_gaussian", 1 / 15, 12.031, 2250),
+    ]
+    shares = {budget: RenyiFilter(budget, DELTA).share(run) for budget in (1.1, 1.15, 4.0)}
+    assert shares[1.1] > 1 >= shares[1.15]
+    assert 9 * shares[4.0] <= 1 < 10 * shares[4.0]
+
+
 def test_a_budget_that_no_order_can_hold_is_refused() -> None:
     with pytest.raises(AccountingError, match="too small for a limit"):
         RenyiFilter(0.001, DELTA)
