@@ -59,6 +59,10 @@ class Outcome:
         )
 
 
+class TrainingError(ValueError):
+    """Training that cannot go on to any use; the message is one line."""
+
+
 class Preempted(Exception):
     """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
 
@@ -110,6 +114,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
         while state.phase < len(names):
             phase = PHASES[names[state.phase]](run)
             if state.step == 0:
+                require_finite(state, phase.name)
                 phase.begin(run, state)
             while state.step < phase.steps:
                 if run.world.any(run.stopping.is_set() or launcher_is_gone()):
@@ -131,6 +136,15 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
             state.phase, state.step = state.phase + 1, 0
             save(run, phase, state, folder)
     return "planned"
+
+
+def require_finite(state: State, phase: str) -> None:
+    """Raises TrainingError rather than let a phase spend on weights that an earlier one has ruined."""
+    if not bool(state.weights.isfinite().all()):
+        raise TrainingError(
+            f"the weights are not finite before the phase {phase}, which is not begun: begin a new run in another "
+            "folder with a lower warmup.learning_rate, or another init_from"
+        )
 
 
 def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:

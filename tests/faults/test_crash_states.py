@@ -5,6 +5,7 @@ its folder copied before each of its changes; each copy is what a kill there wou
 """
 
 import hashlib
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 
 from tests.curriculum.runs import finish, outcome_of
 from tests.faults.disk import Disk, Operation, copy_folder
-from tests.faults.small_run import RELEASES, Observer, small
+from tests.faults.small_run import RELEASES, Observer, ledger_lines, small
 from tests.tried import TRIED
 
 SEED = 1
@@ -121,3 +122,34 @@ def test_no_crash_anywhere_changes_anything(
         except Exception as error:
             failed.append(f"{state}: {type(error).__name__}: {error}")
     assert not failed, "\n".join(failed)
+
+
+def go_on_otherwise(state: Left, data: Path) -> None:
+    """Another microbatch size after the fault: new keys, what is done again is charged again, ε stays in budget."""
+    TRIED["faults followed by another fingerprint"] += 1
+    folder = copy_folder(state.folder, state.folder.with_name(f"{state.folder.name}-otherwise"))
+    run_dir, observer = folder / "run", Observer(folder / "seen")
+    config = small(run_dir, data, compute={"microbatch": 4, "threads": 1, "device": "cpu"})
+    with observer.watching(run_dir):
+        release = finish(config)
+    observer.check(run_dir, state.seen)
+    certified = json.loads((release / "privacy.json").read_text())
+    charged = [line for line in ledger_lines(run_dir) if line["kind"] == "release"]
+    assert sum(row["count"] for row in certified["guarantee"]["releases"]) == len(charged)
+    assert certified["accounting"]["epsilon_of_releases"] <= config.privacy.epsilon
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_crash_followed_by_another_fingerprint_is_charged_in_full(
+    left: list[Left], data: Path, count: int
+) -> None:
+    rng = random.Random(SEED + count)
+    begun = [
+        state for state in left if state.seen and "seal" not in str(state) and len(state.seen) < RELEASES
+    ]
+    for state in rng.sample(begun, min(count, len(begun))):
+        if (
+            not (state.folder / "seen").exists()
+            and not state.folder.with_name(f"{state.folder.name}-otherwise").exists()
+        ):
+            go_on_otherwise(state, data)

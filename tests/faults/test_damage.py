@@ -1,5 +1,6 @@
 """Files of a run that were damaged, exchanged or put back: the same run, or one clear line, and never less ε."""
 
+import json
 import random
 import shutil
 import signal
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from curriculumdp.curriculum.run import export_run
 from curriculumdp.privacy.ledger import Ledger
 from tests.curriculum.runs import finish, in_child, kill_at
 from tests.faults.disk import Disk, Operation, copy_folder
@@ -142,3 +144,42 @@ def test_a_copied_run_folder_is_refused_once_the_other_has_gone_on(
     assert refused is not None
     assert "copy" in refused
     TRIED["faults copied folders"] += 1
+
+
+def edit_unit(run_dir: Path) -> None:
+    """A config, changed by hand, that would certify more than was trained."""
+    file = run_dir / "private" / "config.json"
+    saved = json.loads(file.read_text())
+    saved["data"]["unit"] = "all images of one patient"
+    file.write_text(json.dumps(saved))
+
+
+def test_no_certificate_comes_from_a_config_that_was_changed_by_hand(
+    killed: Path, tmp_path: Path, data: Path
+) -> None:
+    copy_folder(killed / "it", tmp_path / "it")
+    run_dir = tmp_path / "it" / "run"
+    before = (run_dir / "private" / "ledger.jsonl").read_bytes()
+    edit_unit(run_dir)
+    refused = refusal_of(lambda: export_run(run_dir, tmp_path / "out", None))
+    assert "config.json" in str(refused)
+    assert not (tmp_path / "out").exists()
+    assert (run_dir / "private" / "ledger.jsonl").read_bytes() == before, "the run was ended"
+
+
+def test_a_sealed_run_is_not_published_again_under_another_config(tmp_path: Path, data: Path) -> None:
+    release = finish(small(tmp_path / "run", data))
+    shutil.rmtree(release)
+    edit_unit(tmp_path / "run")
+    other = small(tmp_path / "run", data, data__unit="all images of one patient")
+    assert "config.json" in str(refusal_of(lambda: finish(other)))
+    assert not release.exists()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b"{}"])
+def test_a_ruined_config_is_named(killed: Path, tmp_path: Path, data: Path, content: bytes) -> None:
+    copy_folder(killed / "it", tmp_path / "it")
+    run_dir = tmp_path / "it" / "run"
+    (run_dir / "private" / "config.json").write_bytes(content)
+    assert str(run_dir) in str(run_or_refusal(run_dir, data))
+    assert "config.json" in str(refusal_of(lambda: export_run(run_dir, tmp_path / "out", None)))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from curriculumdp.clipping.capture import PerUnitGradients
 from tests.curriculum.runs import finish, outcome_of
+from tests.faults.refusal import refusal_of
 from tests.faults.small_run import Observer, ledger_lines, small
 from tests.tried import TRIED
 
@@ -41,6 +42,18 @@ def test_units_whose_gradients_are_no_numbers_are_left_out_or_clipped(
     assert all(tensor.isfinite().all() for tensor in load_file(release / WEIGHTS).values())
     assert sum(line["kind"] == "release" for line in ledger_lines(tmp_path / "run")) == 5
     TRIED["faults runs with spoiled gradients"] += 1
+
+
+def test_weights_that_the_warm_up_ruined_stop_the_run_before_dp_sgd_spends(
+    tmp_path: Path, data: Path
+) -> None:
+    warmup = {"steps": 3, "batch": 8, "learning_rate": 1e30, "label_dropout": 0.1}
+    for _ in range(2):
+        message = refusal_of(lambda: finish(small(tmp_path / "run", data, warmup=warmup, warmup__steps=3)))
+        assert message is not None
+        assert "warmup.learning_rate" in message
+    charged = {line["phase"] for line in ledger_lines(tmp_path / "run") if line["kind"] == "release"}
+    assert charged == {"central"}
 
 
 @pytest.mark.parametrize("jump", ["backwards", "forwards", "anywhere"])
