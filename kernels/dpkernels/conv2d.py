@@ -1,20 +1,29 @@
 """Per-unit gradients of a 2-D convolution.
 
 For the unit b that owns the samples N(b): ∂L/∂W[o,c,i,j] = Σ_{n ∈ N(b)} Σ_{h,w} g[n,o,h,w] ·
-x[n,c,h·s+i·d−p, w·s+j·d−p]: the ordinary weight gradient, split by unit.
+x[n,c,h·s+i·d−p,w·s+j·d−p]: the ordinary weight gradient, split by unit.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dpkernels.accumulate import store, widen
 
 Pair = tuple[int, int]
 
+# Measured on one core, fp32, at 8 and 28 px, K = 1 to 4.
 # Elements that one library call reads (or writes, if more): within a core's cache, which is worth 5 to 20 %.
-# Fewer, larger calls save 20 µs each, up to some 32 units (measured on 2 cores, fp32, 8 to 28 px, K = 1 to 8).
-CALL_ELEMENTS = 1 << 19
+# Fewer, larger calls save 20 µs each, up to some 32 units.
+CALL_ELEMENTS = 1 << 18
 MAX_CALL_UNITS = 32
+# From so many elements read a unit, units with several draws go one by one: to stand side by side in a call they are
+# copied, 6 % of a step at 28 px.
+ALONE_ELEMENTS = 1 << 16
+# Patches as columns and one product a sample, instead of a convolution, where patches are small (one channel: 5 times
+# as fast for the last layer of a U-Net) or few (4x4 positions: 3 times).
+NARROW_PATCH = 16
+FEW_POSITIONS = 16
 
 
 def conv2d_weight_grad(
@@ -32,31 +41,23 @@ def conv2d_weight_grad(
     x [N, Cin, H, W] and grad_out [N, Cout, H', W'], any strides, N = B·K with a unit's K draws contiguous; out
     [B, Cout, Cin/groups, kh, kw], any strides; `accumulate` adds to what `out` holds. bf16 and fp16 inputs are
     summed in fp32.
-
-    Each unit becomes a channel group of one grouped convolution, whose weight gradient is then every unit's own:
-    measured 1.05 to 1.3 times the whole batch's weight gradient at 28 px, 1.2 to 2.5 times at 8 px.
     """
-    units, outs = out.shape[:2]
+    units, shape = len(out), out.shape[1:]
     draws = len(x) // units
     step = _units_in_a_call(x, grad_out, out)
+    by_columns = groups == 1 and _suits_columns(shape, draws * grad_out[0, 0].numel())
+    one_row = _suits_rows(shape, stride, padding, dilation, groups)
     for first in range(0, units, step):
-        part = slice(first * draws, (first + step) * draws)
         count = min(step, units - first)
-        x_kC = _units_as_channels(widen(x[part]), count)
-        _, grad, _ = torch.ops.aten.convolution_backward(
-            _units_as_channels(widen(grad_out[part]), count),
-            x_kC,
-            x_kC.new_empty(count * outs, *out.shape[2:]),
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            (0, 0),
-            groups * count,
-            (False, True, False),
-        )
-        store(out[first : first + step], grad.view(count, *out.shape[1:]), accumulate)
+        part = slice(first * draws, (first + count) * draws)
+        x_part, grad_part = widen(x[part]), widen(grad_out[part])
+        if by_columns:
+            grad = _columns_product(x_part, grad_part, count, shape, stride, padding, dilation)
+        elif one_row:
+            grad = _rows_product(x_part, grad_part, count, shape, padding)
+        else:
+            grad = _grouped(x_part, grad_part, count, shape, stride, padding, dilation, groups)
+        store(out[first : first + count], grad, accumulate)
 
 
 def conv2d_bias_grad(grad_out: Tensor, out: Tensor, accumulate: bool = False) -> None:
@@ -67,10 +68,83 @@ def conv2d_bias_grad(grad_out: Tensor, out: Tensor, accumulate: bool = False) ->
 
 def _units_in_a_call(x: Tensor, grad_out: Tensor, out: Tensor) -> int:
     reads = (x.numel() + grad_out.numel()) // len(out)
+    if len(x) > len(out) and reads >= ALONE_ELEMENTS:
+        return 1
     return max(1, min(MAX_CALL_UNITS, CALL_ELEMENTS // max(reads, out[0].numel())))
 
 
+def _suits_columns(shape: torch.Size, positions: int) -> bool:
+    """Whether im2col and a product beat a convolution; positions: of all draws of a unit."""
+    _, channels, *taps = shape
+    return taps == [1, 1] or channels * taps[0] * taps[1] <= NARROW_PATCH or positions <= FEW_POSITIONS
+
+
+def _suits_rows(shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> bool:
+    """Whether the output's patches are narrow, and can be taken in place of the input's."""
+    outs, _, *taps = shape
+    plain = groups == 1 and stride == dilation == (1, 1)
+    inside = all(p < size for p, size in zip(padding, taps, strict=True))
+    return plain and inside and outs * taps[0] * taps[1] <= NARROW_PATCH
+
+
+def _columns_product(
+    x: Tensor, grad: Tensor, units: int, shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    """[units, *shape] as g · im2col(x)ᵀ, sample by sample, summed over draws."""
+    taps = (shape[2], shape[3])
+    pointwise = taps == stride == (1, 1) and padding == (0, 0)
+    columns = x.flatten(2) if pointwise else F.unfold(x, taps, dilation, padding, stride)
+    products = grad.flatten(2).bmm(columns.transpose(1, 2))
+    return _sum_draws(products, units).view(units, *shape)
+
+
+def _rows_product(x: Tensor, grad: Tensor, units: int, shape: torch.Size, padding: Pair) -> Tensor:
+    """[units, *shape] as im2col(g) · xᵀ for stride 1: Σ_{u,v} g[o, u−i+p, v−j+p] · x[c, u, v], taps reversed."""
+    outs, channels, *taps = shape
+    around = [size - 1 - p for size, p in zip(taps, padding, strict=True)]
+    rows = F.unfold(grad, taps, padding=around)
+    products = _sum_draws(rows.bmm(x.flatten(2).transpose(1, 2)), units)
+    return products.view(units, outs, *taps, channels).flip(2, 3).permute(0, 1, 4, 2, 3)
+
+
+def _sum_draws(products: Tensor, units: int) -> Tensor:
+    """[N, ...] summed over each unit's draws: [units, ...]."""
+    return products if len(products) == units else products.unflatten(0, (units, -1)).sum(1)
+
+
+def _grouped(
+    x: Tensor,
+    grad: Tensor,
+    units: int,
+    shape: torch.Size,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Tensor:
+    """[units, *shape]: each unit becomes a channel group of one convolution, whose weight gradient is every unit's.
+
+    Measured 1.05 to 1.3 times the whole batch's weight gradient at 28 px, 1.2 to 2.5 times at 8 px.
+    """
+    x_kC = _units_as_channels(x, units)
+    _, grads, _ = torch.ops.aten.convolution_backward(
+        _units_as_channels(grad, units),
+        x_kC,
+        x_kC.new_empty(units * shape[0], *shape[1:]),
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        (0, 0),
+        groups * units,
+        (False, True, False),
+    )
+    weights: Tensor = grads.view(units, *shape)
+    return weights
+
+
 def _units_as_channels(samples: Tensor, units: int) -> Tensor:
-    """[U·K, C, H, W] as [K, U·C, H, W]; a view where K = 1 and `samples` is contiguous."""
+    """[U·K, C, H, W] as [K, U·C, H, W]; a view where K = 1 or U = 1, and `samples` is contiguous."""
     draws = len(samples) // units
     return samples.unflatten(0, (units, draws)).transpose(0, 1).reshape(draws, -1, *samples.shape[2:])

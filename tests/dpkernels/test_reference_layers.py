@@ -97,6 +97,14 @@ CONVOLUTIONS = {
     "depthwise": {"weight": (8, 1, 3, 3), "padding": (1, 1), "groups": 4},
     "wide": {"weight": (17, 33, 3, 3), "padding": (1, 1)},
     "one channel": {"weight": (16, 1, 3, 3), "padding": (1, 1)},
+    "one channel, uneven": {"weight": (4, 1, 3, 5), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+    "one channel out": {"weight": (1, 16, 3, 3), "padding": (1, 1)},
+    "one channel out, uneven": {"weight": (1, 5, 2, 5), "padding": (0, 4)},
+    "one channel out, padded beyond its taps": {"weight": (1, 5, 3, 3), "padding": (3, 1)},
+    "one channel out with stride": {"weight": (1, 5, 3, 3), "padding": (1, 1), "stride": (2, 1)},
+    "1x1 with padding": {"weight": (6, 4, 1, 1), "padding": (1, 0)},
+    "few positions": {"weight": (6, 4, 3, 3), "stride": (4, 4), "padding": (1, 2)},
+    "one position": {"weight": (6, 4, 9, 8)},
 }
 
 
@@ -211,7 +219,7 @@ def test_narrow_inputs_are_summed_in_fp32(dtype: torch.dtype) -> None:
 
 @DRAWS
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
-@pytest.mark.parametrize("channels", [5, 16, 24])
+@pytest.mark.parametrize("channels", [1, 5, 16, 24])
 def test_a_hostile_neighbour_changes_no_bit_of_a_units_convolution_gradient(
     channels: int, value: float, draws: int
 ) -> None:
