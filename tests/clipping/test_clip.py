@@ -153,7 +153,9 @@ def test_more_units_than_can_be_summed_exactly_are_refused():
         added(rows)
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan, math.inf, LEAST_CLIP_NORM / 2, MOST_CLIP_NORM * 2])
+@pytest.mark.parametrize(
+    "clip_norm", [0.0, -1.0, math.nan, math.inf, LEAST_CLIP_NORM / 2, MOST_CLIP_NORM * 2]
+)
 def test_a_clip_norm_out_of_range_is_refused_before_anything_is_added(clip_norm):
     total = torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match="clip_norm"):

@@ -217,21 +217,63 @@ def test_narrow_inputs_are_summed_in_fp32(dtype: torch.dtype) -> None:
     assert relative(out, truth[0]) < 1e-5
 
 
+HOSTILE = pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+OTHERS = [0, 1, 3, 4]
+
+
 @DRAWS
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
-@pytest.mark.parametrize("channels", [1, 5, 16, 24])
+@HOSTILE
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("size", [4, 8, 40])
+@pytest.mark.parametrize(("channels", "outs"), [(1, 6), (6, 1), (5, 5), (16, 16), (24, 24)])
 def test_a_hostile_neighbour_changes_no_bit_of_a_units_convolution_gradient(
-    channels: int, value: float, draws: int
+    channels: int, outs: int, size: int, taps: int, value: float, draws: int
 ) -> None:
-    # Units share one grouped call: its vector tails must not let one group's values into another's.
+    # Units share calls: the vector tails of one must not let its values into another's.
     torch.manual_seed(0)
-    x, grad = torch.randn(UNITS * draws, channels, 8, 8), torch.randn(UNITS * draws, channels, 8, 8)
-    outs = []
+    x, grad = torch.randn(UNITS * draws, channels, size, size), torch.randn(UNITS * draws, outs, size, size)
+    found = []
     for hostile in (False, True):
         if hostile:
             x[2 * draws : 3 * draws], grad[2 * draws : 3 * draws] = value, value
-        outs.append(torch.zeros(UNITS, channels, channels, 3, 3))
-        conv2d_weight_grad(x, grad, outs[-1], padding=(1, 1))
-    others = [0, 1, 3, 4]
-    assert torch.equal(outs[0][others], outs[1][others])
-    assert not torch.equal(outs[0][2], outs[1][2])
+        found.append(torch.zeros(UNITS, outs, channels, taps, taps))
+        conv2d_weight_grad(x, grad, found[-1], padding=(taps // 2, taps // 2))
+    assert torch.equal(found[0][OTHERS], found[1][OTHERS])
+    assert not torch.equal(found[0][2], found[1][2])
+
+
+@DRAWS
+@HOSTILE
+@pytest.mark.parametrize("positions", [(), (7,)], ids=str)
+def test_a_hostile_neighbour_changes_no_bit_of_a_units_linear_gradient(
+    positions: tuple[int, ...], value: float, draws: int
+) -> None:
+    torch.manual_seed(0)
+    x, grad = torch.randn(UNITS * draws, *positions, 5), torch.randn(UNITS * draws, *positions, 7)
+    found = []
+    for hostile in (False, True):
+        if hostile:
+            x[2 * draws : 3 * draws], grad[2 * draws : 3 * draws] = value, value
+        found.append((torch.zeros(UNITS, 7, 5), torch.zeros(UNITS, 7)))
+        linear_weight_grad(x, grad, found[-1][0])
+        linear_bias_grad(grad, found[-1][1])
+    for before, after in zip(*found, strict=True):
+        assert torch.equal(before[OTHERS], after[OTHERS])
+        assert not torch.equal(before[2], after[2])
+
+
+@DRAWS
+@HOSTILE
+def test_a_hostile_neighbour_changes_no_bit_of_a_units_norm_gradient(value: float, draws: int) -> None:
+    torch.manual_seed(0)
+    x, grad = torch.randn(UNITS * draws, 6, 5, 3), torch.randn(UNITS * draws, 6, 5, 3)
+    weight, found = torch.randn(6), []
+    for hostile in (False, True):
+        if hostile:
+            x[2 * draws : 3 * draws], grad[2 * draws : 3 * draws] = value, value
+        _, mean, rstd = torch.native_group_norm(x, weight, None, len(x), 6, 15, 2, 1e-5)
+        grad_x, scale, shift = group_norm_backward(x, grad, mean, rstd, weight, UNITS)
+        found.append((grad_x.unflatten(0, (UNITS, draws)), scale, shift))
+    for before, after in zip(*found, strict=True):
+        assert torch.equal(before[OTHERS], after[OTHERS])
+        assert not torch.equal(before[2], after[2])
