@@ -21,7 +21,7 @@ from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.publish import publish
-from curriculumdp.curriculum.spent import SpentSoFar
+from curriculumdp.curriculum.spent import SpentSoFar, counting_repeats
 from curriculumdp.curriculum.warmup import WarmupPhase, public_seed
 from curriculumdp.data.images import DataError, ImageSet
 from curriculumdp.data.sources import load_images
@@ -154,9 +154,11 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
     logging = run.config.logging
     steps = {phase.name: phase.steps for phase in run.plan.phases}
     done = sum(list(steps.values())[: state.phase]) + state.step
-    return Metrics(
-        folder.private, steps, done, SpentSoFar(run.plan), logging.show_private_metrics, logging.tensorboard
+    ledger = folder.ledger
+    spent = counting_repeats(
+        SpentSoFar(run.plan), run.plan, lambda: sum(release.count for release in ledger.releases())
     )
+    return Metrics(folder.private, steps, done, spent, logging.show_private_metrics, logging.tensorboard)
 
 
 def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:

@@ -1,6 +1,7 @@
 """An upper bound on the ε that a run has spent so far, cheap enough for a progress bar."""
 
 from bisect import bisect_left
+from collections.abc import Callable
 
 from curriculumdp.curriculum.plan import Plan, spent_table
 
@@ -22,3 +23,23 @@ class SpentSoFar:
         """The bound once `step` steps of `phase` are done."""
         uses = self._before[phase] + step * self._spending[phase]
         return self._table[bisect_left(self._table, (uses, 0.0))][1]
+
+
+def counting_repeats(
+    spent: Callable[[str, int], float], plan: Plan, charged: Callable[[], int]
+) -> Callable[[str, int], float]:
+    """`spent`, but the whole budget while more releases are `charged` than the plan has made by then.
+
+    So it is once steps were done again under new keys, and until a replay has caught up with the ledger: what
+    the plan's first releases cost is no bound on that, the budget is.
+    """
+    before, done = {}, 0
+    for phase in plan.phases:
+        before[phase.name] = done
+        done += phase.steps if phase.release is not None else 0
+
+    def bound(phase: str, step: int) -> float:
+        planned = before[phase] + (step if plan.phase(phase).release is not None else 0)
+        return spent(phase, step) if charged() <= planned else plan.budget
+
+    return bound

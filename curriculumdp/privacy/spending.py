@@ -17,7 +17,13 @@ class BudgetSpent(LedgerError):
 
 
 class Spending:
-    """Counts by row, a planned Release whose count is left out of it (0)."""
+    """Counts by row, a planned Release whose count is left out of it (0).
+
+    Within the plan, the order of releases and where they end may depend on what was released: each is dominated
+    by its own pair of distributions, their losses add up to the same in any order, and fewer cost less. Beyond
+    it (a query done again after a crash) rows are traded for others, and the cost of the final counts is the
+    run's as long as crashes know nothing of outputs. Nobody may crash a run because of what it has shown.
+    """
 
     def __init__(self, planned: Sequence[Release], allowance: Allowance) -> None:
         self.planned, self._allowance = list(planned), allowance
