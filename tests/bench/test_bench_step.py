@@ -1,0 +1,66 @@
+"""The step benchmark compares like with like: every private way computes the same clipped sum."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import bench_step, step_nets
+from bench.step_nets import Net, microbatch
+from bench.step_ways import WAYS, Unavailable
+
+CPU = torch.device("cpu")
+TINY = Net(8, 1, (8, 16), 1, (4,), 3)
+# Ours aims below the clip norm by 2⁻¹²; the rest is fp32.
+MARGIN = 2.0**-12 + 1e-5
+BY_UNIT = ["opacus-hooks", "opacus-functorch", "functorch"]
+BY_DRAW = ["opacus-fast", "opacus-ghost"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def gradient(way: str, draws: int) -> torch.Tensor:
+    """What a way computes, at its second step: nothing of the first may be left in it."""
+    done = WAYS[way](microbatch(TINY, draws, CPU, False))
+    done.step()
+    done.step()
+    return done.gradient()
+
+
+@pytest.mark.parametrize(
+    ("way", "draws"), [*((w, k) for w in BY_UNIT for k in (1, 2)), *((w, 1) for w in BY_DRAW)]
+)
+def test_the_baselines_compute_our_clipped_sum(way: str, draws: int) -> None:
+    ours = gradient("ours", draws)
+    assert (gradient(way, draws) - ours).norm() <= MARGIN * ours.norm()
+
+
+def test_a_kernel_without_a_gpu_says_so() -> None:
+    with pytest.raises(Unavailable, match="GPU"):
+        WAYS["ours-planned"](microbatch(TINY, 1, CPU, False))
+
+
+def test_a_run_leaves_a_row_for_each_way_and_says_why_one_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(step_nets.NETS, "8px-0.4M", TINY)
+    out, picture = tmp_path / "step.csv", tmp_path / "step.png"
+    command = (
+        "bench_step.py --nets 8px-0.4M --draws 1 --ways ours opacus-ew --rounds 2 --patience 0 --no-memory"
+    )
+    monkeypatch.setattr(
+        sys, "argv", [*command.split(), "--threads", "1", "--out", str(out), "--plot", str(picture)]
+    )
+    assert bench_step.main() == 0
+    with out.open(newline="") as file:
+        rows = {row["way"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["plain", "ours", "opacus-ew"]
+    for row in (rows["plain"], rows["ours"]):
+        assert float(row["ratio_q1"]) <= float(row["ratio"]) <= float(row["ratio_q3"])
+        assert row["command"].startswith("python bench_step.py --nets 8px-0.4M")
+        assert row["torch"] == torch.__version__
+    assert rows["opacus-ew"]["ms"] == ""
+    assert rows["opacus-ew"]["note"] in capsys.readouterr().out
+    assert picture.stat().st_size > 0
