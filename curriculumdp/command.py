@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 # What the machine, not the program, got wrong.
 MACHINE_FAULTS = {
     errno.ENOSPC,
@@ -23,7 +24,10 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns errors that this package raises about its input into `error: …` on stderr and exit status 2."""
+    """Turns errors that this package raises about its input into `error: …` on stderr and exit status 2.
+
+    Ctrl-C ends in a line too, and exit status 130.
+    """
     try:
         yield
     except ValueError as error:
@@ -35,9 +39,11 @@ def one_line_errors() -> Iterator[None]:
             raise
         where = "the disk" if error.filename is None else error.filename
         _stop(f"{where}: {error.strerror}: nothing is lost; mend it and run the same command again")
+    except KeyboardInterrupt:
+        _stop("interrupted: nothing is lost; run the same command again to go on", INTERRUPTED)
 
 
-def _stop(message: str) -> None:
+def _stop(message: str, status: int = BAD_INPUT) -> None:
     printable = "".join(letter if letter.isprintable() else " " for letter in message)
     print("error: " + " ".join(printable.split()), file=sys.stderr, flush=True)
-    sys.exit(BAD_INPUT)
+    sys.exit(status)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.command import INTERRUPTED, one_line_errors
 from curriculumdp.config import Config
 from curriculumdp.curriculum import phase, private
 from curriculumdp.curriculum.run import PREEMPTED, run_curriculum
@@ -31,7 +32,7 @@ def interrupted(run_dir: Path, data: Path, observer: Observer, delay: float, kin
     def work() -> None:
         pid = os.getpid()
         threading.Thread(target=lambda: (time.sleep(delay), os.kill(pid, kind)), daemon=True).start()
-        with observer.watching(run_dir):
+        with one_line_errors(), observer.watching(run_dir):
             outcome = run_curriculum(small(run_dir, data), one_process(), secret=RunSecret.from_bytes(SECRET))
         raise SystemExit(outcome.exit_code)
 
@@ -46,10 +47,11 @@ def one_run_under_fire(
     run_dir, observer = place / "run", Observer(place / "seen")
     ended = 0
     for _ in range(60):
-        kind = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+        kind = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         status = interrupted(run_dir, data, observer, rng.uniform(0, seconds), kind)
-        # A SIGTERM before the run listens ends it as any program.
-        assert status in (0, PREEMPTED, -kind), status
+        # A SIGTERM before the run listens ends it as any program, a SIGINT outside its commands with a traceback.
+        allowed = (INTERRUPTED, 1) if kind == signal.SIGINT else (PREEMPTED, -kind)
+        assert status in (0, *allowed), status
         if status:
             ended += 1
             TRIED[f"faults {kind.name}s"] += 1
