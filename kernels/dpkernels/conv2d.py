@@ -100,11 +100,11 @@ def _columns_product(
 
 def _rows_product(x: Tensor, grad: Tensor, units: int, shape: torch.Size, padding: Pair) -> Tensor:
     """[units, *shape] as im2col(g) · xᵀ for stride 1: Σ_{u,v} g[o, u−i+p, v−j+p] · x[c, u, v], taps reversed."""
-    outs, channels, *taps = shape
-    around = [size - 1 - p for size, p in zip(taps, padding, strict=True)]
-    rows = F.unfold(grad, taps, padding=around)
+    outs, channels, height, width = shape
+    around = (height - 1 - padding[0], width - 1 - padding[1])
+    rows = F.unfold(grad, (height, width), padding=around)
     products = _sum_draws(rows.bmm(x.flatten(2).transpose(1, 2)), units)
-    return products.view(units, outs, *taps, channels).flip(2, 3).permute(0, 1, 4, 2, 3)
+    return products.view(units, outs, height, width, channels).flip(2, 3).permute(0, 1, 4, 2, 3)
 
 
 def _sum_draws(products: Tensor, units: int) -> Tensor:
