@@ -16,6 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.step_nets import CLIP_NORM, Microbatch
 from bench.step_opacus import opacus_ghost, opacus_hooks
 from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.captured import Captured
+from curriculumdp.clipping.fused import FusedGradients
+from curriculumdp.clipping.planner import layer_shapes, plan_layers
+from curriculumdp.curriculum.engine import KEPT_SHARE
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
 from dpkernels.grid import GRID
@@ -36,6 +40,11 @@ class Way:
 def flat_gradient(net: nn.Module) -> Tensor:
     """Every parameter's `grad`, flat [P]."""
     return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+def gradient_of(total: Tensor) -> Tensor:
+    """An exact sum on the grid as fp32."""
+    return (total.double() * (CLIP_NORM / GRID)).float()
 
 
 def plain(batch: Microbatch) -> Way:
@@ -69,10 +78,7 @@ def of_engine(batch: Microbatch, engine: PerUnitGradients) -> Way:
         engine.backward(batch.unit_losses)
         engine.add_clipped_grads(total, CLIP_NORM, present)
 
-    def gradient() -> Tensor:
-        return (total.double() * (CLIP_NORM / GRID)).float()
-
-    return Way(step, gradient)
+    return Way(step, lambda: gradient_of(total))
 
 
 def ours(batch: Microbatch) -> Way:
@@ -80,17 +86,18 @@ def ours(batch: Microbatch) -> Way:
     return of_engine(batch, PerUnitGradients(batch.net, batch.units, batch.draws))
 
 
-def _fused(batch: Microbatch, choose: str) -> Way:
-    """Our engine on Triton kernels, its layers stored, recomputed (where a layer can be) or as planned."""
+def _fused(batch: Microbatch, choose: str) -> FusedGradients:
+    """Our engine on Triton kernels, its layers stored, recomputed (where a layer can be) or as planned.
+
+    As training does it: gradients stored in bf16 under bf16, the plan for its share of the GPU's memory.
+    """
     if not batch.images.is_cuda:
         raise Unavailable("the Triton kernels need a GPU")
-    from curriculumdp.clipping.fused import FusedGradients
-    from curriculumdp.clipping.planner import layer_shapes, plan_layers
-
+    dtype = torch.bfloat16 if batch.bf16 else torch.float32
     with torch.no_grad():
         shapes = layer_shapes(batch.net, batch.losses)
-    memory = torch.cuda.mem_get_info()[0] // 2
-    plan = plan_layers(shapes, batch.units, batch.draws, memory)
+    memory = int(KEPT_SHARE * torch.cuda.get_device_properties(batch.device).total_memory)
+    plan = plan_layers(shapes, batch.units, batch.draws, memory, dtype.itemsize)
     if choose == "recompute":
         can = [p.layer.kind in ("Conv2d", "Linear") for p in plan.layers]
         layers = [
@@ -98,7 +105,27 @@ def _fused(batch: Microbatch, choose: str) -> Way:
         ]
         plan = replace(plan, layers=tuple(layers))
     chosen = None if choose == "store" else plan
-    return of_engine(batch, FusedGradients(batch.net, batch.units, batch.draws, chosen))
+    return FusedGradients(batch.net, batch.units, batch.draws, chosen, dtype, channels_last=batch.bf16)
+
+
+def captured(batch: Microbatch) -> Way:
+    """The planned engine's step as one CUDA graph: what training runs on a GPU."""
+    engine = _fused(batch, "planned")
+    total = torch.zeros(engine.total, dtype=torch.int64, device=batch.device)
+
+    def body(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = engine.backward(batch.unit_losses)
+        result = engine.add_clipped_grads(total, CLIP_NORM, inputs["present"])
+        return {"losses": losses, "norms": result.norms}
+
+    present = {"present": torch.ones(batch.units, dtype=torch.bool, device=batch.device)}
+    graph = Captured(body, present)
+
+    def step() -> None:
+        total.zero_()
+        graph(present)
+
+    return Way(step, lambda: gradient_of(total))
 
 
 def functorch(batch: Microbatch) -> Way:
@@ -135,9 +162,10 @@ WAYS: dict[str, Callable[[Microbatch], Way]] = {
     "plain": plain,
     "compiled": compiled,
     "ours": ours,
-    "ours-store": lambda batch: _fused(batch, "store"),
-    "ours-recompute": lambda batch: _fused(batch, "recompute"),
-    "ours-planned": lambda batch: _fused(batch, "planned"),
+    "ours-store": lambda batch: of_engine(batch, _fused(batch, "store")),
+    "ours-recompute": lambda batch: of_engine(batch, _fused(batch, "recompute")),
+    "ours-planned": lambda batch: of_engine(batch, _fused(batch, "planned")),
+    "ours-graph": captured,
     "opacus-hooks": lambda batch: Way(*opacus_hooks(batch)),
     "opacus-functorch": lambda batch: Way(*opacus_hooks(batch, "functorch")),
     "opacus-ew": lambda batch: Way(*opacus_hooks(batch, "ew")),
