@@ -19,7 +19,6 @@ from torch import Tensor
 
 from curriculumdp.curriculum import phase, private
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.phase import module_tensors
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import run_curriculum
 from curriculumdp.privacy import noise as noise_module
@@ -64,10 +63,8 @@ def noise(tmp_path_factory: pytest.TempPathFactory, solve_once: None) -> Noise:
         grid = torch.stack([noisy_sum_of_query(queries, run, state, q) for q in range(QUERIES)])
         added = gradients(steps, run, state, STEPS) / (steps.release.noise_multiplier * 2.5)
     of_queries = from_grid(grid, 0.3) / (queries.release.noise_multiplier * 0.3)
-    layers = {
-        name: torch.stack([module_tensors(state.net, row)[name].flatten() for row in added])
-        for name, _ in state.net.named_parameters()
-    }
+    names, sizes = zip(*((name, p.numel()) for name, p in state.net.named_parameters()), strict=True)
+    layers = dict(zip(names, added.split(sizes, dim=1), strict=True))
     return Noise(added, of_queries, grid, layers)
 
 

@@ -34,9 +34,10 @@ def _made(name: str, module: ModuleType, place: Path, made: dict[str, Any]) -> A
         return Path(tempfile.mkdtemp(dir=place))
     if name == "tmp_path_factory":
         return SimpleNamespace(mktemp=lambda _: Path(tempfile.mkdtemp(dir=place)))
-    beside = importlib.import_module(f"{module.__name__.rpartition('.')[0]}.conftest")
-    fixture = getattr(module, name, None) or getattr(beside, name)
-    function = fixture.__wrapped__
+    owner = module
+    if not hasattr(module, name):
+        owner = importlib.import_module(f"{module.__name__.rpartition('.')[0]}.conftest")
+    function = getattr(owner, name).__wrapped__
     wanted = inspect.signature(function).parameters
     value = function(**{key: _fixture(key, module, place, made) for key in wanted})
     return next(value) if inspect.isgenerator(value) else value
