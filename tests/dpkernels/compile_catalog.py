@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,8 @@ def main() -> None:
                     "shape": dict(shape),
                 }
                 line |= {"registers": registers, "stack": stack, "shared": kernel.metadata.shared}
+                products = re.findall(r"(?:wgmma\.mma_async|mma\.sync|fma\.rn\.f32)[\w.:]*", ptx)
+                line |= {"products": dict(Counter(products))}
                 line |= {"wgmma": "wgmma.mma_async" in ptx, "mma": "mma.sync" in ptx}
                 line |= {
                     "wide_copies": bool(re.search(r"cp\.async\.cg", ptx)),

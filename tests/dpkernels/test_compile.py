@@ -65,3 +65,14 @@ def test_products_run_on_the_matrix_units(compiled: list[dict[str, Any]]) -> Non
 
 def test_no_kernel_uses_atomics(compiled: list[dict[str, Any]]) -> None:
     assert not [line for line in compiled if line["atomics"]]
+
+
+def test_what_is_recomputed_for_the_sum_is_multiplied_as_it_was_for_the_norm(
+    compiled: list[dict[str, Any]],
+) -> None:
+    """The same instructions as often: in another order a unit whose terms cancel could pass the clip norm."""
+    lines = [line for line in compiled if line["row"] == "conv2d_recompute"]
+    assert lines
+    for norm, total in zip(lines[::2], lines[1::2], strict=True):
+        assert (norm["kernel"], total["kernel"]) == ("_unit_kernel", "_recompute_kernel")
+        assert norm["products"] == total["products"] != {}, norm

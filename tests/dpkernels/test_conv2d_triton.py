@@ -1,5 +1,7 @@
 """Chunks of draws, bf16 storage, units that count for nothing, and that store and recompute agree."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,17 +9,20 @@ from torch import Tensor
 from dpkernels import device
 from dpkernels.clip_sum_triton import add_scaled_rows, squared_row_norms
 from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
+from dpkernels.linear_triton import add_clipped_linear, linear_squares
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 UNITS, DRAWS, SHAPE, GEOMETRY = 3, 4, (6, 5, 3, 3), Geometry(padding=(1, 1))
 SIZE = 6 * 5 * 9
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles: several steps, rows and columns, so that their edges are met."""
     monkeypatch.setattr(device, "INTERPRETED_TILE", device.Tile(4, 32, 64, num_warps=1, num_stages=1))
+    if not request.node.get_closest_marker("gpu"):
+        request.getfixturevalue("interpreter")
 
 
 def operands(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -107,3 +112,54 @@ def test_a_weight_without_bias_takes_no_bias() -> None:
     conv2d_grads(x, g, weight, None, GEOMETRY)
     assert grads[:, :SIZE].any()
     assert not grads[:, SIZE:].any()
+
+
+def summed_over_squared(x: Tensor, g: Tensor, weight: tuple[int, ...], geometry: Geometry) -> float:
+    """The relative difference between one unit's squared norm and that of what is summed of it."""
+    squares = torch.zeros(
+        1, conv2d_parts(weight, True, x.dtype, recompute=True), dtype=torch.float64, device=x.device
+    )
+    conv2d_squares(x, g, weight, True, geometry, squares)
+    # A power of two, so that scaling is exact; as large as the grid allows, so that rounding is far below fp32's.
+    power = 46 - math.ceil(math.log2(squares.sum().sqrt()))
+    total = torch.zeros(math.prod(weight) + weight[0], dtype=torch.int64, device=x.device)
+    scale = torch.full((1,), 2.0**power, device=x.device)
+    add_clipped_conv2d(x, g, scale, total[: -weight[0]].view(weight), total[-weight[0] :], geometry)
+    summed = total.double().square().sum() * 4.0**-power
+    return float((summed / squares.sum() - 1).abs())
+
+
+def cancelling(dtype: torch.dtype, where: str, shape: tuple[int, ...], cout: int) -> tuple[Tensor, Tensor]:
+    """One unit of two draws whose gradients cancel to the rounding of fp32."""
+    torch.manual_seed(6)
+    x, g = torch.randn(1, *shape, device=where), torch.randn(1, cout, *shape[1:], device=where)
+    return torch.cat((x, x * 3)).to(dtype), torch.cat((g, g / -3)).to(dtype)
+
+
+def test_what_is_summed_of_a_unit_is_what_was_squared_even_where_its_terms_cancel() -> None:
+    x, g = cancelling(torch.float32, "cpu", (5, 7, 6), 6)
+    assert summed_over_squared(x, g, SHAPE, GEOMETRY) < 1e-9
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [32, 64, 256])
+def test_what_is_summed_of_a_unit_is_what_was_squared_on_a_gpu(channels: int, dtype: torch.dtype) -> None:
+    x, g = cancelling(dtype, "cuda", (channels, 14, 14), channels)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        operands = [t.contiguous(memory_format=layout) for t in (x, g)]
+        assert summed_over_squared(*operands, (channels, channels, 3, 3), Geometry(padding=(1, 1))) < 1e-9
+
+
+def test_a_norm_from_factors_bounds_what_is_summed_where_rows_cancel() -> None:
+    """Exactly, the product is nearly nothing; in fp32 its rounding is what is left, and is summed."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x, g = torch.randn(1, 9) * 1e3, torch.randn(1, 7) * 1e3
+        x, g = torch.cat((x, x * 3)), torch.cat((g, g / -3))
+        bound = linear_squares(x, g, 1, True).sqrt()
+        weight, bias = torch.zeros(7, 9, dtype=torch.int64), torch.zeros(7, dtype=torch.int64)
+        add_clipped_linear(x, g, (2.0**36 / bound).float(), weight, bias)
+        summed = torch.cat((weight.flatten(), bias)).double().norm()
+        assert summed <= 2.0**36 * (1 + 2.0**-13)

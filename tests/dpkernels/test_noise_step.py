@@ -11,7 +11,8 @@ from torch import Tensor
 
 from curriculumdp.privacy.noise import add_noise, from_grid
 from curriculumdp.privacy.randomness import gaussian
-from dpkernels.chacha import box_muller, key_words
+from dpkernels.chacha import box_muller, chacha_normals, key_words
+from dpkernels.grid import GRID, rint
 from dpkernels.noise_step import adam_step, gaussian_reference, noise_step
 
 KEY = bytes(range(32))
@@ -34,9 +35,45 @@ def test_normals_are_those_of_the_cpu_path_up_to_the_last_bit_of_libm() -> None:
     assert (ours - cpu).abs().max() < 4e-15
 
 
+@triton.jit
+def _noise_kernel(key: tl.tensor, scale: tl.tensor, out: tl.tensor, BLOCKS: tl.constexpr) -> None:
+    """The noise that `_noise_step_kernel` adds, by the same expression."""
+    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    place = block.to(tl.int64)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tl.store(out + place, rint(chacha_normals(key, block.to(tl.uint32)) * tl.load(scale)).to(tl.int64))
+
+
+def integer_noise(key: bytes, noise_multiplier: float, blocks: int, where: str) -> Tensor:
+    """What the kernel adds to a sum of zeros, int64 [8·blocks], on the CPU."""
+    out = torch.zeros(blocks * 8, dtype=torch.int64, device=where)
+    scale = torch.tensor([noise_multiplier * GRID], dtype=torch.float64, device=where)
+    _noise_kernel[(blocks // 64,)](key_words(key, where), scale, out, 64, enable_fp_fusion=False)
+    return out.cpu()
+
+
+def check_integer_noise(where: str) -> None:
+    """float64 functions of two libraries differ by their last bit: a step of the grid, now and then."""
+    for multiplier in (0.6, 12.0):
+        ours = integer_noise(KEY, multiplier, 512, where)
+        expected = add_noise(torch.zeros(4096, dtype=torch.int64), multiplier, KEY)
+        assert (ours - expected).abs().max() <= 1
+        assert (ours != expected).double().mean() < 0.01
+
+
 @pytest.mark.usefixtures("interpreter")
-def test_the_fused_noise_is_add_noise_within_one_grid_step() -> None:
-    """With β1 = 0.9, no earlier moments and scale 1, exp_avg gives the noisy sum back."""
+def test_the_fused_noise_is_add_noise_to_within_one_step_of_the_grid() -> None:
+    check_integer_noise("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_fused_noise_is_add_noise_to_within_one_step_of_the_grid_on_a_gpu() -> None:
+    check_integer_noise("cuda")
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_the_whole_step_adds_that_noise() -> None:
+    """With β1 = 0.9, no earlier moments and scale 1, exp_avg gives the noisy sum back, in fp32."""
     total, state = torch.zeros(COUNT, dtype=torch.int64), buffers()
     state.exp_avg.zero_()
     expected = from_grid(add_noise(total, 2.0, KEY), 1.0)
