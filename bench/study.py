@@ -29,7 +29,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 from bench.baselines.non_private import train_without_privacy  # noqa: E402
-from curriculumdp.config import Config, load_config, without_paths  # noqa: E402
+from curriculumdp.config import PATHS, Config, load_config  # noqa: E402
 from curriculumdp.curriculum.phase import module_tensors  # noqa: E402
 from curriculumdp.curriculum.run import run_curriculum  # noqa: E402
 from curriculumdp.data.sources import load_images  # noqa: E402
@@ -100,10 +100,14 @@ def read_study(file: Path) -> Study:
 
 
 def digest_of(config: Config, trainer: str, study: Study) -> str:
-    """Names what a line of the CSV measured: the settings that matter, the trainer and the scoring."""
-    settings = {key: value for key, value in without_paths(config).items() if key not in NOT_A_VARIANT}
-    scoring = [study.images, study.sets]
-    text = json.dumps([settings, trainer, scoring], sort_keys=True)
+    """Names what a line of the CSV measured: the settings that matter, the trainer and the scoring.
+
+    Of the settings only those that are not the option's default, so that a new option makes no line stale. Where a
+    default changes, the lines that rest on it must be taken out by hand.
+    """
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude=set(NOT_A_VARIANT))
+    settings["data"] = {key: value for key, value in settings["data"].items() if f"data.{key}" not in PATHS}
+    text = json.dumps([settings, trainer, study.images, study.sets], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
