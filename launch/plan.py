@@ -1,4 +1,4 @@
-"""python launch/plan.py CONFIG [key.path=value ...] [--json]: what a run will cost, before any training.
+"""python launch/plan.py CONFIG [key.path=value ...] [--json | --explain]: what a run will cost, before any training.
 
 Solves DP-SGD's noise for the budget, both stages together. Reads no data and imports no torch. Exit status: 0
 done, 2 a bad input.
@@ -28,6 +28,11 @@ def main() -> int:
         "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
     )
     parser.add_argument("--json", action="store_true", help="the plan as JSON, for programs")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="instead, how a GPU of 80 GiB would do each layer (loads torch)",
+    )
     asked = parser.parse_intermixed_args()
 
     from curriculumdp.command import one_line_errors
@@ -36,7 +41,13 @@ def main() -> int:
         from curriculumdp.config import load_config
         from curriculumdp.curriculum.plan import described, plan_curriculum
 
-        plan = plan_curriculum(load_config(asked.config, asked.overrides))
+        config = load_config(asked.config, asked.overrides)
+        if asked.explain:
+            from curriculumdp.curriculum.engine import explained
+
+            print(explained(config))
+            return 0
+        plan = plan_curriculum(config)
         print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan))
     return 0
 

@@ -4,13 +4,15 @@ import torch
 
 from curriculumdp.clipping.capture import PerUnitGradients
 from curriculumdp.clipping.fused import FusedGradients
-from curriculumdp.clipping.planner import EnginePlan, LayerShape, layer_shapes, plan_layers
-from curriculumdp.config import ComputeConfig
-from curriculumdp.diffusion.networks import UNet2DModel
+from curriculumdp.clipping.planner import EnginePlan, LayerShape, explain, layer_shapes, plan_layers
+from curriculumdp.config import ComputeConfig, Config
+from curriculumdp.diffusion.networks import UNet2DModel, build_unet
 
 # Of a GPU's memory, for what the engine keeps; the rest is for activations, weights and their moments. A share of
 # all of it, not of what is free, so that a resumed run plans the same.
 KEPT_SHARE = 0.4
+# The GPU that is spoken of where none is at hand: an H100.
+EXPLAINED_MEMORY = 80 * 2**30
 
 
 def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUnitGradients:
@@ -51,3 +53,20 @@ def unet_shapes(net: UNet2DModel) -> list[LayerShape]:
     label = torch.zeros(1, dtype=torch.int64, device=device)
     with torch.no_grad():
         return layer_shapes(net, lambda: net(image, torch.zeros(1, device=device), class_labels=label))
+
+
+def explained(config: Config, memory: int = EXPLAINED_MEMORY) -> str:
+    """How a GPU with `memory` bytes would do each layer of the config's network: the table of `--explain`."""
+    model, data = config.model, config.data
+    with torch.device("meta"):
+        net = build_unet(
+            model.channels,
+            data.size,
+            data.channels,
+            data.classes,
+            null_class=False,
+            blocks=model.blocks,
+            attention=model.attention,
+            groups=model.norm_groups,
+        )
+    return explain(engine_plan(net, config.compute, config.private.draws, memory))
