@@ -1,0 +1,160 @@
+"""python bench/bench_kernels.py [--smoke] [--rows NAME ...] [--rounds N]: every kernel of the catalogue, timed.
+
+One run: kernel and torch reference alternate, medians and quartiles of each; beside them the floor, which is the bytes
+that a kernel must read and write over the copy speed measured in the same run. A line a row, precision and main shape
+goes to bench/results/kernels.csv with device, date, versions and command.
+
+Needs a CUDA GPU. --smoke runs tiny shapes in Triton's interpreter on a CPU, to show that this file works: its figures
+say nothing of any kernel and are printed only.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+RESULTS = ROOT / "bench" / "results" / "kernels.csv"
+COPY_BYTES = 2**30
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes in the interpreter, on a CPU")
+    parser.add_argument("--rows", nargs="+", help="rows of the catalogue (default: all)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls of kernel and reference each")
+    asked = parser.parse_args()
+    if asked.smoke:
+        os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    if not asked.smoke and not torch.cuda.is_available():
+        parser.exit(2, "error: no CUDA GPU: kernels are timed on one; --smoke shows that this file works\n")
+    from dpkernels.catalog import CATALOG
+
+    names = asked.rows or list(CATALOG)
+    if unknown := set(names) - set(CATALOG):
+        parser.exit(2, f"error: no row {', '.join(sorted(unknown))}; rows: {', '.join(CATALOG)}\n")
+    lines = measured(names, asked.smoke, 1 if asked.smoke else asked.rounds)
+    if asked.smoke:
+        print("smoke run in the interpreter on a CPU: these times say nothing of any kernel")
+    else:
+        append(lines)
+    return 0
+
+
+def measured(names: list[str], smoke: bool, rounds: int) -> list[dict[str, Any]]:
+    """One line a row, dtype and shape; printed as they come."""
+    import torch
+
+    from dpkernels.catalog import CATALOG
+
+    device = "cpu" if smoke else "cuda"
+    speed = copy_speed(device, 2**20 if smoke else COPY_BYTES)
+    lines = []
+    for name in names:
+        row = CATALOG[name]
+        for dtype in row.dtypes[:1] if smoke else row.dtypes:
+            for shape in row.shapes[:1] if smoke else row.main:
+                torch.manual_seed(0)
+                line = timed(row, row.inputs(shape, dtype, device), rounds, smoke)
+                line |= {"floor_ms": line["bytes"] / speed * 1e3, "copy_gb_s": speed / 1e9}
+                lines.append(
+                    {"row": name, "dtype": str(dtype).removeprefix("torch."), "shape": dict(shape)} | line
+                )
+                print(
+                    {key: lines[-1][key] for key in ("row", "dtype", "kernel_ms", "reference_ms", "floor_ms")}
+                )
+    return lines
+
+
+def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool) -> dict[str, Any]:
+    """Medians and quartiles in ms of the kernel and its reference, called in turn on the same inputs."""
+    from contextlib import nullcontext
+
+    from dpkernels.device import interpreted
+
+    def kernel() -> Any:
+        with interpreted() if smoke else nullcontext():
+            return row.run(**inputs)
+
+    outputs = kernel()
+    row.reference(**inputs)
+    times: dict[str, list[float]] = {"kernel": [], "reference": []}
+    for _ in range(rounds):
+        times["kernel"].append(seconds(kernel, smoke))
+        times["reference"].append(seconds(lambda: row.reference(**inputs), smoke))
+    line: dict[str, Any] = {"rounds": rounds, "bytes": tensor_bytes(inputs) + tensor_bytes(outputs)}
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4) if rounds > 1 else values * 3
+        line |= {f"{name}_ms": middle * 1e3, f"{name}_q1_ms": low * 1e3, f"{name}_q3_ms": high * 1e3}
+    return line
+
+
+def seconds(call: Callable[[], Any], smoke: bool) -> float:
+    """How long `call` takes, its launches included."""
+    import torch
+
+    if smoke:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def copy_speed(device: str, size: int) -> float:
+    """Bytes a second, read and written, of a large copy on this device: the peak that a floor is taken of."""
+    import torch
+
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = min(seconds(lambda: target.copy_(source), device == "cpu") for _ in range(10))
+    return 2 * size / best
+
+
+def tensor_bytes(value: Any) -> int:
+    """The bytes of all tensors in a value, nested or not."""
+    from torch.utils._pytree import tree_leaves
+
+    return sum(leaf.nbytes for leaf in tree_leaves(value) if hasattr(leaf, "nbytes"))
+
+
+def append(lines: list[dict[str, Any]]) -> None:
+    """Adds the lines to the results, each with where and when it was measured."""
+    import torch
+    import triton
+
+    where = {
+        "device": torch.cuda.get_device_name(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": f"torch {torch.__version__}, triton {triton.__version__}, python {platform.python_version()}",
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    fresh = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*lines[0], *where])
+        if fresh:
+            writer.writeheader()
+        writer.writerows(line | where for line in lines)
+    print(f"{len(lines)} lines added to {RESULTS}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
