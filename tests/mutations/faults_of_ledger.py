@@ -158,4 +158,32 @@ LEDGER_FAULTS = [
         "[PROTOCOL, sorted(context.items())], sort_keys=True",
         Check(RANDOMNESS + "test_keys_are_hkdf_sha256_of_purpose_and_context"),
     ),
+    Fault(
+        "a sealed run that is charged on",
+        "curriculumdp.privacy.ledger:Ledger._require_open",
+        "if self.sealed is not None:",
+        "if self.sealed is not None and not self.releases():",
+        Check(LEDGER + "test_a_sealed_ledger_takes_nothing_more"),
+    ),
+    Fault(
+        "a secret that outlives its run",
+        "curriculumdp.curriculum.folder:RunFolder.forget_secret",
+        "erase_private(self.secret_file)",
+        "pass",
+        Check("tests.curriculum.test_refusals:test_export_ends_a_run_early_and_certifies_the_whole_ledger"),
+    ),
+    Fault(
+        "a checkpoint that anybody could have written",
+        "curriculumdp.checkpoint:_mac",
+        "return hmac.new(key, ",
+        "return hmac.new(b'checkpoint', ",
+        Check("tests.test_checkpoint:test_another_runs_checkpoint_is_refused"),
+    ),
+    Fault(
+        "noise for an entry that the mirror refused",
+        "curriculumdp.privacy.ledger:Ledger._append",
+        "self._interrupted = True",
+        "self._interrupted = False",
+        Check(LEDGER + "test_without_the_mirrors_consent_no_entry_is_returned_and_it_is_still_counted"),
+    ),
 ]
