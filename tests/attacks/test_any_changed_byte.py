@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import shutil
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ def test_every_byte_of_a_signature_counts(signed: tuple[Path, Path]) -> None:
             TRIED["attacks changed bytes"] += 1
             assert not is_signed(content, bytes(other), signer), (place, bit)
     plain = signature.strip()
+    for letter in (
+        string.ascii_letters + string.digits + "+/"
+    ):  # four bits of the last letter decode to nothing
+        other = plain[:85] + letter.encode() + plain[86:] + b"\n"
+        assert is_signed(content, other, signer) == (other == signature), letter
     for other in (plain, plain + b"\r\n", plain + b"\n\n", b" " + signature, signature * 2, b"", plain[:-1]):
         assert not is_signed(content, other, signer)
 
