@@ -1,5 +1,7 @@
 """The engine that a run's network and device get: torch's on a CPU, the planned Triton one on a GPU."""
 
+import os
+
 import torch
 
 from curriculumdp.clipping.capture import PerUnitGradients
@@ -20,6 +22,7 @@ def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUni
     device = next(net.parameters()).device
     if device.type != "cuda":
         return PerUnitGradients(net, compute.microbatch, draws)
+    _repeat_to_the_bit()
     memory = torch.cuda.get_device_properties(device).total_memory
     plan = engine_plan(net, compute, draws, memory)
     return FusedGradients(
@@ -29,6 +32,15 @@ def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUni
         plan,
         stored_dtype(compute),
         channels_last=compute.memory_format == "channels_last",
+    )
+
+
+def _repeat_to_the_bit() -> None:
+    """A step that is replayed after a crash must give the same sum, or it is charged again (design D1)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # attention's backward, for one, has a choice
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # which would cost a pass over every new tensor
     )
 
 

@@ -27,6 +27,8 @@ from dpkernels.device import CHACHA_BLOCKS, use_triton
 from dpkernels.grid import GRID, rint
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+# √(2 ln 2⁶⁵) = 9.493: no normal is farther out.
+FARTHEST_NORMAL = 9.5
 
 
 class Buffers(Protocol):
@@ -54,8 +56,17 @@ def noise_step(
 
     key: 32 bytes that no other sum may ever meet (PRIVATE). step counts from 0. half_copy bf16 [P] receives
     the new weights. Call it once per step and rank: all ranks with the same total and key get the same
-    weights. ValueError: a key of another length, or P beyond the keystream's counter.
+    weights. ValueError: a key of another length, P beyond the keystream's counter, or a noise multiplier whose noise a
+    float64 does not hold exactly on the grid. TypeError: a sum that is not one flat int64.
     """
+    if total.dtype != torch.int64 or total.dim() != 1:
+        raise TypeError(f"noise is added to one flat int64 sum, not to {total.dtype} {tuple(total.shape)}")
+    if not 0 < noise_multiplier * FARTHEST_NORMAL * GRID < 2.0**53:
+        raise ValueError(
+            f"noise multiplier {noise_multiplier}: no noise, or more than the grid holds exactly"
+        )
+    if not expected_units > 0:
+        raise ValueError(f"the expected batch is {expected_units} units; it must be above 0")
     blocks = triton.cdiv(total.numel(), NORMALS_PER_BLOCK)
     check_counter(0, blocks)
     words = key_words(key, total.device)

@@ -159,3 +159,17 @@ def test_the_kernels_tail_reaches_the_largest_normal_that_64_bits_allow() -> Non
     torch.testing.assert_close(out[::2], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-8)
     assert out[0] > 9.49
     assert out[6] > 6.6
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -1.0, math.nan, math.inf, 2.0**14])
+def test_no_noise_or_more_than_the_grid_holds_is_refused(multiplier: float) -> None:
+    state = buffers()
+    before = state.weights.clone()
+    with pytest.raises(ValueError, match="noise multiplier"):
+        noise_step(random_sum(), KEY, multiplier, 1.0, 1.0, state, 0, 1e-2, 0.9)
+    assert torch.equal(state.weights, before)
+
+
+def test_a_sum_that_is_not_exact_is_refused() -> None:
+    with pytest.raises(TypeError, match="int64"):
+        noise_step(random_sum().double(), KEY, 1.0, 1.0, 1.0, buffers(), 0, 1e-2, 0.9)
