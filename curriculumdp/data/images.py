@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class DataError(ValueError):
-    """The data are not what the config declares, or cannot be read; the message is one line."""
+    """The data are not what the config declares, or cannot be read; one line, whatever a file's name holds."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
 
 @dataclass(frozen=True, eq=False)
