@@ -19,7 +19,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def unet(channels: tuple[int, ...], size: int = 8, image_channels: int = 1, attention: bool = True) -> UNet2DModel:
+def unet(
+    channels: tuple[int, ...], size: int = 8, image_channels: int = 1, attention: bool = True
+) -> UNet2DModel:
     """A class-conditional U-Net as the curriculum trains it: groups of 4 channels, 3 classes and a null class."""
     down = ["DownBlock2D"] * (len(channels) - 1) + ["AttnDownBlock2D" if attention else "DownBlock2D"]
     torch.manual_seed(0)
