@@ -104,7 +104,7 @@ def keys_of(values: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("times", examples(250, 6000))
+@pytest.mark.parametrize("times", examples(250, 2500))
 def test_any_override_is_taken_or_refused_in_one_line(config_file: Path, times: int) -> None:
     keys = keys_of(tiny(Path("run")).resolved())
     key = st.one_of(st.sampled_from(keys), st.text(SPECIAL + ".", max_size=20))
