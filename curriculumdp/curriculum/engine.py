@@ -39,9 +39,8 @@ def _repeat_to_the_bit() -> None:
     """A step that is replayed after a crash must give the same sum, or it is charged again (design D1)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)  # attention's backward, for one, has a choice
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # which would cost a pass over every new tensor
-    )
+    # Filling new tensors would cost a pass over each; torch gives the switch no type.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def engine_plan(net: UNet2DModel, compute: ComputeConfig, draws: int, memory: int) -> EnginePlan:
