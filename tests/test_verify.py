@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from curriculumdp import verify
 from curriculumdp.certificate import Certificate, account, certificate_bytes, parse_certificate
+from curriculumdp.export import certified_releases
 from curriculumdp.signature import SignatureError
 from curriculumdp.verify import REQUIRED, WEIGHTS, file_sha256, read_certificate, verify_release
-from tests.tiny_release import write_keys, write_release
+from tests.tiny_release import CONFIG, RELEASES, guarantee, write_keys, write_release
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +191,16 @@ def test_facts_must_be_those_of_the_training_config(release: Path, change: dict[
     said = read_certificate(release).guarantee
     certify_again(release, guarantee=type(said).model_validate(dict(said) | change))
     assert any(line.startswith(word) for line in verify_release(release))
+
+
+def test_a_run_of_central_images_alone_verifies(tmp_path: Path) -> None:
+    settings = {**CONFIG, "private": {**CONFIG["private"], "steps": 40}}
+    config = {**settings, "curriculum": ["central", "warmup"]}
+    said = guarantee(releases=certified_releases(RELEASES[:1], {"central": 4.0}))
+    release = write_release(tmp_path / "release", config=config, guarantee=said)
+    assert verify_release(release) == []
+    (release / "training_config.yaml").write_text(yaml.safe_dump(settings))
+    assert any(line.startswith("private.steps") for line in verify.config_problems(release, said))
 
 
 BOMB = "a: &a [x]\n" + "".join(
