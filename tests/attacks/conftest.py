@@ -1,18 +1,12 @@
-"""A line at the end that says how many attacks were tried; a plan that needs no solving."""
+"""A plan that needs no solving."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.faults.small_run import data_file, without_solving
-from tests.tried import tell
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    tell(terminalreporter, "attacks")
 
 
 @pytest.fixture(autouse=True)

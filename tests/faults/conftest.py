@@ -1,19 +1,13 @@
-"""Small runs on small data; a line at the end that says how many faults were tried."""
+"""Small runs on small data."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.curriculum.runs import finish, outcome_of
 from tests.faults.small_run import data_file, small, without_solving
-from tests.tried import tell
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    tell(terminalreporter, "faults")
 
 
 @pytest.fixture(autouse=True)

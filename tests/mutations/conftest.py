@@ -1,4 +1,4 @@
-"""What the planted faults need once: the data, a solved plan, and the table at the end."""
+"""What the planted faults need once: the data and a solved plan."""
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -12,8 +12,6 @@ from curriculumdp import export
 from curriculumdp.curriculum import folder, run
 from curriculumdp.data.sources import load_images
 from tests.curriculum.runs import finish, plan_of, tiny
-
-ROWS = pytest.StashKey[list[tuple[str, str, float]]]()
 
 
 @pytest.fixture(scope="session")
@@ -32,24 +30,3 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("planted")
-
-
-@pytest.fixture(scope="session")
-def table(request: pytest.FixtureRequest) -> list[tuple[str, str, float]]:
-    return request.config.stash.setdefault(ROWS, [])
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The table of faults: what was planted, which test caught it, in how many seconds."""
-    rows = config.stash.get(ROWS, [])
-    if not rows:
-        return
-    width = max(len(name) for name, _, _ in rows)
-    terminalreporter.section("planted privacy faults")
-    for name, caught_by, seconds in rows:
-        terminalreporter.write_line(f"{name:<{width}}  {seconds:5.2f} s  {caught_by}")
-    survivors = sum(caught_by.startswith("SURVIVED") for _, caught_by, _ in rows)
-    terminalreporter.write_line(
-        f"{len(rows)} faults, {len(rows) - survivors} caught, {survivors} survived, "
-        f"{sum(seconds for _, _, seconds in rows):.1f} s"
-    )

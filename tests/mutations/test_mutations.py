@@ -8,16 +8,17 @@ from tests.mutations.faults_of_release import RELEASE_FAULTS
 from tests.mutations.faults_of_sample import SAMPLE_FAULTS
 from tests.mutations.faults_of_sum import SUM_FAULTS
 from tests.mutations.planting import Fault, outcome
+from tests.tried import PLANTED
 
 FAULTS = [*SUM_FAULTS, *SAMPLE_FAULTS, *NOISE_FAULTS, *RELEASE_FAULTS, *LEDGER_FAULTS]
 CHECKS = list({str(fault.check): fault.check for fault in FAULTS}.values())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
-def test_the_planted_fault_is_caught(fault: Fault, prepared, place, table):
+def test_the_planted_fault_is_caught(fault: Fault, prepared, place):
     found = outcome(fault.check, fault, place, prepared)
     caught = found.kind in ("failed", "refused")
-    table.append(
+    PLANTED.append(
         (fault.name, str(fault.check) if caught else f"SURVIVED {fault.check}: {found.kind}", found.seconds)
     )
     assert caught, f"{found.kind}: {found.text}"
