@@ -18,6 +18,7 @@ SMALL = [
     "data.path=/nowhere/at/all.npz",
     "privacy.epsilon=1",
     "central.queries=1",
+    "central.noise_multiplier=6",
 ]
 # Runs a script as the command line would, where the modules named first cannot be imported.
 BLOCKED = """
