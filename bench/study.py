@@ -181,7 +181,9 @@ def trained(config: Config, trainer: str) -> UNet2DModel:
     """The network that one run ends with: what a release holds, or the non-private reference."""
     if trainer == PRIVATE:
         outcome = run_curriculum(config, one_process())
-        assert outcome.release is not None, "stopped by a signal"
+        if outcome.release is None:
+            print(outcome.summary())
+            raise SystemExit(outcome.exit_code)
         return load_pipeline(outcome.release)[0]
     if trainer != NON_PRIVATE:
         raise SystemExit(f"no trainer {trainer!r}: {PRIVATE} or {NON_PRIVATE}")
