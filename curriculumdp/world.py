@@ -71,15 +71,16 @@ class World:
             except Exception as raised:
                 error = raised
         head = torch.tensor([len(answer), int(error is not None)], dtype=torch.int64, device=self.device)
-        self.broadcast_(head)
-        if error is not None:
-            raise error
-        if head[1]:
-            raise StoppedByMain("rank 0 stopped")
-        body = torch.zeros(int(head[0]), dtype=torch.uint8, device=self.device)
-        if answer:
-            body.copy_(torch.frombuffer(bytearray(answer), dtype=torch.uint8))
+        body = torch.zeros(0, dtype=torch.uint8)
         try:
+            self.broadcast_(head)
+            if error is not None:
+                raise error
+            if head[1]:
+                raise StoppedByMain("rank 0 stopped")
+            body = torch.zeros(int(head[0]), dtype=torch.uint8, device=self.device)
+            if answer:
+                body.copy_(torch.frombuffer(bytearray(answer), dtype=torch.uint8))
             self.broadcast_(body)
             return bytes(body.cpu().numpy().tobytes())
         finally:  # it may be a secret, and a traceback may show the names of its frames

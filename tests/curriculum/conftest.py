@@ -1,18 +1,16 @@
 """The sensitive set of these tests: scikit-learn's digits."""
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from curriculumdp import export
-from curriculumdp.curriculum import folder, run
+from curriculumdp.curriculum import run
 from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.data.sources import load_images
-from tests.curriculum.runs import bare_run, plan_of, tiny
+from tests.curriculum.runs import accountants_asked_once, bare_run, plan_of, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -20,16 +18,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def solve_once() -> Iterator[None]:
     """The accountants' answers are kept between runs of one config: they are the slowest part of a tiny run.
 
     A forked child has what its parent solved: so the tiny run itself is solved here.
     """
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(folder, "plan_curriculum", plan_of)
-        patched.setattr(run, "SpentSoFar", lru_cache(run.SpentSoFar))
-        patched.setattr(export, "account", lru_cache(export.account))
+    with accountants_asked_once():
         run.SpentSoFar(plan_of(tiny(Path("anywhere"))))
         yield
 

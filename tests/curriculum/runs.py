@@ -5,11 +5,17 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
+import pytest
+
+from curriculumdp import export
 from curriculumdp.config import Config, config_from
+from curriculumdp.curriculum import folder, run
 from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.curriculum.plan import Plan, plan_curriculum
 from curriculumdp.curriculum.run import initial_state, run_curriculum
@@ -57,16 +63,31 @@ def plan_of(config: Config) -> Plan:
 _plans: dict[tuple[object, ...], Plan] = {}
 
 
+# For the whole session: asking takes a second.
+_spent = lru_cache(run.SpentSoFar)
+_account = lru_cache(export.account)
+
+
+@contextmanager
+def accountants_asked_once(plan: Callable[[Config], Plan] = plan_of) -> Iterator[None]:
+    """Within it runs take their plan from `plan`, and ask accountants once for each question."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(folder, "plan_curriculum", plan)
+        patched.setattr(run, "SpentSoFar", _spent)
+        patched.setattr(export, "account", _account)
+        yield
+
+
 def bare_run(images: ImageSet, world: World, config: Config, secret: bytes = SECRET) -> tuple[Run, State]:
     """A Run and an untrained State as one rank sees them, without ledger, folder or collectives."""
-    run = Run(
+    made = Run(
         config=config,
         plan=plan_of(config),
         world=world,
         secret=RunSecret.from_bytes(secret),
         images=images,
     )
-    return run, initial_state(config, world.device)
+    return made, initial_state(config, world.device)
 
 
 def finish(config: Config, world: World | None = None) -> Path:

@@ -15,18 +15,19 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def solved() -> Iterator[None]:
     with without_solving():
         yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_file(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="package")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path, solved: None) -> dict[str, bytes]:
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, bytes]:
     """The outcome of the run that nothing happened to."""
-    return outcome_of(finish(small(tmp_path_factory.mktemp("undisturbed") / "run", data)))
+    with without_solving():
+        return outcome_of(finish(small(tmp_path_factory.mktemp("undisturbed") / "run", data)))

@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from curriculumdp import export
 from curriculumdp.config import Config
-from curriculumdp.curriculum import folder, phase, run
+from curriculumdp.curriculum import phase
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.privacy.accountant import ACCOUNTANT
 from curriculumdp.privacy.release import Release
-from tests.curriculum.runs import tiny
+from tests.curriculum.runs import accountants_asked_once, tiny
 
 UNITS, CLASSES = 300, 3
 RELEASES = 5  # of a small run: 2 queries, 3 steps
@@ -77,14 +75,9 @@ def plan_without_solving(config: Config) -> Plan:
     return Plan(rows, budget.epsilon, budget.delta, budget.epsilon, ACCOUNTANT)
 
 
-@contextmanager
-def without_solving() -> Iterator[None]:
-    """Accountants, the slowest part of a small run, are asked once for each question."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(folder, "plan_curriculum", plan_without_solving)
-        patched.setattr(run, "SpentSoFar", lru_cache(run.SpentSoFar))
-        patched.setattr(export, "account", lru_cache(export.account))
-        yield
+def without_solving() -> AbstractContextManager[None]:
+    """Accountants, the slowest part of a small run, are asked once for each question, and for no plan."""
+    return accountants_asked_once(plan_without_solving)
 
 
 class Observer:

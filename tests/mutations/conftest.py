@@ -14,7 +14,7 @@ from curriculumdp.data.sources import load_images
 from tests.curriculum.runs import finish, plan_of, tiny
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Any]]:
     """Fixtures that forked children share; what accountants take seconds for is answered before they fork."""
     torch.set_num_threads(1)
