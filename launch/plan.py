@@ -1,4 +1,4 @@
-"""python launch/plan.py CONFIG [key.path=value ...] [--json | --explain]: what a run will cost, before any training.
+"""python launch/plan.py CONFIG [key.path=value ...] [--json | --explain | --estimate]: what a run costs, beforehand.
 
 Solves DP-SGD's noise for the budget, both stages together. Reads no data and imports no torch. Exit status: 0
 done, 2 a bad input.
@@ -24,15 +24,10 @@ class Parser(argparse.ArgumentParser):
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a file of configs/, or your own")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace the file's settings")
     parser.add_argument("--json", action="store_true", help="the plan as JSON, for programs")
-    parser.add_argument(
-        "--explain",
-        action="store_true",
-        help="instead, how a GPU of 80 GiB would do each layer (loads torch)",
-    )
+    parser.add_argument("--explain", action="store_true", help="only how a GPU of 80 GiB does each layer")
+    parser.add_argument("--estimate", action="store_true", help="also seconds a step, memory, hours, here")
     asked = parser.parse_intermixed_args()
 
     from curriculumdp.command import one_line_errors
@@ -49,6 +44,10 @@ def main() -> int:
             return 0
         plan = plan_curriculum(config)
         print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan))
+        if asked.estimate:
+            from curriculumdp.curriculum.estimate import estimate
+
+            print(estimate(config, plan), file=sys.stderr if asked.json else sys.stdout)
     return 0
 
 
