@@ -5,6 +5,7 @@ is collected.
 """
 
 import os
+import threading
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,11 +13,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from tests.tried import handed_over, lines, take_over
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# tqdm's own lock is one that forked processes share: a child killed while it holds it would stop all the others.
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -102,7 +102,16 @@ def in_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         _exit_with(work)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return _status_of(child)
+
+
+def _status_of(child: int) -> int:
+    """How `child` ended; it is not left behind where this process is told to wait no longer."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
 
 
 def _exit_with(work: Callable[[], object]) -> NoReturn:
@@ -153,7 +162,7 @@ def in_world(size: int, work: Callable[[World], object]) -> list[int]:
             )
             _exit_with(lambda: work(open_world("cpu", size)))
         children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return [_status_of(child) for child in children]
 
 
 def outcome_of(release: Path) -> dict[str, bytes]:

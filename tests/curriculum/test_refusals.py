@@ -201,6 +201,18 @@ def test_a_rank_that_sees_other_data_stops_the_run(tmp_path, digits):
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("compute__microbatch", 16), ("checkpoint__keep", 3)])
+def test_a_rank_with_other_options_stops_the_run(tmp_path, key, value):
+    """Cut into microbatches of two sizes, a step's sample would hold some units twice: twice the sensitivity."""
+
+    def work(world) -> None:
+        changes = {key: value} if world.rank else {}
+        assert "config" in refusal(lambda: finish(tiny(tmp_path, **changes), world))
+
+    assert in_world(2, work) == [0, 0]
+    assert not (tmp_path / "private" / "ledger.jsonl").exists()
+
+
 def test_a_class_without_images_reveals_nothing_and_breaks_nothing(tmp_path, digits, monkeypatch):
     kept = digits.labels != 3
     labels = np.where(kept, digits.labels, 4)
