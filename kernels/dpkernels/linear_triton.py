@@ -50,7 +50,8 @@ def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tenso
     For few rows a unit; x and grad_out as in `linear_grads`, but not for tf32 products. It bounds what
     `add_clipped_linear` sums, not only what the exact product is: where a unit's rows cancel, its norm is small and
     the rounding of its terms, M = Σ_k ‖g_k‖‖x_k‖, is not. That rounding is added once it passes 2⁻¹⁴ of the norm; the
-    margin of the grid's AIM covers it below.
+    margin of the grid's AIM covers it below. From M = 2¹²⁷ on the result is infinite: fp32 sums of the terms may be,
+    where the norm in float64 is not.
     """
     x_brI, grad_brO = _rows(x.double(), units), _rows(grad_out.double(), units)
     x_gram = x_brI.bmm(x_brI.transpose(1, 2)) + float(bias)
@@ -60,7 +61,8 @@ def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tenso
     rows, width = x_brI.shape[1], x_brI.shape[2] + grad_brO.shape[2]
     # fp32 sums of `rows` products (matrix units may cut where others round), and the fp64 sums of both products.
     rounding = terms * ((rows + 4) * 2.0**-22 + math.sqrt((rows**2 + width) * 2.0**-52))
-    return torch.where(rounding > norm * 2.0**-14, norm + rounding, norm).square_()
+    bound = torch.where(rounding > norm * 2.0**-14, norm + rounding, norm)
+    return torch.where(terms < 2.0**127, bound, torch.inf).square_()
 
 
 def _diagonal(gram: Tensor) -> Tensor:

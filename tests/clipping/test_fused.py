@@ -109,6 +109,27 @@ def test_a_unit_that_is_not_finite_is_left_out_and_counted(ways: dict[str, Way])
     assert (sums[0][1], sums[1][1]) == (0, 1)
 
 
+@pytest.mark.parametrize("way", ["store", "recompute", "factors"])
+def test_a_unit_whose_gradient_overflows_fp32_alone_adds_nothing(way: Way) -> None:
+    """Its norm in float64 is finite, and an infinity cast to an integer would be the largest of them."""
+    layer = nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.weight.fill_(1e-20)
+    net = nn.Sequential(layer)
+    x, pull = torch.ones(UNITS * DRAWS, 3), torch.ones(UNITS * DRAWS)
+    x[:DRAWS], pull[:DRAWS] = 1e20, 2e25  # the first unit's: their product is 2e45
+    sums = []
+    with device.interpreted():
+        for present in ([False, True, True], [True, True, True]):
+            engine = FusedGradients(net, UNITS, DRAWS, plan_of({"0": way}))
+            sums.append(torch.zeros(engine.total, dtype=torch.int64))
+            losses = engine.backward(lambda: (net(x).sum(1) * pull).view(UNITS, DRAWS).mean(1))
+            assert losses.isfinite().all()
+            engine.add_clipped_grads(sums[-1], CLIP, torch.tensor(present))
+    assert sums[0].any()
+    assert torch.equal(sums[0], sums[1])
+
+
 def test_over_a_training_run_the_unnoised_sums_stay_those_of_the_reference() -> None:
     """At the same weights each step; the weights follow the reference's sums."""
     torch.manual_seed(4)

@@ -163,3 +163,11 @@ def test_a_norm_from_factors_bounds_what_is_summed_where_rows_cancel() -> None:
         add_clipped_linear(x, g, (2.0**36 / bound).float(), weight, bias)
         summed = torch.cat((weight.flatten(), bias)).double().norm()
         assert summed <= 2.0**36 * (1 + 2.0**-13)
+
+
+def test_a_norm_from_factors_is_infinite_where_a_sum_in_fp32_may_be() -> None:
+    """float64 holds the product, fp32 does not: as a finite unit it would be summed as infinity."""
+    x, g = torch.full((4, 3), 1e20), torch.full((4, 2), 1e-20)
+    g[2:] = 2e25  # the second unit's
+    assert linear_squares(x, g, 2, False).isfinite().tolist() == [True, False]
+    assert linear_squares(g, x, 2, True).isfinite().tolist() == [True, False]
