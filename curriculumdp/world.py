@@ -90,7 +90,10 @@ class World:
     def require_equal(self, what: str, mine: bytes) -> None:
         """Raises on every rank if one rank's `mine` is not rank 0's."""
         if self.any(self.from_main(lambda: mine) != mine):
-            raise WorldError(f"the processes disagree about {what}: check that all see the same files")
+            raise WorldError(
+                f"the processes disagree about {what}: start all with the same command, and see to it that all "
+                "see the same files"
+            )
 
 
 def open_world(device: str, processes: int | None) -> World:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from curriculumdp.config import Config
+from curriculumdp.config import Config, without_paths
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.folder import RunFolder, fingerprint
+from curriculumdp.curriculum.folder import MECHANISM, RunFolder, fingerprint
 from curriculumdp.curriculum.phase import FreshIncarnation, OutOfBudget, Phase, Run, State, flat_state
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
@@ -77,6 +77,7 @@ def run_curriculum(config: Config, world: World, *, secret: RunSecret | None = N
     folder = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
         stopping = stack.enter_context(stop_signal())
+        world.require_equal("the config", common_options(config))
         if world.from_main(lambda: b"sealed" if folder.claim(stack, config) else b""):
             world.from_main(lambda: publish_sealed(folder))
             return Outcome(folder.path, folder.release)
@@ -225,6 +226,14 @@ def load_declared(config: Config, cache: Path | None) -> ImageSet:
             "such as 'all images of one patient'"
         )
     return images
+
+
+def common_options(config: Config) -> bytes:
+    """What all ranks must agree on: two that cut a step's sample otherwise would have some units in it twice.
+
+    Paths may differ, as between nodes with disks of their own.
+    """
+    return json.dumps([MECHANISM, without_paths(config)], sort_keys=True).encode()
 
 
 def content_digest(images: ImageSet) -> bytes:

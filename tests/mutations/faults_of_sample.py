@@ -50,6 +50,16 @@ SAMPLE_FAULTS = [
         RANKS,
     ),
     Fault(
+        "ranks that cut the sample into microbatches of their own size",
+        "curriculumdp.curriculum.run:run_curriculum",
+        'world.require_equal("the config", common_options(config))',
+        "pass",
+        Check(
+            "tests.curriculum.test_refusals:test_a_rank_with_other_options_stops_the_run",
+            {"key": "compute__microbatch", "value": 16},
+        ),
+    ),
+    Fault(
         "a higher rate than is charged",
         STEP,
         ROWS,
