@@ -48,7 +48,7 @@ class FusedGradients(PerUnitGradients):
 
     Without a plan every layer is stored, in `dtype`. A layer that the kernels do not cover (grouped convolutions,
     partly frozen layers) is stored by its ordinary rule, and its norm taken afterwards. channels_last: convolutions
-    answer in that memory format whatever format their input has.
+    answer in that memory format whatever format their input has. Raises GradientError where layers share a parameter.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class FusedGradients(PerUnitGradients):
     ) -> None:
         super().__init__(net, 0, draws, dtype)  # 0: which layers have a place in `grads` is the plan's to say
         self.units = units
+        self._refuse_shared_parameters()
         fused = {name for name, layer, _ in self._layers if _fused_rule(layer) is not None}
         ways = {} if plan is None else {p.layer.name: p.way for p in plan.layers if p.layer.name in fused}
         self._way_of = {id(layer): ways.get(name, "store") for name, layer, _ in self._layers}
@@ -84,6 +85,14 @@ class FusedGradients(PerUnitGradients):
         self._inputs: dict[int, _Shared] = {}
         self._last: _Shared | None = None
         self._calls: Counter[int] = Counter()
+
+    def _refuse_shared_parameters(self) -> None:
+        """A parameter of two layers: the norm would be taken of each layer's part of its gradient, not of their sum."""
+        owners: dict[int, str] = {}
+        for name, layer, _ in self._layers:
+            for parameter in layer.parameters(recurse=False):
+                if (first := owners.setdefault(id(parameter), name)) != name:
+                    raise GradientError(f"{first} and {name} share a parameter: no kernel takes its norm")
 
     def _lay_out(self, dtype: torch.dtype, stored: list[Segment]) -> None:
         """Gives the stored segments places in one buffer, and finds the runs that are contiguous in the sum too."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.capture import GradientError, PerUnitGradients
 from curriculumdp.clipping.fused import FusedGradients
 from curriculumdp.clipping.planner import EnginePlan, LayerPlan, LayerShape, Way
 from dpkernels import device
@@ -107,6 +107,16 @@ def test_a_unit_that_is_not_finite_is_left_out_and_counted(ways: dict[str, Way])
             sums.append((total, result.excluded))
     assert torch.equal(sums[0][0], sums[1][0])
     assert (sums[0][1], sums[1][1]) == (0, 1)
+
+
+@pytest.mark.parametrize("ways", [{}, {"second": "recompute"}], ids=str)
+def test_layers_that_share_a_parameter_are_refused_by_name(ways: dict[str, Way]) -> None:
+    """The norms would be those of two parts, and what a microbatch left behind would go into the next one's sum."""
+    net = nn.Module()
+    net.first, net.second = nn.Linear(4, 4), nn.Linear(4, 4)
+    net.second.weight = net.first.weight
+    with pytest.raises(GradientError, match="first and second share a parameter"):
+        FusedGradients(net, UNITS, DRAWS, plan_of(ways))
 
 
 @pytest.mark.parametrize("way", ["store", "recompute", "factors"])
