@@ -214,6 +214,7 @@ def load_declared(config: Config, cache: Path | None) -> ImageSet:
         channels=data.channels,
         size=data.size,
         units=data.units,
+        unit=data.unit,
         path=data.path,
         csv=data.csv,
         roster=data.roster,

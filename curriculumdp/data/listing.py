@@ -52,6 +52,15 @@ def check_labels(listing: Listing, classes: int) -> None:
         )
 
 
+def check_owners(listing: Listing, unit: str) -> None:
+    """Raises DataError if `unit` is more than an image but nothing says who owns which: each would be a unit."""
+    if unit != "one image" and listing.unit_ids is None:
+        raise DataError(
+            f"{listing.origin}: data.unit is {unit!r} but the images name no units, so that each would be one of "
+            "its own: add the column (csv) or array (npz) of that name, or leave data.unit at 'one image'"
+        )
+
+
 def unit_places(listing: Listing, wanted: Wanted) -> tuple[np.ndarray, int]:
     """The owner of each image, int64 [N], and the number of places, which must be the declared one."""
     count = len(listing.labels)

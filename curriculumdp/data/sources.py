@@ -14,7 +14,7 @@ from curriculumdp.data.arrays import list_digits, list_idx, list_npz
 from curriculumdp.data.cache import cache_key, load_pixels, save_pixels
 from curriculumdp.data.folders import list_image_folder
 from curriculumdp.data.images import DataError, ImageSet
-from curriculumdp.data.listing import Listing, Wanted, check_labels, unit_places
+from curriculumdp.data.listing import Listing, Wanted, check_labels, check_owners, unit_places
 
 __all__ = ["SOURCES", "DataError", "load_images"]
 
@@ -33,6 +33,7 @@ def load_images(
     channels: int,
     size: int,
     units: int | None = None,
+    unit: str = "one image",
     path: str | None = None,
     csv: str | None = None,
     roster: str | None = None,
@@ -43,7 +44,8 @@ def load_images(
     """PRIVATE: the images of a source as uint8 [N, channels, size, size], checked against what is declared.
 
     `units` is the declared number of units, which a training set must match exactly; None for a test set, in
-    which each image is its own unit. digits and idx hold both splits; the others hold what `path` names.
+    which each image is its own unit. `unit` says what one is: if more than an image, the images must name
+    theirs. digits and idx hold both splits; the others hold what `path` names.
     `cache` is a private folder in which decoded images are kept. Raises DataError, one line.
     """
     if split == "train" and units is None:
@@ -54,6 +56,7 @@ def load_images(
     )  # fmt: skip
     listing = SOURCES[source](wanted)
     check_labels(listing, classes)
+    check_owners(listing, unit)
     places, unit_count = unit_places(listing, wanted)
     return ImageSet(_pixels(listing, wanted, source, cache), listing.labels, places, unit_count)
 

@@ -75,6 +75,12 @@ def test_changed_data_are_refused(tmp_path, digits, monkeypatch):
     assert "images, labels or units" in refusal(lambda: finish(tiny(tmp_path)))
 
 
+def test_a_run_that_protects_single_images_cannot_be_certified_for_patients(tmp_path):
+    patients = tiny(tmp_path, data__unit="all images of one patient")
+    assert "name no units" in refusal(lambda: finish(patients))
+    assert not (tmp_path / "private" / "ledger.jsonl").exists()
+
+
 def test_a_neutral_change_is_no_change(tmp_path):
     killed_run(tmp_path)
     finish(tiny(tmp_path, checkpoint={"every": 3}))

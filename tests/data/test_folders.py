@@ -52,6 +52,19 @@ def test_classes_are_the_sub_folders_in_the_order_of_their_names(folder: Path) -
     assert images.units.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("text", [None, "path,label\ncats/a.png,0\ncats/b.png,0\ndogs/c.png,1\n"])
+def test_a_unit_that_is_more_than_an_image_needs_images_that_name_theirs(
+    folder: Path, text: str | None
+) -> None:
+    """Without them each image would be protected alone, under a certificate that speaks of patients."""
+    asked = {"unit": "all images of one patient"} | ({"csv": table(folder, text)} if text else {})
+    message = complaint(folder, **asked)
+    assert "all images of one patient" in message
+    assert "name no units" in message
+    named = table(folder, "path,label,unit\ncats/a.png,0,0\ncats/b.png,0,0\ndogs/c.png,1,2\n")
+    assert load(folder, unit="all images of one patient", csv=named).counts.tolist() == [2, 0, 1]
+
+
 def test_an_empty_sub_folder_is_a_class_without_images(folder: Path) -> None:
     (folder / "bees").mkdir()
     assert load(folder, classes=3).labels.tolist() == [1, 1, 2]

@@ -60,6 +60,15 @@ SAMPLE_FAULTS = [
         ),
     ),
     Fault(
+        "images that name no patient, protected one by one and certified for patients",
+        "curriculumdp.curriculum.run:load_declared",
+        "unit=data.unit,",
+        "",
+        Check(
+            "tests.curriculum.test_refusals:test_a_run_that_protects_single_images_cannot_be_certified_for_patients"
+        ),
+    ),
+    Fault(
         "a higher rate than is charged",
         STEP,
         ROWS,
