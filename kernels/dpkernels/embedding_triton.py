@@ -23,13 +23,14 @@ def embedding_grads(
 ) -> None:
     """Writes each unit's gradient of the table into `out`. PRIVATE.
 
-    index int64 [N, ...] and grad_out [N, ..., D], N = B·K with a unit's K draws contiguous; out [B, V, D],
+    index int64 [N, ...] and grad_out [N, ..., D], any strides, N = B·K with a unit's K draws contiguous; out [B, V, D],
     any strides; `padding_row` gets no gradient, as in torch; `accumulate` adds to what `out` holds. squares,
     if given, is float64 [B, embedding_parts(V, D)] and receives parts of each unit's squared norm, of the
     values as stored.
     """
     units, rows, width = out.shape
-    values, places = grad_out.reshape(-1, width), index.reshape(-1)
+    # A view of another unit's labels would be read as this one's.
+    values, places = grad_out.reshape(-1, width), index.reshape(-1).contiguous()
     parts = out if squares is None else squares
     _embedding_kernel[(embedding_parts(rows, width), units)](
         *(places, values, out, parts, values.stride(), out.stride(), parts.stride(0), len(places) // units),
