@@ -1,11 +1,15 @@
 """A microbatch can be captured: static buffers in, no look at a value from the host, the plain path's sums out."""
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -52,6 +56,61 @@ def summed(
     for one in batches:
         work.add(one)
     return total
+
+
+@pytest.fixture
+def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's CUDA graphs, for `Captured` itself: a graph is what `Recorded` records."""
+
+    @contextlib.contextmanager
+    def graph(made: SimpleNamespace, **_: Any) -> Iterator[None]:
+        with Recorded(monkeypatch) as recorded:
+            yield
+        made.replay = recorded.replay
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "CUDAGraph": SimpleNamespace,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+
+def odd_batches() -> list[UnitBatch]:
+    """Microbatches of which each would leave something to the next: a unit that is not finite, nobody, padding."""
+    spoiled, nobody, last = batch(7), batch(8), batch(9)
+    spoiled.images[DRAWS] = torch.nan
+    absent, alone = torch.zeros(UNITS, dtype=torch.bool), torch.arange(UNITS) == 1
+    return [
+        dataclasses.replace(spoiled, present=~absent),
+        dataclasses.replace(nobody, present=absent),
+        dataclasses.replace(last, present=alone),
+    ]
+
+
+@interpreted
+def test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_before(graphs_on_the_cpu):
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 4), nn.Tanh(), nn.Linear(4, 3))
+    ways = plan_of({"1": "store", "3": "recompute"})
+    batches = odd_batches()
+
+    def losses(b: UnitBatch) -> Tensor:
+        return net(b.images).square().sum(1).view(UNITS, DRAWS).mean(1)
+
+    total = torch.zeros(sum(p.numel() for p in net.parameters()), dtype=torch.int64)
+    with device.interpreted():
+        work = Microbatch(FusedGradients(net, UNITS, DRAWS, ways), losses, CLIP, total, capture=True)
+        seen = [work.add(one) for one in batches]
+        plain = summed(FusedGradients(net, UNITS, DRAWS, ways), losses, batches)
+    assert plain.any()
+    assert torch.equal(total, plain)
+    assert same(total, summed(PerUnitGradients(net, UNITS, DRAWS), losses, batches), 1e-6)
+    assert [int(part.excluded) for part in seen] == [1, 0, 0]
+    assert [part.present.tolist() for part in seen] == [one.present.tolist() for one in batches]
 
 
 def same(mine: Tensor, theirs: Tensor, within: float) -> bool:

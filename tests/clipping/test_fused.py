@@ -119,6 +119,31 @@ def test_layers_that_share_a_parameter_are_refused_by_name(ways: dict[str, Way])
         FusedGradients(net, UNITS, DRAWS, plan_of(ways))
 
 
+def test_a_backward_is_summed_once() -> None:
+    net = Net()
+    with device.interpreted():
+        engine = FusedGradients(net, UNITS, DRAWS)
+        present = torch.ones(UNITS, dtype=torch.bool)
+        total, *_ = step(net, engine, present)
+        with pytest.raises(GradientError, match="a unit would count twice"):
+            engine.add_clipped_grads(total, CLIP, present)
+
+
+@pytest.mark.parametrize("way", ["recompute", "factors"])
+def test_a_layer_used_twice_is_refused_where_its_gradient_is_not_stored(way: Way) -> None:
+    """The norm would be its last use's, the sum that of both."""
+    net = nn.Sequential(nn.Linear(3, 3))
+    x = torch.ones(UNITS * DRAWS, 3)
+    with device.interpreted():
+        engine = FusedGradients(net, UNITS, DRAWS, plan_of({"0": way}))
+        with pytest.raises(GradientError, match="a Linear is used twice"):
+            engine.backward(lambda: net(torch.tanh(net(x))).sum(1).view(UNITS, DRAWS).mean(1))
+    with pytest.raises(GradientError, match="complete backward"):
+        engine.add_clipped_grads(
+            torch.zeros(12, dtype=torch.int64), CLIP, torch.ones(UNITS, dtype=torch.bool)
+        )
+
+
 @pytest.mark.parametrize("way", ["store", "recompute", "factors"])
 def test_a_unit_whose_gradient_overflows_fp32_alone_adds_nothing(way: Way) -> None:
     """Its norm in float64 is finite, and an infinity cast to an integer would be the largest of them."""

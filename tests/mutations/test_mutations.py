@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.mutations.faults_of_gpu import GPU_FAULTS
 from tests.mutations.faults_of_ledger import LEDGER_FAULTS
 from tests.mutations.faults_of_noise import NOISE_FAULTS
 from tests.mutations.faults_of_release import RELEASE_FAULTS
@@ -10,7 +11,7 @@ from tests.mutations.faults_of_sum import SUM_FAULTS
 from tests.mutations.planting import Fault, outcome
 from tests.tried import PLANTED
 
-FAULTS = [*SUM_FAULTS, *SAMPLE_FAULTS, *NOISE_FAULTS, *RELEASE_FAULTS, *LEDGER_FAULTS]
+FAULTS = [*SUM_FAULTS, *GPU_FAULTS, *SAMPLE_FAULTS, *NOISE_FAULTS, *RELEASE_FAULTS, *LEDGER_FAULTS]
 CHECKS = list({str(fault.check): fault.check for fault in FAULTS}.values())
 
 

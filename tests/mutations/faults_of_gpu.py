@@ -1,0 +1,69 @@
+"""Faults of a GPU's path: the fused engine, the microbatch as a graph. They are seen in Triton's interpreter."""
+
+from dpkernels import device
+from tests.mutations.planting import Check, Fault
+
+FUSED = "tests.clipping.test_fused:"
+ENGINE = "curriculumdp.clipping.fused:FusedGradients"
+CAPTURED = Check(
+    "tests.clipping.test_captured:"
+    "test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_before"
+)
+TWICE = 'raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")'
+
+GPU_FAULTS = [
+    Fault(
+        "the warm-up of a graph counts",
+        "curriculumdp.curriculum.microbatch:Microbatch.add",
+        "self.total.copy_(before)",
+        "pass",
+        CAPTURED,
+    ),
+    Fault(
+        "a graph replayed on the units of the microbatch before",
+        "curriculumdp.clipping.captured:Captured.__call__",
+        "self._inputs.take(inputs)",
+        "pass",
+        CAPTURED,
+    ),
+    Fault(
+        "padding that counts on a GPU",
+        "dpkernels.clip_sum_triton:clip_scale",
+        "torch.where(present & norms.isfinite(), ",
+        "torch.where(norms.isfinite(), ",
+        CAPTURED,
+    ),
+    Fault(
+        "layers stored by their ordinary rule missing from a GPU's norm",
+        ENGINE + "._sum_clipped",
+        "squared = squared + squared_row_norms(self._columns(segment).flatten(1))",
+        "pass",
+        Check(FUSED + "test_every_way_gives_the_references_norms_and_sums", {"ways": {}}),
+    ),
+    Fault(
+        "the norm of a recomputed layer's last use for the sum of both",
+        ENGINE + ".take",
+        TWICE,
+        "pass",
+        Check(
+            FUSED + "test_a_layer_used_twice_is_refused_where_its_gradient_is_not_stored",
+            {"way": "recompute"},
+        ),
+    ),
+    Fault(
+        "the norms of two layers for the sum of their shared parameter",
+        ENGINE + ".__init__",
+        "self._refuse_shared_parameters()",
+        "pass",
+        Check(FUSED + "test_layers_that_share_a_parameter_are_refused_by_name", {"ways": {}}),
+    ),
+    Fault(
+        "a backward summed twice on a GPU",
+        ENGINE + ".add_clipped_grads",
+        "self._fresh = False",
+        "pass",
+        Check(FUSED + "test_a_backward_is_summed_once"),
+    ),
+]
+if not device.INTERPRETER:  # with a GPU at hand its own tests see to them
+    GPU_FAULTS = []
