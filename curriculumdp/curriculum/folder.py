@@ -32,7 +32,7 @@ from curriculumdp.privacy.release import AccountingError, Release
 
 CONFIG = "config.json"
 # The version of everything that turns rows and keys into a noisy sum; a change of it takes fresh keys on resume.
-MECHANISM = 1
+MECHANISM = 2
 
 
 # There once a leg of the run has shown private metrics: the certificate must say so whatever later legs do.

@@ -119,7 +119,10 @@ class OutOfBudget(Exception):
 
 @dataclass
 class Run:
-    """One run as its phases see it. PRIVATE: it holds the images, the secret and (on rank 0) the ledger."""
+    """One run as its phases see it. PRIVATE: it holds the images, the secret and (on rank 0) the ledger.
+
+    incarnation: the MAC of its ledger entry, not its number, which a copy of the run folder would share.
+    """
 
     config: Config
     plan: Plan
@@ -127,7 +130,7 @@ class Run:
     secret: RunSecret
     images: ImageSet
     ledger: Ledger | None = None
-    incarnation: int = 0
+    incarnation: str = ""
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def begin_incarnation(self, fingerprint: dict[str, Any], why: str | None = None) -> None:
@@ -135,10 +138,13 @@ class Run:
 
         def begin() -> bytes:
             assert self.ledger is not None
-            number = self.ledger.new_incarnation(fingerprint, why) if why else self.ledger.begin(fingerprint)
-            return str(number).encode()
+            if why:
+                self.ledger.new_incarnation(fingerprint, why)
+            else:
+                self.ledger.begin(fingerprint)
+            return self.ledger.incarnation_mac.encode()
 
-        self.incarnation = int(self.world.from_main(begin))
+        self.incarnation = self.world.from_main(begin).decode()
 
     def rows_key(self, phase: str, step: int) -> bytes:
         """The key of a step's Poisson sample."""
@@ -187,7 +193,7 @@ class Run:
             return b"mismatch"
         except BudgetSpent:
             return b"budget"
-        return self.secret.key("noise", entry=entry.hex())
+        return self.secret.key("noise", incarnation=self.incarnation, entry=entry.hex())
 
 
 class Phase(Protocol):

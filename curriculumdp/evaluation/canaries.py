@@ -19,7 +19,6 @@ from torch import Tensor
 
 from curriculumdp.clipping.capture import PerUnitGradients
 from curriculumdp.clipping.clip import ClipResult
-from curriculumdp.curriculum.folder import fingerprint
 from curriculumdp.curriculum.microbatch import Microbatch
 from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.curriculum.private import PrivatePhase
@@ -196,8 +195,8 @@ def throwaway(run: Run, secret: RunSecret) -> Iterator[Run]:
         planned = {"releases": [asdict(release) for release in run.plan.releases()]}
         ledger = Ledger.create(Path(folder), secret, planned, list(run.images.content_arrays().values()))
         try:
-            made = replace(run, secret=secret, ledger=ledger, incarnation=0, stopping=threading.Event())
-            made.begin_incarnation(fingerprint(run.config, run.world.device))
+            made = replace(run, secret=secret, ledger=ledger, stopping=threading.Event())
+            made.begin_incarnation({})  # nobody goes on with it
             yield made
         finally:
             ledger.close()

@@ -95,6 +95,7 @@ class Ledger:
         self._interrupted = False
         self._fingerprint: Mapping[str, object] = {}
         self._places: dict[tuple[int, str, int], int] = {}
+        self._begun = 0
         for number, body in enumerate(chain.bodies, start=1):
             try:
                 self._apply(json.loads(body))
@@ -199,6 +200,16 @@ class Ledger:
     def head(self) -> tuple[int, str]:
         """(number of entries, the last one's MAC): what a checkpoint keeps."""
         return len(self.macs), self.macs[-1]
+
+    @property
+    def incarnation_mac(self) -> str:
+        """The MAC of the incarnation's entry, and so of all before it: what its keys are derived from.
+
+        Of two copies of a run folder each may begin an incarnation of the same number; this tells them apart.
+        """
+        if self.incarnation is None:
+            raise LedgerError(f"{self._chain.path}: no incarnation has begun: nothing may be drawn")
+        return self.macs[self._begun]
 
     def check_prefix(self, count: int, mac: str) -> None:
         """Raises LedgerError unless this ledger once had exactly this head: it was not cut or exchanged."""
@@ -319,6 +330,7 @@ class Ledger:
             self._spending = Spending([Release(**row) for row in entry["plan"]["releases"]], self._allowance)
         elif kind == "incarnation":
             self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]
+            self._begun = place
         elif kind == "release":
             self._places[entry["incarnation"], entry["phase"], entry["step"]] = place
             self._spending.add(

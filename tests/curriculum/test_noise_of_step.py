@@ -202,9 +202,11 @@ def test_another_sum_never_meets_the_same_noise(tmp_path, monkeypatch, digits):
     keys: list[bytes] = []
     original = noise_module.gaussian
     monkeypatch.setattr(noise_module, "gaussian", lambda key, n: (keys.append(key), original(key, n))[1])
-    for name, images in (("one", digits), ("two", digits.without_unit(303)), ("again", digits)):
-        run, state = charged_run(images, tiny(tmp_path), tmp_path / name)
-        assert 303 in poisson_rows(run.rows_key("private", 0), 1437, 0.02)
+    for name in ("one", "two", "again"):
+        run, state = charged_run(digits, tiny(tmp_path), tmp_path / name)
+        if name == "two":
+            sampled = poisson_rows(run.rows_key("private", 0), 1437, 0.02)
+            run.images = digits.without_unit(int(sampled[0]))
         PrivatePhase(run).step(run, state, 0)
     assert keys[0] == keys[2], "a replay has its own noise again"
     assert keys[0] != keys[1]

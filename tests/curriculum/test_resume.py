@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -130,13 +131,45 @@ def test_a_replayed_sum_that_differs_is_thrown_away_and_charged_anew(tmp_path, m
 
     def other_arithmetic(self, run, state, step, rows):
         total, figures = original(self, run, state, step, rows)
-        return (total + 1 if step == 2 and run.incarnation == 0 else total), figures
+        return (total + 1 if step == 2 and run.ledger.incarnation == 0 else total), figures
 
     monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
     finish(config)
     assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
     again = [r for r in releases(tmp_path) if (r["phase"], r["step"]) == ("private", 2)]
     assert [r["incarnation"] for r in again] == [0, 1]
+
+
+def test_two_copies_of_a_run_that_go_on_under_other_arithmetic_share_no_rows_and_no_noise(
+    tmp_path, monkeypatch
+):
+    """Each ledger knows of one new incarnation: rows drawn alike under two noises would cost more than both say."""
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", 6, after=True)
+        finish(tiny(tmp_path / "a"))
+
+    assert in_child(killed) == -signal.SIGKILL
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    keys: list[set[bytes]] = []
+    original = RunSecret.key
+
+    def watched(self: RunSecret, purpose: str, **context: int | float | str) -> bytes:
+        key = original(self, purpose, **context)
+        if purpose in ("rows", "draws", "noise"):
+            keys[-1].add(key)
+        return key
+
+    monkeypatch.setattr(RunSecret, "key", watched)
+    for name, changes in (
+        ("a", {"compute__microbatch": 16}),
+        ("b", {"compute__memory_format": "channels_last"}),
+    ):
+        keys.append(set())
+        finish(tiny(tmp_path / name, **changes))
+    assert [i["number"] for i in incarnations(tmp_path / "a") + incarnations(tmp_path / "b")] == [0, 1, 0, 1]
+    assert len(keys[0]) > 4
+    assert not keys[0] & keys[1]
 
 
 def test_resumed_on_another_number_of_processes_is_the_same_run(tmp_path, never_killed):

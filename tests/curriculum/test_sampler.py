@@ -70,7 +70,7 @@ def rows_of_steps(
     rank: int = 0,
     size: int = 1,
     images: ImageSet | None = None,
-    incarnation: int = 0,
+    incarnation: str = "",
     secret: bytes = SECRET,
 ) -> list[np.ndarray]:
     """The units, padding included, that each of the real steps 0, 1, … takes on one rank of a world."""
@@ -164,7 +164,7 @@ def test_phases_and_incarnations_are_independent():
     samples = [
         (table(rows_of_steps(kind, 100, incarnation=incarnation)) - rate) / math.sqrt(rate * (1 - rate))
         for kind, rate in ((PrivatePhase, RATES["private"]), (CentralPhase, RATES["central"]))
-        for incarnation in (0, 1, 2)
+        for incarnation in ("", "one", "two")
     ]
     flat = np.stack([sample.ravel() for sample in samples])
     products = flat @ flat.T / math.sqrt(flat.shape[1])

@@ -17,7 +17,7 @@ QUERY = "curriculumdp.curriculum.phase:Run.release_sum"
 CHARGE = "curriculumdp.curriculum.phase:Run._charge"
 NOISY = "noisy = add_noise(total, sigma, key)"
 NOISY_QUERY = "return add_noise(total, release.noise_multiplier, key)"
-NOISE_KEY = 'self.secret.key("noise", entry=entry.hex())'
+NOISE_KEY = 'self.secret.key("noise", incarnation=self.incarnation, entry=entry.hex())'
 
 VARIANCE = Check(P2 + "test_all_noise_together_has_the_promised_variance")
 COORDINATES = Check(P2 + "test_every_coordinate_of_every_step_has_the_promised_variance")
@@ -186,7 +186,7 @@ NOISE_FAULTS = [
         "noise from the config's seed",
         CHARGE,
         NOISE_KEY,
-        "f'{self.config.seed} {release.name} {step} {self.incarnation}'.encode().ljust(32)",
+        "f'{self.config.seed} {release.name} {step} {self.ledger.incarnation}'.encode().ljust(32)",
         Check(P2 + "test_equal_steps_of_two_runs_have_no_noise_in_common"),
     ),
     Fault(

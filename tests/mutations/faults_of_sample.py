@@ -83,6 +83,16 @@ SAMPLE_FAULTS = [
         KEYED.replace("incarnation=self.incarnation, ", ""),
         FRESH,
     ),
+    Fault(
+        "keys of an incarnation's number, which copies of a run folder share",
+        "curriculumdp.curriculum.phase:Run.begin_incarnation",
+        "return self.ledger.incarnation_mac.encode()",
+        "return str(self.ledger.incarnation).encode()",
+        Check(
+            "tests.curriculum.test_resume:"
+            "test_two_copies_of_a_run_that_go_on_under_other_arithmetic_share_no_rows_and_no_noise"
+        ),
+    ),
     Fault("one sample for both phases", ROWS_KEY, KEYED, KEYED.replace("phase=phase, ", ""), FRESH),
     Fault(
         "replay with other rows and the same noise",
@@ -95,7 +105,7 @@ SAMPLE_FAULTS = [
         "rows from the config's seed",
         ROWS_KEY,
         f"return {KEYED}",
-        "return f'{self.config.seed} {phase} {step} {self.incarnation}'.encode().ljust(32)",
+        "return f'{self.config.seed} {phase} {step} {self.incarnation}'.encode().ljust(32)[:32]",
         Check(
             P4 + "test_rows_come_from_the_secret_and_not_from_what_the_config_says", {"kind": PrivatePhase}
         ),

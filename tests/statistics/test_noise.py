@@ -128,7 +128,8 @@ FAULTS: dict[str, tuple[str, Callable[[Floats], Floats]]] = {
     "cut at 4σ": ("tail counts", lambda z: np.clip(z, -4.0, 4.0)),
     "cut at 3.5σ": ("far part", lambda z: np.clip(z, -3.5, 3.5)),
     "Student's tails": ("far part", lambda z: student.ppf(norm.cdf(z), 30)),
-    "radius from 8-bit words": ("radius", lambda z: coarse(z, 8)),
+    # 7 bits move the distribution by 2⁻⁸, which is 4/√n for a million radii; 8 bits would show by luck alone.
+    "radius from 7-bit words": ("radius", lambda z: coarse(z, 7)),
     "one sign a pair": ("angle", lambda z: np.abs(z) * np.repeat(np.sign(z[::2]), 2)),
 }
 

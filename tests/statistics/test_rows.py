@@ -21,7 +21,7 @@ UNITS, STEPS, RATE = 500, 6000, 0.08
 Table = NDArray[np.bool_]
 
 
-def run_of(incarnation: int) -> Run:
+def run_of(incarnation: str) -> Run:
     nobody = ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
     return Run(
         config=tiny("unused"),  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def run_of(incarnation: int) -> Run:
     )
 
 
-def table_of(phase: str = "private", incarnation: int = 0, steps: int = STEPS, rate: float = RATE) -> Table:
+def table_of(phase: str = "private", incarnation: str = "", steps: int = STEPS, rate: float = RATE) -> Table:
     """Which unit was in which step, bool [steps, UNITS]."""
     run, table = run_of(incarnation), np.zeros((steps, UNITS), bool)
     for step in range(steps):
@@ -154,7 +154,9 @@ def test_another_way_of_sampling_is_seen(
 
 def test_phases_and_incarnations_draw_independently() -> None:
     tables = [
-        table_of(phase, incarnation, 1500) for phase in ("central", "private") for incarnation in (0, 1, 2)
+        table_of(phase, incarnation, 1500)
+        for phase in ("central", "private")
+        for incarnation in ("", "one", "two")
     ]
     pairs = list(itertools.combinations(tables, 2))
     for one, other in pairs:
