@@ -9,6 +9,14 @@ CAPTURED = Check(
     "tests.clipping.test_captured:"
     "test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_before"
 )
+UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
+IN_ONE_PASS = (
+    "noise_step(total, key, sigma, clip_norm, self.expected_units, state, step, rate, self.config.ema)"
+)
+ONE_PASS = Check(
+    "tests.curriculum.test_step_of_a_gpu:"
+    "test_the_update_in_one_pass_is_noise_then_the_expected_batch_then_adam_and_ema"
+)
 TWICE = 'raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")'
 
 GPU_FAULTS = [
@@ -56,6 +64,20 @@ GPU_FAULTS = [
         "self._refuse_shared_parameters()",
         "pass",
         Check(FUSED + "test_layers_that_share_a_parameter_are_refused_by_name", {"ways": {}}),
+    ),
+    Fault(
+        "times C forgotten in a GPU's noise",
+        UPDATE,
+        IN_ONE_PASS,
+        IN_ONE_PASS.replace("sigma", "sigma / clip_norm"),
+        ONE_PASS,
+    ),
+    Fault(
+        "one noise in every step of a GPU",
+        UPDATE,
+        IN_ONE_PASS,
+        IN_ONE_PASS.replace("key", "bytes(32)"),
+        ONE_PASS,
     ),
     Fault(
         "a backward summed twice on a GPU",
