@@ -30,6 +30,7 @@ ADJACENCY = (
     "Its epsilon equals add/remove's. Replace-one costs about twice as much: accounting.epsilon_replace_one."
 )
 PUBLIC = "The training config, the number of units and of classes, and the image shape count as public."
+BEGAN_FROM = " The weights that training began from count as public too: {}. No check can see that they are."
 CONDITIONS = (
     "the run's input checks, that is, the data had exactly the declared units, classes and shape. No check "
     "can see whether one person's images were spread over several units."
@@ -78,11 +79,15 @@ class CertifiedRelease(Values):
 
 
 class PublicFacts(Values):
-    """What the guarantee takes as known to everybody. image_shape: (channels, height, width)."""
+    """What the guarantee takes as known to everybody. image_shape: (channels, height, width).
+
+    initial_weights: the name of those that training began from, None where they were drawn at random.
+    """
 
     units: Count
     classes: Count
     image_shape: tuple[Count, Count, Count]
+    initial_weights: Line | None = None
 
 
 class Guarantee(Values):
@@ -162,6 +167,7 @@ def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
 
 def statement(guarantee: Guarantee) -> dict[str, str]:
     """The certificate's fixed words, with its figures in them."""
+    begun = guarantee.public.initial_weights
     shown = (
         "figures computed from the sensitive images without noise (losses) were shown on the console. "
         "What was passed on from there is not covered."
@@ -173,7 +179,7 @@ def statement(guarantee: Guarantee) -> dict[str, str]:
             f"A unit is {guarantee.unit}."
         ),
         "adjacency": ADJACENCY,
-        "public": PUBLIC,
+        "public": PUBLIC + (BEGAN_FROM.format(begun) if begun else ""),
         "conditional_on": CONDITIONS,
         "private_metrics": shown if guarantee.private_metrics_shown else "none were shown outside the run.",
         "stopped": STOPPED[guarantee.stopped],
@@ -184,8 +190,11 @@ def statement(guarantee: Guarantee) -> dict[str, str]:
 
 def certificate_bytes(certificate: Certificate) -> bytes:
     """privacy.json: the one text form of a certificate, UTF-8."""
-    whole = {"format": FORMAT, "statement": statement(certificate.guarantee)}
+    whole: dict[str, Any] = {"format": FORMAT, "statement": statement(certificate.guarantee)}
     whole |= certificate.model_dump(mode="json")
+    public = whole["guarantee"]["public"]
+    if public["initial_weights"] is None:
+        del public["initial_weights"]
     return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

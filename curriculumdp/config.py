@@ -275,7 +275,7 @@ class Config(Section):
         default=0, description="seed of what touches no sensitive row: first weights, warm-up, sampling"
     )
     curriculum: tuple[Stage, ...] = Field(default=STAGES, description="the stages, in order")
-    init_from: str | None = Field(
+    init_from: Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = Field(
         default=None, description="folder of a PUBLIC diffusers model to start from"
     )
     data: DataConfig = Field(description="the sensitive set")
@@ -369,5 +369,5 @@ def without_paths(config: Config) -> dict[str, Any]:
         section, _, last = key.rpartition(".")
         (values[section] if section else values).pop(last)
     if config.init_from is not None:
-        values["init_from"] = Path(config.init_from).name
+        values["init_from"] = Path(config.init_from).name or "unnamed"
     return values

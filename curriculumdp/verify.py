@@ -153,6 +153,7 @@ def config_problems(folder: Path, guarantee: Guarantee) -> list[str]:
             ("privacy.delta", privacy["delta"], guarantee.delta),
             ("privacy.epsilon", privacy["epsilon"], max(guarantee.epsilon, privacy["epsilon"])),
             ("data.unit", data.get("unit", guarantee.unit), guarantee.unit),
+            ("init_from", config.get("init_from"), guarantee.public.initial_weights),
         ]
         if logging.get("show_private_metrics"):
             pairs.append(("logging.show_private_metrics", True, guarantee.private_metrics_shown))

@@ -14,7 +14,13 @@ import yaml
 from safetensors.numpy import save_file
 
 from curriculumdp import verify
-from curriculumdp.certificate import Certificate, account, certificate_bytes, parse_certificate
+from curriculumdp.certificate import (
+    Certificate,
+    CertificateError,
+    account,
+    certificate_bytes,
+    parse_certificate,
+)
 from curriculumdp.export import certified_releases
 from curriculumdp.signature import SignatureError
 from curriculumdp.verify import REQUIRED, WEIGHTS, file_sha256, read_certificate, verify_release
@@ -191,6 +197,18 @@ def test_facts_must_be_those_of_the_training_config(release: Path, change: dict[
     said = read_certificate(release).guarantee
     certify_again(release, guarantee=type(said).model_validate(dict(said) | change))
     assert any(line.startswith(word) for line in verify_release(release))
+
+
+def test_weights_that_training_began_from_are_certified_as_taken_for_public(tmp_path: Path) -> None:
+    """Nothing here can show that they were: whoever reads the certificate must know that it hangs on it."""
+    config = CONFIG | {"init_from": "chest-xrays"}
+    with pytest.raises(CertificateError, match="init_from"):
+        write_release(tmp_path / "silent", config=config)
+    public = guarantee().public.model_copy(update={"initial_weights": "chest-xrays"})
+    release = write_release(tmp_path / "release", config=config, guarantee=guarantee(public=public))
+    assert verify_release(release) == []
+    for file in ("privacy.json", "README.md"):
+        assert "began from count as public too: chest-xrays." in (release / file).read_text()
 
 
 def test_a_run_of_central_images_alone_verifies(tmp_path: Path) -> None:

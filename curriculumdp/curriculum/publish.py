@@ -33,7 +33,10 @@ def publish(
         delta=config.privacy.delta,
         unit=data.unit,
         public=PublicFacts(
-            units=data.units, classes=data.classes, image_shape=(data.channels, data.size, data.size)
+            units=data.units,
+            classes=data.classes,
+            image_shape=(data.channels, data.size, data.size),
+            initial_weights=without_paths(config)["init_from"],
         ),
         releases=certified_releases(ledger.releases(), clip_norms),
         stopped=cast('Literal["planned", "budget", "operator"]', ledger.sealed),

@@ -274,6 +274,13 @@ def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path):
     assert outcome.exit_code == 0
 
 
+def test_a_run_that_began_from_given_weights_is_certified_so(tmp_path):
+    finish(tiny(tmp_path / "first"))
+    release = finish(tiny(tmp_path / "second", init_from=str(tmp_path / "first" / "release")))
+    public = json.loads((release / "privacy.json").read_text())["guarantee"]["public"]
+    assert public["initial_weights"] == "release"
+
+
 def test_noise_that_the_grid_cannot_carry_is_refused_before_anything_is_charged(tmp_path):
     stages = ["central", "warmup"]
     config = tiny(tmp_path, curriculum=stages, central__noise_multiplier=20_000.0)

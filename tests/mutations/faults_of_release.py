@@ -144,6 +144,14 @@ RELEASE_FAULTS = [
         WHOLE_LEDGER,
     ),
     Fault(
+        "a certificate that is silent on the weights that training began from",
+        PUBLISH,
+        'initial_weights=without_paths(config)["init_from"],',
+        "initial_weights=None,",
+        Check("tests.curriculum.test_refusals:test_a_run_that_began_from_given_weights_is_certified_so"),
+        raises=(CertificateError,),
+    ),
+    Fault(
         "a certificate at another delta",
         PUBLISH,
         "delta=config.privacy.delta,",
