@@ -20,14 +20,17 @@ FORMAT = 1  # raise it when what is decoded from the same files changes
 
 
 def cache_key(files: Sequence[Path], settings: dict[str, object]) -> str:
-    """A digest of the settings and of every file's path, size and time of change."""
+    """A digest of the settings and of every file's path, size and times of change.
+
+    Of the two times tools can set the first; the second tells of an exchanged file whose first was kept.
+    """
     facts: list[object] = [FORMAT, settings]
     for file in files:
         try:
             state = file.stat()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-        facts.append([str(file), state.st_size, state.st_mtime_ns])
+        facts.append([str(file), state.st_size, state.st_mtime_ns, state.st_ctime_ns])
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

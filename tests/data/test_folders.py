@@ -186,6 +186,19 @@ def test_decoded_images_are_kept_privately_and_only_while_they_are_true(folder: 
     assert load(folder, cache=cache).images.shape == (3, 1, 8, 8)
 
 
+def test_a_picture_exchanged_under_its_old_time_and_size_is_decoded_anew(
+    folder: Path, tmp_path: Path
+) -> None:
+    first = picture(folder / "cats" / "a.bmp", 7)
+    asked = {"units": 4, "cache": tmp_path / "cache"}
+    load(folder, **asked)
+    was = first.stat()
+    picture(first, 77)
+    os.utime(first, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert first.stat().st_size == was.st_size
+    assert load(folder, **asked).images[0, 0, 0, 0] == 77
+
+
 @pytest.mark.parametrize("damage", [b"", b"junk", "half", "foreign"])
 def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: bytes | str) -> None:
     first = load(folder, cache=tmp_path / "cache")
