@@ -19,6 +19,7 @@ from dpkernels.device import INTERPRETER, Tile, gemm_tile, precision_of
 from dpkernels.grid import add_to, rint, store_value
 
 Pair = tuple[int, int]
+MOST_ELEMENTS = 2**31
 
 
 class Geometry(NamedTuple):
@@ -82,6 +83,7 @@ def conv2d_grads(
     strides; `accumulate` adds to what they hold. squares, if given, is float64 [B, conv2d_parts(...)] and
     receives parts of each unit's squared norm, of the values as stored.
     """
+    require_indexable(x, grad_out, len(weight_out))
     shape = layer_shape(x, grad_out, tuple(weight_out.shape[1:]), bias_out is not None, geometry)
     _launch(x, grad_out, weight_out, bias_out, shape, len(weight_out), accumulate, squares)
 
@@ -110,6 +112,7 @@ def conv2d_squares(
     that sums is, to the bit, what was squared here: with sums in another order a unit whose terms cancel could add
     more than its norm says, and pass the clip norm.
     """
+    require_indexable(x, grad_out, len(squares))
     shape = layer_shape(x, grad_out, weight_shape, bias, geometry)
     _launch(x, grad_out, None, None, shape, len(squares), False, squares)
 
@@ -127,6 +130,7 @@ def add_clipped_conv2d(
     scale fp32 [B]: a unit whose scale is 0 counts for nothing, whatever it holds. weight_total int64
     [Cout, Cin, kh, kw] and bias_total int64 [Cout], contiguous; x and grad_out as in `conv2d_grads`.
     """
+    require_indexable(x, grad_out, len(scale))
     shape = layer_shape(x, grad_out, tuple(weight_total.shape), bias_total is not None, geometry)
     tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=True)
     _recompute_kernel[(tiles(tile, weight_total.shape, shape.bias),)](
@@ -143,6 +147,16 @@ def mode_of(dtype: torch.dtype, store: bool = True, accumulate: bool = False, sq
     """The mode of a launch on operands of `dtype`."""
     precision = "tf32" if precision_of(dtype) == "tf32" else "ieee"
     return Mode(precision, INTERPRETER, store, accumulate, squares)
+
+
+def require_indexable(x: Tensor, grad_out: Tensor, units: int) -> None:
+    """ValueError where one unit's samples pass the 32 bits of an offset: it would wrap, and read another unit's."""
+    for operand in (x, grad_out):
+        if len(operand) // units * operand.stride(0) >= MOST_ELEMENTS:
+            raise ValueError(
+                f"one unit's input of a layer has {len(operand) // units} x {operand.stride(0)} elements; the kernels "
+                "index fewer than 2**31: fewer draws or smaller images"
+            )
 
 
 def layer_shape(

@@ -21,6 +21,7 @@ from dpkernels.conv2d_triton import (
     conv2d_grads,
     layer_shape,
     mode_of,
+    require_indexable,
     tiles,
     unit_program,
 )
@@ -100,6 +101,7 @@ def shared_input_grads(
         if len(three) != 3 or len({tensor.stride() for tensor in three}) != 1:
             raise ValueError(f"{name} must be three tensors of one stride")
     x_image, images = as_image(x), [as_image(grad) for grad in grads]
+    require_indexable(x_image, images[0], len(weight_outs[0]))
     shape = layer_shape(x_image, images[0], (*weight_outs[0].shape[1:], 1, 1), bias_outs is not None, PLAIN)
     tile = gemm_tile(precision_of(x.dtype), shape.cout)
     weight_stride = (*weight_outs[0].stride(), 0, 0)

@@ -171,3 +171,11 @@ def test_a_norm_from_factors_is_infinite_where_a_sum_in_fp32_may_be() -> None:
     g[2:] = 2e25  # the second unit's
     assert linear_squares(x, g, 2, False).isfinite().tolist() == [True, False]
     assert linear_squares(g, x, 2, True).isfinite().tolist() == [True, False]
+
+
+def test_a_unit_too_large_for_the_kernels_offsets_is_refused() -> None:
+    """They would wrap and read what lies elsewhere. Meta tensors have no memory: nothing of that size is made."""
+    x, g = (torch.empty(32, 64, 1024, 1024, device="meta") for _ in range(2))
+    squares = torch.empty(1, 1, dtype=torch.float64, device="meta")
+    with pytest.raises(ValueError, match="32 x 67108864 elements"):
+        conv2d_squares(x, g, (64, 64, 3, 3), True, GEOMETRY, squares)
