@@ -25,7 +25,8 @@ class RunFigures:
     """One run. accuracy: mean share of real images right, by classifier; fd, kid: means, None if not evaluated.
 
     network: the SHA-256 of the feature network; settings: the config without name and seed, equal in runs that
-    are repeats of each other; hours: time spent in steps, None without the run's private folder.
+    are repeats of each other; hours: time spent in steps, None without the run's private folder; private: accuracy, FD
+    and KID are against real images that nobody declared public.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RunFigures:
     network: str | None
     hours: float | None
     settings: str
+    private: bool = False
 
 
 def read_run(run: Path) -> RunFigures:
@@ -46,7 +48,8 @@ def read_run(run: Path) -> RunFigures:
         raise EvaluationError(f"{run} has no release: name folders of finished runs")
     released = read_released(run / "release")
     identity, config = released.identity(), released.config
-    record = read_record(private_folder(run), identity) | read_record(public_folder(run), identity)
+    public = read_record(public_folder(run), identity)
+    record = read_record(private_folder(run), identity) | public
     fidelity = record.get("fidelity")
     rows = read_metrics(run / "private")
     return RunFigures(
@@ -60,6 +63,7 @@ def read_run(run: Path) -> RunFigures:
         network=fidelity["network"]["sha256"] if fidelity else None,
         hours=sum(seconds_by_stage(rows).values()) / 3600 if rows else None,
         settings=_without_name(config),
+        private="utility" in record and "utility" not in public,
     )
 
 
@@ -138,6 +142,11 @@ def remarks(runs: Sequence[RunFigures]) -> list[str]:
     lines = []
     if len({run.network for run in runs if run.network}) > 1:
         lines.append("FD and KID were measured in different networks: those columns cannot be compared")
+    private = [run.name for run in runs if run.private]
+    if private:
+        lines.append(
+            f"accuracy, FD and KID of {', '.join(private)} are PRIVATE: real images that are not public"
+        )
     if any(run.hours is not None for run in runs):
         lines.append("hours are PRIVATE: times show how many units were in the steps")
     return lines

@@ -11,6 +11,8 @@ from PIL import Image
 
 from curriculumdp.evaluation.compare import RunFigures, read_run, remarks, table, text_of, write_comparison
 from curriculumdp.evaluation.labelled import EvaluationError
+from curriculumdp.evaluation.record import write_record
+from curriculumdp.evaluation.released import read_released
 
 ONE = RunFigures("one", "central+warmup+private", 10.0, 1e-5, {"cnn": 0.80}, 4.0, 0.5, "aa", 2.0, "same")
 TWO = replace(ONE, name="two", accuracy={"cnn": 0.84}, fd=6.0, hours=4.0)
@@ -60,6 +62,19 @@ def test_remarks_name_what_cannot_be_compared_and_what_is_private() -> None:
     found = remarks([ONE, replace(TWO, network="bb")])
     assert "different networks" in found[0]
     assert "hours are PRIVATE" in found[1]
+
+
+def test_figures_against_private_images_are_called_private(run: Path) -> None:
+    """Without this a table of them, the private folders left behind, would look like any other."""
+    figures = {"utility": {"cnn": {"mean": 0.8}}, "fidelity": {"fd": {"mean": 4.0}, "kid": {"mean": 0.5}}}
+    figures["fidelity"]["network"] = {"sha256": "aa"}
+    identity = read_released(run / "release").identity()
+    for public, private in ((figures, {}), ({}, figures)):
+        write_record(run, release=identity, public=public, private=private, pictures={})
+        found = read_run(run)
+        assert found.accuracy == {"cnn": 0.8}
+        said = [line for line in remarks([found]) if "accuracy" in line]
+        assert ("PRIVATE" in "".join(said) and "tiny" in "".join(said)) == bool(private)
 
 
 def test_text_has_columns_of_equal_width() -> None:
