@@ -85,6 +85,16 @@ def test_what_the_training_set_says_is_private_though_the_test_set_is_public(
     assert "on the real training set" in text
 
 
+def test_a_feature_network_of_the_training_set_makes_all_figures_private(
+    place: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    train = write_npz(tmp_path / "train.npz", digits("train", CLASSES))
+    public, private = evaluate(public_real=True, train=train, features=train)
+    assert public == {}
+    assert private["fidelity"]["network"]["sha256"]
+    assert not public_folder(place).exists()
+
+
 def test_an_evaluation_replaces_the_one_before(place: Path, evaluate: Evaluate) -> None:
     evaluate(public_real=True)
     evaluate()
