@@ -81,8 +81,8 @@ class RunFolder:
     def claim(self, stack: ExitStack, config: Config) -> bool:
         """True if the run is sealed already. Locks the folder until `stack` unwinds; refuses another run's.
 
-        Raises LedgerError if another process holds it, FolderError if it cannot be written or its config differs
-        in what a run may not change.
+        Raises LedgerError if another process holds it, FolderError if it cannot be written, holds the release of
+        a run that is gone, or its config differs in what a run may not change.
         """
         try:
             make_folder(self.path)
@@ -91,6 +91,10 @@ class RunFolder:
             raise FolderError(
                 f"run_dir {self.path}: cannot be written ({error.strerror}): name another"
             ) from error
+        if self.release.exists() and ledger_is_missing(self.private):
+            raise FolderError(
+                f"{self.release}: is of a run whose private folder is gone: move it away, or set another run_dir"
+            )
         self._compare_config(config)
         if config.logging.show_private_metrics:
             write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")

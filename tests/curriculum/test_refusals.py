@@ -81,6 +81,18 @@ def test_a_run_that_protects_single_images_cannot_be_certified_for_patients(tmp_
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
 
 
+def test_the_release_of_a_run_whose_private_folder_is_gone_is_not_taken_for_anothers(tmp_path):
+    """Else the same command spends again; and killed before it publishes, it would point to the old release."""
+    release = finish(tiny(tmp_path))
+    shutil.rmtree(tmp_path / "private")
+    before = (release / "privacy.json").read_bytes()
+    message = refusal(lambda: finish(tiny(tmp_path)))
+    assert str(release) in message
+    assert "run_dir" in message
+    assert (release / "privacy.json").read_bytes() == before
+    assert not (tmp_path / "private" / "ledger.jsonl").exists()
+
+
 def test_a_neutral_change_is_no_change(tmp_path):
     killed_run(tmp_path)
     finish(tiny(tmp_path, checkpoint={"every": 3}))
