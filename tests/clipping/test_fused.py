@@ -81,6 +81,54 @@ def test_every_way_gives_the_references_norms_and_sums(ways: dict[str, Way]) -> 
     assert fused[2] == expected[2] == 0
 
 
+class Projections(nn.Module):
+    """Query, key and value of one input, which go in one launch; `times` 2: used again, where they may not."""
+
+    def __init__(self, times: int, bias: bool) -> None:
+        super().__init__()
+        self.times = times
+        self.query, self.key, self.value = (nn.Linear(6, 6, bias=bias) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            weights = (self.query(x) @ self.key(x).transpose(1, 2)).softmax(2)
+            x = torch.tanh(weights @ self.value(x))
+        return x.mean(1)
+
+
+@pytest.mark.parametrize(("times", "bias"), [(1, True), (1, False), (2, True)])
+def test_three_projections_of_one_input_give_the_references_norms_and_sums(times: int, bias: bool) -> None:
+    torch.manual_seed(4)
+    net, x = Projections(times, bias), torch.randn(UNITS * DRAWS, 5, 6)
+    present, found = torch.tensor([True, False, True]), []
+    with device.interpreted():
+        for engine in (PerUnitGradients(net, UNITS, DRAWS), FusedGradients(net, UNITS, DRAWS)):
+            for _ in range(2):  # the second microbatch finds the buffers of the first
+                total = torch.zeros(engine.total, dtype=torch.int64)
+                engine.backward(lambda: net(x).square().sum(1).view(UNITS, DRAWS).mean(1))
+                norms = engine.add_clipped_grads(total, CLIP, present).norms
+            found.append((total, norms))
+    (expected, norms), (total, ours) = found
+    torch.testing.assert_close(ours, norms, rtol=1e-6, atol=0.0)
+    assert (total - expected).double().norm() < 1e-6 * expected.double().norm()
+
+
+@pytest.mark.parametrize("ways", WAYS[:2], ids=str)
+def test_the_sum_is_exactly_that_of_what_each_unit_adds_alone(ways: dict[str, Way]) -> None:
+    """Each unit is rounded by itself: then neither order nor packing can show in the sum."""
+    torch.manual_seed(4)
+    net = Net()
+    begun = torch.arange(sum(p.numel() for p in net.parameters()))  # what `step` adds to
+    with device.interpreted():
+        engine = FusedGradients(net, UNITS, DRAWS, plan_of(ways))
+        together, *alone = (
+            step(net, engine, present)[0] - begun
+            for present in (torch.ones(UNITS, dtype=torch.bool), *torch.eye(UNITS, dtype=torch.bool))
+        )
+    assert all(part.any() for part in alone)
+    assert torch.equal(together, sum(alone))
+
+
 def test_recomputed_layers_take_no_place_in_the_stored_gradients() -> None:
     net = Net()
     engine = FusedGradients(net, UNITS, DRAWS, plan_of({"first": "recompute", "query": "recompute"}))
