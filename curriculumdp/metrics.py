@@ -1,8 +1,8 @@
 """What a run tells its operator: a progress bar, JSON lines, optionally TensorBoard.
 
-Phase, step, ε and time are public. Losses, gradient norms and realised batch sizes are computed from private
-rows without noise: they go to `private/` only, and to the console only where the config shows them (which the
-certificate then states).
+Phase, step and ε are public. Losses, gradient norms and realised batch sizes are computed from private rows without
+noise: they go to `private/` only, and to the console only where the config shows them (which the certificate then
+states). The bar's times depend on batch sizes: a side channel for whoever watches the machine (SECURITY.md).
 """
 
 import json
