@@ -248,9 +248,8 @@ def norm_forward_truth(
 
 
 def embedding_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    index = torch.randint(s["rows"], (s["units"] * s["draws"], 2), device=device)[
-        :, 1
-    ]  # a view, as others may be
+    pairs = torch.randint(s["rows"], (s["units"] * s["draws"], 2), device=device)
+    index = pairs[:, 1]  # a view, as others may be
     grad = _normal(len(index), s["width"], dtype=dtype, device=device)
     return {"index": index, "grad_out": grad, "rows": s["rows"], "padding": s["padding"], "units": s["units"]}
 
