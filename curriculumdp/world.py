@@ -6,7 +6,8 @@ are. Accelerate launches and places; it wraps neither the model nor the loader (
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -96,12 +97,23 @@ class World:
             )
 
 
-def open_world(device: str, processes: int | None) -> World:
-    """The world that the launcher made, on `device` ("auto", "cpu", "cuda").
+@contextmanager
+def open_world(device: str, processes: int | None) -> Iterator[World]:
+    """The world that the launcher made, on `device` ("auto", "cpu", "cuda"), for the length of a `with`.
 
     `accelerate launch` can start one process where two were asked for, or two that each believe to be alone;
-    both raise a WorldError here.
+    both raise a WorldError here. The group ends with the `with`: its threads, left running while Python shuts
+    down, can abort a process whose work is done.
     """
+    world = _join_world(device, processes)
+    try:
+        yield world
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join_world(device: str, processes: int | None) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise WorldError("compute.device is 'cuda' but torch sees no CUDA device: set compute.device=auto")
     on_cpu = device == "cpu" or not torch.cuda.is_available()

@@ -36,9 +36,9 @@ def main() -> int:
         from curriculumdp.curriculum.run import run_curriculum
         from curriculumdp.world import open_world
 
-        world = open_world(config.compute.device, config.compute.processes)
-        outcome = run_curriculum(config, world)
-        world.print(outcome.summary())
+        with open_world(config.compute.device, config.compute.processes) as world:
+            outcome = run_curriculum(config, world)
+            world.print(outcome.summary())
         return outcome.exit_code
 
 

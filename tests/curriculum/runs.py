@@ -160,9 +160,14 @@ def in_world(size: int, work: Callable[[World], object]) -> list[int]:
             os.environ.update(
                 {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
             )
-            _exit_with(lambda: work(open_world("cpu", size)))
+            _exit_with(lambda: _work_in(size, work))
         children.append(child)
     return [_status_of(child) for child in children]
+
+
+def _work_in(size: int, work: Callable[[World], object]) -> None:
+    with open_world("cpu", size) as world:
+        work(world)
 
 
 def outcome_of(release: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,25 @@ def test_a_batch_norm_is_refused_by_name(tmp_path, monkeypatch):
 
 def test_a_world_that_is_not_the_one_asked_for_is_refused():
     # In a child: Accelerate remembers the first world of a process, and forks inherit it.
-    assert in_child(lambda: _require("compute.processes" in refusal(lambda: open_world("cpu", 2)))) == 0
+    assert (
+        in_child(lambda: _require("compute.processes" in refusal(lambda: open_world("cpu", 2).__enter__())))
+        == 0
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_world_ends_with_its_group(fails):
+    """A group that is alive while Python shuts down can abort the process (SIGABRT), though its work is done."""
+
+    def opens_a_world(world) -> None:
+        # `in_world` is in the `with` of another world, which is this one's group.
+        with suppress(KeyError), open_world("cpu", 2) as again:
+            assert again.any(again.is_main)
+            if fails:
+                raise KeyError
+        assert not torch.distributed.is_initialized()
+
+    assert in_world(2, opens_a_world) == [0, 0]
 
 
 def test_a_launcher_that_gave_each_process_a_world_of_its_own_is_refused(monkeypatch):
@@ -204,7 +223,7 @@ def open_world_without_group() -> None:
 
     original, world.Accelerator = world.Accelerator, Alone
     try:
-        open_world("cpu", None)
+        open_world("cpu", None).__enter__()
     finally:
         world.Accelerator = original
 
