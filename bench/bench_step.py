@@ -1,27 +1,26 @@
 """python bench/bench_step.py [--nets ...] [--draws ...] [--ways ...] [--quick] [--plot FILE]: what a step costs.
 
-For each network and number of draws K, every way of doing a step (see step_ways.py) takes turns in one process, round
-after round. A turn is the plain step and the way's, one after the other, in either order; the ratio is of that turn's
-two times, and what is reported is the median over rounds with its quartiles. The plain way's own row is plain against
-plain: the noise. 'Ours' is the whole private step: gradients by unit, clipping, exact int64 sum. A turn in which
-other processes took more than a tenth of the processors is done again, until --patience is spent: then all turns
-count, and the note says so. Peak memory is what a way adds to the network and its samples: on a CPU the peak resident
-memory of a process of its own, on a GPU the allocator's. Rows are appended to a CSV in bench/results/. What cannot
-run is printed with its reason and stands there without times; exit status 1 if that is one of ours.
+For each network and number of draws K, every way of doing a step (see step_ways.py) has a process of its own, as it
+has in training, and they take turns, round after round. A turn is the plain step and the way's, one after the other, in
+either order; the ratio is of that turn's two times, and what is reported is the median over rounds with its quartiles.
+The plain way's own row is plain against plain: the noise. 'Ours' is the whole private step: gradients by unit,
+clipping, exact int64 sum. A turn in which other processes took more than a tenth of the processors is done again, until
+--patience is spent: then all turns count, and the note says so. Peak memory is what a way adds to the network and its
+samples: on a CPU its process' peak resident memory, on a GPU the allocator's. Rows are appended to a CSV in
+bench/results/. What cannot run is printed with its reason and stands there without times; exit status 1 if that is one
+of ours.
 
-On a machine that is never quiet, `--clock cpu --threads 1` takes the processor time of this process instead, which
+On a machine that is never quiet, `--clock cpu --threads 1` takes a worker's processor time instead, which
 waiting for a processor does not lengthen.
 """
 
 import argparse
 import csv
-import gc
 import shlex
 import statistics
 import sys
 import time
-import warnings
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -33,30 +32,26 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402
 
-from bench.step_memory import peak_mib  # noqa: E402
 from bench.step_nets import CPU_NETS, GPU_NETS, NETS, microbatch  # noqa: E402
 from bench.step_plot import plot  # noqa: E402
-from bench.step_quiet import Processors  # noqa: E402
-from bench.step_ways import NOTES, WAYS, Unavailable, Way  # noqa: E402
+from bench.step_ways import NOTES, WAYS  # noqa: E402
+from bench.step_worker import CLOCKS, Work, Worker  # noqa: E402
 
 COLUMNS = [
     *("date", "device", "threads", "clock", "torch", "triton", "diffusers", "opacus", "precision"),
     *("net", "parameters", "size", "units", "draws", "way", "ms", "ms_q1", "ms_q3"),
     *("ratio", "ratio_q1", "ratio_q3", "images_per_s", "peak_mib", "rounds", "note", "command"),
 ]
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Of the processors, beyond which a turn is disturbed.
 MOST_BY_OTHERS = 0.1
 
 
 @dataclass
 class Timed:
-    """A way at work: its step (None where it cannot run, and why), and its turns: all, and the quiet ones."""
+    """A way's process, and its turns: all, and the quiet ones."""
 
     name: str
-    way: Way | None
-    note: str
-    peak: float | None = None
+    worker: Worker
     turns: list[tuple[float, float]] = field(default_factory=list)  # seconds of (the plain step, this one)
     quiet: list[tuple[float, float]] = field(default_factory=list)
 
@@ -67,9 +62,7 @@ class Timed:
 
 def main() -> int:
     asked = parse()
-    warnings.filterwarnings("ignore", category=UserWarning)  # the baselines' own, hundreds of lines of them
     device = torch.device(asked.device)
-    torch.set_num_threads(asked.threads)
     failed = False
     for name in asked.nets:
         for draws in asked.draws:
@@ -97,7 +90,6 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--quick", action="store_true", help="the smallest net, one K, three rounds")
     parser.add_argument("--out", type=Path, help="default bench/results/step_DEVICE.csv")
     parser.add_argument("--plot", type=Path, help="draw the CSV's newest rows into this file")
@@ -121,16 +113,17 @@ def parse() -> argparse.Namespace:
 def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """The CSV's rows of one network and K, printed as they come."""
     bf16 = device.type == "cuda"
-    ways = [start(name, net, draws, device, bf16, asked.memory) for name in asked.ways]
-    base = ways[0].way
-    assert base is not None, ways[0].note
-    began, number = time.monotonic(), 0
-    while waiting := [w for w in ways if w.way and len(w.quiet) < asked.rounds]:
-        if number >= asked.rounds and time.monotonic() - began > asked.patience:
-            break
-        for timed in waiting:
-            take_turn(timed, base, device, asked, number % 2 == 1)
-        number += 1
+    works = [
+        Work(way, NETS[net], draws, device.type, bf16, asked.threads, asked.steps, asked.clock)
+        for way in asked.ways
+    ]
+    with ExitStack() as stack:
+        ways = []
+        for work in works:
+            worker = Worker(work)
+            stack.callback(worker.close)
+            ways.append(Timed(work.way, worker))
+        take_turns(ways, asked)
     about = setting(device, bf16, asked) | shape(net, draws)
     print(f"\n{net}, {NETS[net].units} units, K={draws}, {about['precision']}, {about['device']}")
     rows = [figures(timed, NETS[net].units * draws, asked.rounds) | about for timed in ways]
@@ -139,69 +132,34 @@ def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace)
     return rows
 
 
-def take_turn(
-    timed: Timed, base: Way, device: torch.device, asked: argparse.Namespace, swapped: bool
-) -> None:
-    """Times the plain step and this one, and sees whether the machine was theirs."""
-    assert timed.way is not None
-    watch = Processors()
-    order = [timed.way, base] if swapped else [base, timed.way]
-    times = [seconds(way, device, asked.steps, CLOCKS[asked.clock]) for way in order]
-    turn = (times[1], times[0]) if swapped else (times[0], times[1])
-    timed.turns.append(turn)
-    if asked.clock == "cpu" or watch.taken_by_others() <= MOST_BY_OTHERS:
-        timed.quiet.append(turn)
-
-
-def start(name: str, net: str, draws: int, device: torch.device, bf16: bool, memory: bool) -> Timed:
-    """A way that has done its first step, and its peak memory; or the reason why it cannot."""
-    try:
-        peak = peak_mib(name, net, draws, device, bf16) if memory else None
-        way = WAYS[name](microbatch(NETS[net], draws, device, bf16))
-        way.step()
-    except Unavailable as why:
-        return Timed(name, None, f"not run: {why}")
-    except Exception as error:  # whatever another library raises: its row says so, the others go on
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        return Timed(name, None, f"not run: {type(error).__name__}: {reason[:160]}")
-    finally:
-        release_memory(device)
-    return Timed(name, way, NOTES.get(name, ""), peak)
-
-
-def seconds(way: Way, device: torch.device, steps: int, clock: Callable[[], float]) -> float:
-    """The mean time of `steps` steps after one that finds caches as training would."""
-    release_memory(device)
-    way.step()
-    wait(device)
-    began = clock()
-    for _ in range(steps):
-        way.step()
-    wait(device)
-    return (clock() - began) / steps
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def release_memory(device: torch.device) -> None:
-    """One way's cached blocks are not another's lack of memory."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
+def take_turns(ways: list[Timed], asked: argparse.Namespace) -> None:
+    """Rounds of turns, until every way that can run has had enough quiet ones or patience is spent."""
+    plain = ways[0].worker
+    assert plain.missing is None, plain.missing
+    began, number = time.monotonic(), 0
+    while waiting := [w for w in ways if w.worker.missing is None and len(w.quiet) < asked.rounds]:
+        if number >= asked.rounds and time.monotonic() - began > asked.patience:
+            break
+        for timed in waiting:
+            swapped = number % 2 == 1
+            pair = [worker.turn() for worker in ((timed.worker, plain) if swapped else (plain, timed.worker))]
+            base, own = reversed(pair) if swapped else pair
+            timed.turns.append((base.seconds, own.seconds))
+            if asked.clock == "cpu" or max(turn.taken_by_others for turn in pair) <= MOST_BY_OTHERS:
+                timed.quiet.append(timed.turns[-1])
+        number += 1
 
 
 def figures(timed: Timed, samples: int, rounds: int) -> dict[str, Any]:
     """A way's columns of the CSV."""
     turns = timed.counted(rounds)
-    note = timed.note
+    note = timed.worker.missing or NOTES.get(timed.name, "")
     if turns and turns is timed.turns:
         busy = f"busy machine: {len(turns) - len(timed.quiet)} of {len(turns)} turns disturbed"
         note = f"{note}; {busy}" if note else busy
     row = dict.fromkeys(COLUMNS, "") | {"way": timed.name, "note": note, "rounds": len(turns)}
-    row["peak_mib"] = "" if timed.peak is None else f"{timed.peak:.0f}"
+    peak = timed.worker.peak_mib
+    row["peak_mib"] = "" if peak is None else f"{peak:.0f}"
     if not turns:
         return row
     mine, ratios = [own for _, own in turns], [own / plain for plain, own in turns]

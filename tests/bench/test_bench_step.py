@@ -47,9 +47,7 @@ def test_a_run_leaves_a_row_for_each_way_and_says_why_one_is_missing(
 ) -> None:
     monkeypatch.setitem(step_nets.NETS, "8px-0.4M", TINY)
     out, picture = tmp_path / "step.csv", tmp_path / "step.png"
-    command = (
-        "bench_step.py --nets 8px-0.4M --draws 1 --ways ours opacus-ew --rounds 2 --patience 0 --no-memory"
-    )
+    command = "bench_step.py --nets 8px-0.4M --draws 1 --ways ours opacus-ew --rounds 2 --patience 0"
     monkeypatch.setattr(
         sys, "argv", [*command.split(), "--threads", "1", "--out", str(out), "--plot", str(picture)]
     )
@@ -61,6 +59,7 @@ def test_a_run_leaves_a_row_for_each_way_and_says_why_one_is_missing(
         assert float(row["ratio_q1"]) <= float(row["ratio"]) <= float(row["ratio_q3"])
         assert row["command"].startswith("python bench_step.py --nets 8px-0.4M")
         assert row["torch"] == torch.__version__
+        assert float(row["peak_mib"]) > 0
     assert rows["opacus-ew"]["ms"] == ""
     assert rows["opacus-ew"]["note"] in capsys.readouterr().out
     assert picture.stat().st_size > 0
