@@ -1,12 +1,14 @@
 """What every command shares: a bad input ends in one clear line and exit status 2, a fault of ours in a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+NO_READER = 141  # 128 + SIGPIPE
 # What the machine, not the program, got wrong.
 MACHINE_FAULTS = {
     errno.ENOSPC,
@@ -26,14 +28,20 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 def one_line_errors() -> Iterator[None]:
     """Turns errors that this package raises about its input into `error: …` on stderr and exit status 2.
 
-    Ctrl-C ends in a line too, and exit status 130.
+    Ctrl-C ends in a line too, and exit status 130. Where nobody reads standard output any more (`| head`) it ends
+    without a word, and exit status 141.
     """
     try:
         yield
+        sys.stdout.flush()
     except ValueError as error:
         if not type(error).__module__.startswith("curriculumdp"):
             raise
         _stop(str(error))
+    except BrokenPipeError:
+        # What is left in the buffer would be written, and fail, while Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NO_READER)
     except OSError as error:
         if error.errno not in (MACHINE_FAULTS if error.filename is not None else DISK_FAULTS):
             raise

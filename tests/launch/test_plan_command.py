@@ -1,6 +1,7 @@
 """`launch/plan.py` answers without data, without torch, from a bare checkout, and errs in one line."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -115,3 +116,13 @@ def test_overrides_and_options_may_stand_in_any_order() -> None:
     done = run(LAUNCHER, SMALL[0], "--json", *SMALL[1:])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["phases"][0]["steps"] == 1
+
+
+def test_a_reader_that_left_ends_it_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, LAUNCHER, *map(str, SMALL)], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
