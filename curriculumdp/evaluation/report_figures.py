@@ -176,10 +176,17 @@ def time_facts(rows: Sequence[Mapping[str, Any]]) -> Html:
     spent = seconds_by_stage(rows)
     counts = {stage: sum(row["phase"] == stage for row in rows) for stage in spent}
     lines = [
-        (STAGES.get(stage, stage), f"{seconds / 3600:.3f} h ({seconds / counts[stage]:.3g} s a step)")
+        (STAGES.get(stage, stage), f"{duration(seconds)} ({seconds / counts[stage]:.3g} s a step)")
         for stage, seconds in spent.items()
     ]
-    return facts([*lines, ("all", f"{sum(spent.values()) / 3600:.3f} h")])
+    return facts([*lines, ("all", duration(sum(spent.values())))])
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes or seconds, whichever one says."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.3g} h"
+    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.2g} s"
 
 
 def utility_plot_of(folder: Path) -> bytes:

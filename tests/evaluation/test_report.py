@@ -16,7 +16,7 @@ from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import read_released
 from curriculumdp.evaluation.report import private_report, public_report, write_reports
-from curriculumdp.evaluation.report_figures import read_metrics, seconds_by_stage
+from curriculumdp.evaluation.report_figures import duration, read_metrics, seconds_by_stage
 from curriculumdp.evaluation.report_sections import cost_facts, detection_bound, spending
 from curriculumdp.export import certified_releases
 from curriculumdp.privacy.accountant import epsilon
@@ -211,3 +211,8 @@ def test_an_evaluation_of_an_earlier_release_is_not_passed_off_as_this_one(
     (place / "evaluation" / "evaluation.json").write_text(json.dumps(record))
     with pytest.raises(EvaluationError, match="another release"):
         write_reports(place)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.0158, "0.016 s"), (61, "1.02 min"), (5400, "1.5 h")])
+def test_a_time_is_said_in_the_unit_that_fits(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
