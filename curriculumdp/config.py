@@ -255,7 +255,7 @@ class SamplingConfig(Section):
         json_schema_extra=NEUTRAL,
     )
     steps: Annotated[Int, Field(ge=2)] = Field(
-        default=40, description="sampling steps", json_schema_extra=NEUTRAL
+        default=18, description="sampling steps", json_schema_extra=NEUTRAL
     )
     per_class: Count = Field(
         default=10, description="images a class in samples.png", json_schema_extra=NEUTRAL

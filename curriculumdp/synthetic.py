@@ -24,7 +24,7 @@ def sample_release(
     *,
     labels: str | None = None,
     sampler: str = "dpm",
-    steps: int = 40,
+    steps: int = 18,
     seed: int = 0,
     batch: int = 256,
     png: bool = False,

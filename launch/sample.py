@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--labels", metavar="0,1,2", help="classes to sample in turn (default: all)")
     parser.add_argument("--png", action="store_true", help="also one file an image, in DIR/png")
     parser.add_argument("--sampler", default="dpm", choices=("dpm", "heun", "euler", "churn"))
-    parser.add_argument("--steps", type=int, default=40, help="sampling steps (default 40)")
+    parser.add_argument("--steps", type=int, default=18, help="sampling steps (default 18)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256, help="images at once (default 256)")
     asked = parser.parse_args()
