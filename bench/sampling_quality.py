@@ -41,6 +41,7 @@ COLUMNS = [
     *("release", "sampler", "steps", "evaluations", "logistic", "fd", "kid", "precision", "recall"),
     *("cpu_seconds", "images", "torch", "date"),
 ]
+TICKS = (5, 10, 20, 40, 80)
 COLOURS = {"dpm": HARD, "heun": REAL, "euler": QUIET, "churn": EASY}
 
 
@@ -88,6 +89,8 @@ def draw_curves(rows: list[dict[str, str]], score: str, label: str, out: Path) -
         places = sorted(curve)
         plot.plot(places, [mean(curve[x]) for x in places], "o-", ms=3, label=sampler, color=COLOURS[sampler])
     plot.set_xscale("log")
+    plot.set_xticks(TICKS, map(str, TICKS))
+    plot.set_xticks([], minor=True)
     plot.legend(frameon=False, fontsize=8)
     out.write_bytes(figure_bytes(figure))
 

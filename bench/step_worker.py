@@ -23,6 +23,7 @@ from bench.step_ways import WAYS, Unavailable, Way
 MIB = 2**20
 # Steps before the first turn; the peak is taken over them.
 FIRST_STEPS = 3
+PEAK_BEGINS_ANEW = Path("/proc/self/clear_refs")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -52,7 +53,8 @@ class Worker:
     """A way, ready for its turns; `missing` says why it cannot run, where it cannot.
 
     peak_mib: what it adds at its peak to the network and its samples: on a CPU the peak resident memory, on a GPU the
-    allocator's; None where that is not known (the compiled step on a CPU: the compiler's memory would stand in it).
+    allocator's; None where that is not known: off Linux, and for the compiled step on a CPU, in which the compiler's
+    memory would stand.
     """
 
     def __init__(self, work: Work) -> None:
@@ -111,20 +113,24 @@ def _start(work: Work) -> tuple[Way, float | None]:
     WAYS["plain"](microbatch(work.net, 1, device, work.bf16)).step()
     batch = microbatch(work.net, work.draws, device, work.bf16)
     gc.collect()
+    known = on_gpu or (work.way != "compiled" and PEAK_BEGINS_ANEW.exists())
+    before = 0.0
     if on_gpu:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated() / MIB
         torch.cuda.reset_peak_memory_stats()
-    else:
+    elif known:
         ctypes.CDLL(None).malloc_trim(0)
         before = _resident_mib("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        PEAK_BEGINS_ANEW.write_text("5")
     way = WAYS[work.way](batch)
     for _ in range(FIRST_STEPS):
         way.step()
-    if on_gpu:
-        return way, torch.cuda.max_memory_allocated() / MIB - before
-    return way, None if work.way == "compiled" else _resident_mib("VmHWM") - before
+    if not known:
+        return way, None
+    peak = torch.cuda.max_memory_allocated() / MIB if on_gpu else _resident_mib("VmHWM")
+    _release_memory(work)
+    return way, peak - before
 
 
 def _resident_mib(field: str) -> float:
@@ -141,7 +147,15 @@ def _turn(way: Way, work: Work) -> Turn:
     for _ in range(work.steps):
         way.step()
     _wait(work)
-    return Turn((clock() - began) / work.steps, watch.taken_by_others())
+    turn = Turn((clock() - began) / work.steps, watch.taken_by_others())
+    _release_memory(work)
+    return turn
+
+
+def _release_memory(work: Work) -> None:
+    """One way's cached blocks are not another's lack of memory."""
+    if work.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _wait(work: Work) -> None:

@@ -102,12 +102,11 @@ def open_world(device: str, processes: int | None) -> Iterator[World]:
     """The world that the launcher made, on `device` ("auto", "cpu", "cuda"), for the length of a `with`.
 
     `accelerate launch` can start one process where two were asked for, or two that each believe to be alone;
-    both raise a WorldError here. The group ends with the `with`: its threads, left running while Python shuts
-    down, can abort a process whose work is done.
+    both raise a WorldError here. The group ends with the `with`, also where it is refused: its threads, left
+    running while Python shuts down, can abort a process whose work is done.
     """
-    world = _join_world(device, processes)
     try:
-        yield world
+        yield _join_world(device, processes)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

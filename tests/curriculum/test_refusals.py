@@ -202,6 +202,18 @@ def test_a_world_ends_with_its_group(fails):
     assert in_world(2, opens_a_world) == [0, 0]
 
 
+def test_a_world_that_is_refused_leaves_no_group():
+    def asks_for_three(world) -> None:
+        def enters() -> None:
+            with open_world("cpu", 3):
+                raise AssertionError
+
+        assert "compute.processes" in refusal(enters)
+        assert not torch.distributed.is_initialized()
+
+    assert in_world(2, asks_for_three) == [0, 0]
+
+
 def test_a_launcher_that_gave_each_process_a_world_of_its_own_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert in_child(lambda: _require("launch" in refusal(open_world_without_group))) == 0
