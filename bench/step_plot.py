@@ -10,6 +10,7 @@ def plot(results: Path, picture: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     with results.open(newline="") as file:
         newest = {
@@ -27,10 +28,13 @@ def plot(results: Path, picture: Path) -> None:
             axis.errorbar([k for k, _ in rows], middle, (below, above), marker="o", capsize=2, label=way)
         row = next(row for (one, _, _), row in newest.items() if one == net)
         axis.set(title=f"{net}, {row['units']} units, {row['precision']}", xlabel="draws K", yscale="log")
+        axis.yaxis.set_major_locator(FixedLocator([1, 1.2, 1.5, 2, 3, 4, 6, 8]))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.set_xticks(sorted({k for one, _, k in newest if one == net}))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("time / plain step")
-    axes[0][-1].legend(fontsize="small")
+    axes[0][-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     device = next(iter(newest.values()))
     figure.suptitle(f"{device['device']}, torch {device['torch']}, {device['date']}", fontsize="small")
     figure.tight_layout()
