@@ -7,8 +7,8 @@ The plain way's own row is plain against plain: the noise. 'Ours' is the whole p
 clipping, exact int64 sum. A turn in which other processes took more than a tenth of the processors is done again, until
 --patience is spent: then all turns count, and the note says so. Peak memory is what a way adds to the network and its
 samples: on a CPU its process' peak resident memory, on a GPU the allocator's. Rows are appended to a CSV in
-bench/results/. What cannot run is printed with its reason and stands there without times; exit status 1 if that is one
-of ours.
+bench/results/. What cannot run, or not to the end, is printed with its reason and stands there without times; exit
+status 1 if that is one of ours.
 
 On a machine that is never quiet, `--clock cpu --threads 1` takes a worker's processor time instead, which
 waiting for a processor does not lengthen.
@@ -133,9 +133,11 @@ def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace)
 
 
 def take_turns(ways: list[Timed], asked: argparse.Namespace) -> None:
-    """Rounds of turns, until every way that can run has had enough quiet ones or patience is spent."""
+    """Rounds of turns, until every way that can run has had enough quiet ones or patience is spent.
+
+    A way whose process ends loses its turns and drops out; without the plain step there are no more turns.
+    """
     plain = ways[0].worker
-    assert plain.missing is None, plain.missing
     began, number = time.monotonic(), 0
     while waiting := [w for w in ways if w.worker.missing is None and len(w.quiet) < asked.rounds]:
         if number >= asked.rounds and time.monotonic() - began > asked.patience:
@@ -144,19 +146,25 @@ def take_turns(ways: list[Timed], asked: argparse.Namespace) -> None:
             swapped = number % 2 == 1
             pair = [worker.turn() for worker in ((timed.worker, plain) if swapped else (plain, timed.worker))]
             base, own = reversed(pair) if swapped else pair
+            if plain.missing is not None:
+                return
+            if base is None or own is None:
+                continue
             timed.turns.append((base.seconds, own.seconds))
-            if asked.clock == "cpu" or max(turn.taken_by_others for turn in pair) <= MOST_BY_OTHERS:
+            if asked.clock == "cpu" or max(base.taken_by_others, own.taken_by_others) <= MOST_BY_OTHERS:
                 timed.quiet.append(timed.turns[-1])
         number += 1
 
 
 def figures(timed: Timed, samples: int, rounds: int) -> dict[str, Any]:
     """A way's columns of the CSV."""
-    turns = timed.counted(rounds)
-    note = timed.worker.missing or NOTES.get(timed.name, "")
-    if turns and turns is timed.turns:
-        busy = f"busy machine: {len(turns) - len(timed.quiet)} of {len(turns)} turns disturbed"
-        note = f"{note}; {busy}" if note else busy
+    turns = [] if timed.worker.missing else timed.counted(rounds)
+    notes = [timed.worker.missing or NOTES.get(timed.name, "")]
+    if len(turns) < rounds and not timed.worker.missing:
+        notes.append(f"the plain step ended after {len(turns)} of {rounds} turns")
+    if turns is timed.turns and (disturbed := len(turns) - len(timed.quiet)):
+        notes.append(f"busy machine: {disturbed} of {len(turns)} turns disturbed")
+    note = "; ".join(filter(None, notes))
     row = dict.fromkeys(COLUMNS, "") | {"way": timed.name, "note": note, "rounds": len(turns)}
     peak = timed.worker.peak_mib
     row["peak_mib"] = "" if peak is None else f"{peak:.0f}"

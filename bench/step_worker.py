@@ -50,7 +50,7 @@ class Turn:
 
 
 class Worker:
-    """A way, ready for its turns; `missing` says why it cannot run, where it cannot.
+    """A way, ready for its turns; `missing` says why it cannot run, where it cannot or can no longer.
 
     peak_mib: what it adds at its peak to the network and its samples: on a CPU the peak resident memory, on a GPU the
     allocator's; None where that is not known: off Linux, and for the compiled step on a CPU, in which the compiler's
@@ -68,14 +68,26 @@ class Worker:
         try:
             self.peak_mib, self.missing = self._pipe.recv()
         except EOFError:
-            self._process.join()
-            self.missing = f"its process ended with {self._process.exitcode}"
+            self.missing = self._end()
 
-    def turn(self) -> Turn:
-        """The mean time of the steps of one turn, after one step that finds caches as training would."""
-        self._pipe.send("turn")
-        turn: Turn = self._pipe.recv()
+    def turn(self) -> Turn | None:
+        """The mean time of the steps of one turn, after one step that finds caches as training would.
+
+        None where the process has ended: then `missing` says so.
+        """
+        if self.missing is not None:
+            return None
+        try:
+            self._pipe.send("turn")
+            turn: Turn = self._pipe.recv()
+        except (EOFError, OSError):  # the pipe's other end is gone
+            self.missing = f"{self._end()}, after its first steps"
+            return None
         return turn
+
+    def _end(self) -> str:
+        self._process.join()
+        return f"its process ended with {self._process.exitcode}"
 
     def close(self) -> None:
         self._pipe.close()

@@ -1,6 +1,8 @@
 """The step benchmark compares like with like: every private way computes the same clipped sum."""
 
 import csv
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from bench import bench_step, step_nets
 from bench.step_nets import Net, microbatch
 from bench.step_ways import WAYS, Unavailable
+from bench.step_worker import Turn, Work, Worker
 
 CPU = torch.device("cpu")
 TINY = Net(8, 1, (8, 16), 1, (4,), 3)
@@ -63,3 +66,42 @@ def test_a_run_leaves_a_row_for_each_way_and_says_why_one_is_missing(
     assert rows["opacus-ew"]["ms"] == ""
     assert rows["opacus-ew"]["note"] in capsys.readouterr().out
     assert picture.stat().st_size > 0
+
+
+@pytest.mark.parametrize(("dying", "turns"), [("opacus-hooks", 2), ("plain", 9)])
+def test_a_way_that_dies_in_a_later_turn_drops_out_alone(
+    dying: str, turns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the plain step, here in its third round, there is nothing to compare with: the others' turns end too."""
+
+    class Mortal(Worker):
+        def __init__(self, work: Work) -> None:
+            super().__init__(work)
+            self.left = turns if work.way == dying else 100
+
+        def turn(self) -> Turn | None:
+            if not self.left and self.missing is None:
+                os.kill(self._process.pid, signal.SIGKILL)
+                self._process.join()
+            self.left -= 1
+            return super().turn()
+
+    monkeypatch.setattr(bench_step, "Worker", Mortal)
+    monkeypatch.setitem(step_nets.NETS, "8px-0.4M", TINY)
+    command = (
+        "bench_step.py --nets 8px-0.4M --draws 1 --ways opacus-hooks ours --rounds 4 --patience 0 --threads 1"
+    )
+    out = tmp_path / "step.csv"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--out", str(out)])
+    assert bench_step.main() == 0
+    with out.open(newline="") as file:
+        rows = {row["way"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["plain", "opacus-hooks", "ours"]
+    assert rows[dying]["note"].startswith("its process ended with -9")
+    assert rows[dying]["ms"] == rows[dying]["ratio"] == ""
+    others = [row for way, row in rows.items() if way != dying]
+    if dying == "plain":
+        assert all("the plain step ended after 2 of 4 turns" in row["note"] for row in others)
+        assert all(row["rounds"] == "2" and float(row["ratio"]) > 0 for row in others)
+    else:
+        assert all(row["rounds"] == "4" and float(row["ratio"]) > 0 for row in others)
