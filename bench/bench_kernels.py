@@ -2,7 +2,8 @@
 
 One run: kernel and torch reference alternate, medians and quartiles of each; beside them the floor, which is the bytes
 that a kernel must read and write over the copy speed measured in the same run. A line a row, precision and main shape
-goes to bench/results/kernels.csv with device, date, versions and command.
+goes to bench/results/kernels.csv as it comes, with device, date, versions and command. What fails has a line without
+times, whose note says why; the exit status is then 1.
 
 Needs a CUDA GPU. --smoke runs tiny shapes in Triton's interpreter on a CPU, to show that this file works: its figures
 say nothing of any kernel and are printed only.
@@ -16,7 +17,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 RESULTS = ROOT / "bench" / "results" / "kernels.csv"
 COPY_BYTES = 2**30
+TIMES = [f"{name}{part}_ms" for name in ("kernel", "reference") for part in ("", "_q1", "_q3")]
+COLUMNS = [
+    *("row", "dtype", "shape", "rounds", "bytes", *TIMES, "floor_ms", "copy_gb_s", "note"),
+    *("device", "date", "versions", "command"),
+]
 
 
 def main() -> int:
@@ -46,37 +52,42 @@ def main() -> int:
     names = asked.rows or list(CATALOG)
     if unknown := set(names) - set(CATALOG):
         parser.exit(2, f"error: no row {', '.join(sorted(unknown))}; rows: {', '.join(CATALOG)}\n")
-    lines = measured(names, asked.smoke, 1 if asked.smoke else asked.rounds)
+    failed = False
+    for line in measured(names, asked.smoke, 1 if asked.smoke else asked.rounds):
+        shown = ("row", "dtype", "kernel_ms", "reference_ms", "floor_ms", "note")
+        print({key: line[key] for key in shown if key in line}, flush=True)
+        failed |= "note" in line
+        if not asked.smoke:
+            append(line)
     if asked.smoke:
         print("smoke run in the interpreter on a CPU: these times say nothing of any kernel")
     else:
-        append(lines)
-    return 0
+        print(f"-> {RESULTS}")
+    return int(failed)
 
 
-def measured(names: list[str], smoke: bool, rounds: int) -> list[dict[str, Any]]:
-    """One line a row, dtype and shape; printed as they come."""
+def measured(names: list[str], smoke: bool, rounds: int) -> Iterator[dict[str, Any]]:
+    """One line a row, dtype and shape, as it comes; one that failed has a note in place of times."""
     import torch
 
     from dpkernels.catalog import CATALOG
 
     device = "cpu" if smoke else "cuda"
     speed = copy_speed(device, 2**20 if smoke else COPY_BYTES)
-    lines = []
     for name in names:
         row = CATALOG[name]
         for dtype in row.dtypes[:1] if smoke else row.dtypes:
             for shape in row.shapes[:1] if smoke else row.main:
+                about = {"row": name, "dtype": str(dtype).removeprefix("torch."), "shape": dict(shape)}
                 torch.manual_seed(0)
-                line = timed(row, row.inputs(shape, dtype, device), rounds, smoke)
-                line |= {"floor_ms": line["bytes"] / speed * 1e3, "copy_gb_s": speed / 1e9}
-                lines.append(
-                    {"row": name, "dtype": str(dtype).removeprefix("torch."), "shape": dict(shape)} | line
-                )
-                print(
-                    {key: lines[-1][key] for key in ("row", "dtype", "kernel_ms", "reference_ms", "floor_ms")}
-                )
-    return lines
+                try:
+                    line = timed(row, row.inputs(shape, dtype, device), rounds, smoke)
+                except Exception as error:  # whatever a compiler or a driver raises: the other rows go on
+                    reason = (str(error).strip() or "no message").splitlines()[0]
+                    yield about | {"note": f"failed: {type(error).__name__}: {reason[:160]}"}
+                    continue
+                floor = {"floor_ms": line["bytes"] / speed * 1e3, "copy_gb_s": speed / 1e9}
+                yield about | line | floor
 
 
 def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool) -> dict[str, Any]:
@@ -135,8 +146,8 @@ def tensor_bytes(value: Any) -> int:
     return sum(leaf.nbytes for leaf in tree_leaves(value) if hasattr(leaf, "nbytes"))
 
 
-def append(lines: list[dict[str, Any]]) -> None:
-    """Adds the lines to the results, each with where and when it was measured."""
+def append(line: dict[str, Any]) -> None:
+    """Adds a line to the results, with where and when it was measured."""
     import torch
     import triton
 
@@ -149,11 +160,10 @@ def append(lines: list[dict[str, Any]]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     fresh = not RESULTS.exists()
     with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*lines[0], *where])
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if fresh:
             writer.writeheader()
-        writer.writerows(line | where for line in lines)
-    print(f"{len(lines)} lines added to {RESULTS}")
+        writer.writerow(line | where)
 
 
 if __name__ == "__main__":
