@@ -1,7 +1,7 @@
 """launch/evaluate.py RELEASE --real SET: how good a release's images are, against real held-out ones.
 
-Utility (classifiers that learn from synthetic images, tested on real ones), fidelity (FD, KID, precision,
-recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:PATH, folder:PATH. Figures from a real
+Utility (classifiers that learn from synthetic images, tested on real ones), fidelity (FD or FID, KID,
+precision, recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:PATH, folder:PATH. Figures from a real
 set that is public go to OUT/evaluation/, all others to OUT/private/evaluation/, which may not leave.
 """
 
@@ -19,18 +19,15 @@ def main() -> int:
     )
     parser.add_argument("release", type=Path, help="a release folder, runs/NAME/release")
     parser.add_argument("--real", required=True, help="real images to test on, none of which was trained on")
-    parser.add_argument(
-        "--public-real", action="store_true", help="the real set is public (digits always is)"
-    )
+    parser.add_argument("--public-real", action="store_true", help="the real set is public (digits is)")
     parser.add_argument("--train", help="the training set: memorisation and references, all of it private")
     parser.add_argument("--features", help="PUBLIC set for the feature network (default: half the real set)")
+    parser.add_argument("--inception", type=Path, help="PUBLIC Inception weights to take in place of it")
     parser.add_argument("--num", type=int, default=2000, help="synthetic images a seed (papers: 60000)")
     parser.add_argument("--seeds", type=int, default=3, help="synthetic sets and classifiers of each kind")
     parser.add_argument("--classifiers", help="of logistic,mlp,cnn,wrn (default: all; wrn on a GPU only)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument(
-        "--out", type=Path, help="folder for the figures (default: that of the release's run)"
-    )
+    parser.add_argument("--out", type=Path, help="folder for the figures (default: the release's run)")
     asked = parser.parse_args()
 
     from curriculumdp.command import one_line_errors
@@ -45,7 +42,8 @@ def main() -> int:
         names = chosen_classifiers(asked.classifiers, device)
         released = read_released(asked.release)
         request = Request(
-            asked.real, asked.num, asked.seeds, names, device, asked.train, asked.features, asked.public_real
+            *(asked.real, asked.num, asked.seeds, names, device, asked.train, asked.features),
+            *(asked.public_real, asked.inception),
         )
         place = asked.out or asked.release.resolve().parent
         public, private = evaluate_release(

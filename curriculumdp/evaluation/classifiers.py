@@ -135,9 +135,11 @@ def fit(
 
 
 @torch.no_grad()
-def outputs_of(net: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device) -> np.ndarray:
+def outputs_of(
+    net: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device, at_once: int = AT_ONCE
+) -> np.ndarray:
     """float64 [N, D]: what `net` makes of images uint8 [N, C, H, W]."""
-    parts = [net(_scaled(part, device)).double().cpu() for part in torch.from_numpy(images).split(AT_ONCE)]
+    parts = [net(_scaled(part, device)).double().cpu() for part in torch.from_numpy(images).split(at_once)]
     return torch.cat(parts).numpy()
 
 

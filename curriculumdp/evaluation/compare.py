@@ -12,7 +12,7 @@ import numpy as np
 
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.plots import scatter_panels
-from curriculumdp.evaluation.record import private_folder, public_folder, read_record
+from curriculumdp.evaluation.record import frechet, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import read_released
 from curriculumdp.evaluation.report_figures import read_metrics, seconds_by_stage
 
@@ -26,7 +26,7 @@ class RunFigures:
 
     network: the SHA-256 of the feature network; settings: the config without name and seed, equal in runs that
     are repeats of each other; hours: time spent in steps, None without the run's private folder; private: accuracy, FD
-    and KID are against real images that nobody declared public.
+    and KID are against real images that nobody declared public; distance: what `fd` may be called, FD or FID.
     """
 
     name: str
@@ -40,6 +40,7 @@ class RunFigures:
     hours: float | None
     settings: str
     private: bool = False
+    distance: str = "FD"
 
 
 def read_run(run: Path) -> RunFigures:
@@ -51,6 +52,7 @@ def read_run(run: Path) -> RunFigures:
     public = read_record(public_folder(run), identity)
     record = read_record(private_folder(run), identity) | public
     fidelity = record.get("fidelity")
+    distance, fd = frechet(fidelity) if fidelity else ("FD", None)
     rows = read_metrics(run / "private")
     return RunFigures(
         name=released.name,
@@ -58,12 +60,13 @@ def read_run(run: Path) -> RunFigures:
         epsilon=released.certificate.guarantee.epsilon,
         delta=released.certificate.guarantee.delta,
         accuracy={name: value["mean"] for name, value in record.get("utility", {}).items()},
-        fd=fidelity["fd"]["mean"] if fidelity else None,
+        fd=fd["mean"] if fd else None,
         kid=fidelity["kid"]["mean"] if fidelity else None,
         network=fidelity["network"]["sha256"] if fidelity else None,
         hours=sum(seconds_by_stage(rows).values()) / 3600 if rows else None,
         settings=_without_name(config),
         private="utility" in record and "utility" not in public,
+        distance=distance,
     )
 
 
@@ -75,7 +78,16 @@ def _without_name(config: Mapping[str, Any]) -> str:
 def table(runs: Sequence[RunFigures]) -> list[list[str]]:
     """Head and rows of text. Runs that differ in name and seed alone get one more row, mean ± deviation."""
     classifiers = _classifiers(runs)
-    head = ["run", "stages", "ε", "δ", *(f"{name}, %" for name in classifiers), "FD", "KID", "hours"]
+    head = [
+        "run",
+        "stages",
+        "ε",
+        "δ",
+        *(f"{name}, %" for name in classifiers),
+        _distance(runs),
+        "KID",
+        "hours",
+    ]
     rows = [
         [
             run.name,
@@ -94,6 +106,11 @@ def table(runs: Sequence[RunFigures]) -> list[list[str]]:
 
 def _classifiers(runs: Sequence[RunFigures]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.accuracy))
+
+
+def _distance(runs: Sequence[RunFigures]) -> str:
+    """FID where every run that was evaluated has it: an FID is an FD, not the other way round."""
+    return "FID" if {run.distance for run in runs if run.fd is not None} == {"FID"} else "FD"
 
 
 def _shown(value: float | None, scale: float, digits: int) -> str:
@@ -141,11 +158,13 @@ def remarks(runs: Sequence[RunFigures]) -> list[str]:
     """What a reader of the table must know."""
     lines = []
     if len({run.network for run in runs if run.network}) > 1:
-        lines.append("FD and KID were measured in different networks: those columns cannot be compared")
+        lines.append(
+            f"{_distance(runs)} and KID were measured in different networks: those columns cannot be compared"
+        )
     private = [run.name for run in runs if run.private]
     if private:
         lines.append(
-            f"accuracy, FD and KID of {', '.join(private)} are PRIVATE: real images that are not public"
+            f"accuracy, {_distance(runs)} and KID of {', '.join(private)} are PRIVATE: real images that are not public"
         )
     if any(run.hours is not None for run in runs):
         lines.append("hours are PRIVATE: times show how many units were in the steps")
@@ -159,7 +178,7 @@ def plot(runs: Sequence[RunFigures]) -> bytes:
     accuracy = [(run, run.accuracy[strongest] * 100) for run in runs if strongest in run.accuracy]
     panels = [
         ("ε", f"accuracy of {strongest}, %", [(run.name, run.epsilon, value) for run, value in accuracy]),
-        ("ε", "FD", [(run.name, run.epsilon, run.fd) for run in runs if run.fd is not None]),
+        ("ε", _distance(runs), [(run.name, run.epsilon, run.fd) for run in runs if run.fd is not None]),
         (
             "hours",
             f"accuracy of {strongest}, %",

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from curriculumdp.diffusion.pictures import image_grid
-from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelity, train_features
+from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelities, fidelity, train_features
+from curriculumdp.evaluation.inception import given_inception
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.memorisation import Neighbours, memorisation, nearest_neighbours
 from curriculumdp.evaluation.plots import distances_plot, png_bytes, utility_plot
@@ -25,7 +26,8 @@ class Request:
     """What to evaluate a release with. Sets are named as for `load_set`; the training set is PRIVATE.
 
     features: a PUBLIC labelled set to train the feature network on; None for one half of the real set, the
-    other half being compared with. public_real: everybody may know the real set, and what comes of it.
+    other half being compared with. inception: a file of PUBLIC Inception weights to compare in instead, with the whole
+    real set. public_real: everybody may know the real set, and what comes of it.
     """
 
     real: str
@@ -36,6 +38,7 @@ class Request:
     train: str | None = None
     features: str | None = None
     public_real: bool = False
+    inception: Path | None = None
 
     @property
     def real_is_public(self) -> bool:
@@ -68,6 +71,10 @@ def evaluate_release(
         raise EvaluationError("a model of one class: utility and the in-domain network need two classes")
     if min(request.count, request.seeds) < 1:
         raise EvaluationError("ask for at least one image and one seed")
+    if request.inception is not None and request.features is not None:
+        raise EvaluationError(
+            "Inception weights are given: no feature network is trained, so name no set for one"
+        )
     real = load_set(request.real, released, "test")
     train = None if request.train is None else load_set(request.train, released, "train")
     material = _gather(released, request, real, say)
@@ -85,12 +92,14 @@ def evaluate_release(
 
 def _gather(released: Released, request: Request, real: LabelledSet, say: Callable[[str], None]) -> Material:
     """The feature network has seen none of the images that are compared."""
-    if request.features is None:
-        learned, compared = real.halves()
-        learned = replace(learned, origin=f"one half of: {real.origin}")
+    compared = real
+    if request.inception is not None:
+        network = given_inception(request.inception, request.device)
+    elif request.features is not None:
+        network = train_features(load_set(request.features, released, "train"), request.device)
     else:
-        learned, compared = load_set(request.features, released, "train"), real
-    network = train_features(learned, request.device)
+        learned, compared = real.halves()
+        network = train_features(replace(learned, origin=f"one half of: {real.origin}"), request.device)
     synthetic = []
     for seed in range(request.seeds):
         say(f"drawing {request.count} images, seed {seed}")
@@ -107,7 +116,7 @@ def _against_real(request: Request, material: Material, say: Callable[[str], Non
         scores = [accuracy(name, some, real, seed, request.device) for seed, some in enumerate(synthetic)]
         utility[name] = {**over_seeds(scores), "classifier": DESCRIPTIONS[name]}
     say("comparing features")
-    found = [fidelity(material.network, material.compared, some) for some in synthetic]
+    found = fidelities(material.network, material.compared, synthetic)
     return {
         "real": {"origin": real.origin, "images": len(real), "sha256": real.sha256()},
         "synthetic": {"images": request.count, "seeds": request.seeds},

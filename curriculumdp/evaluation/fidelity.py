@@ -1,13 +1,14 @@
 """Fidelity: how near synthetic images come to real ones in the feature space of a NAMED network.
 
-The network is a small classifier of the same kind of images, trained on images that are not compared with.
-Its Fréchet distance is called FD, never FID: that name belongs to the standard Inception weights. Features
-are float64 [N, D].
+The network is an Inception whose weights the user gives (`inception`), or a small classifier of the same kind of
+images, trained on images that are not compared with. The Fréchet distance is called FD, and FID under the standard
+Inception weights alone. Features are float64 [N, D].
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,14 +28,15 @@ AT_ONCE = 1000
 class FeatureNetwork:
     """A network whose last hidden layer is the space to compare in; `sha256` is that of its weights.
 
-    Features are divided by their root mean square over the images it learned from, so that distances in two
-    networks are at least of one scale.
+    A network trained here divides features by their root mean square over the images it learned from, so that
+    distances in two of them are at least of one scale. `distance` is what its Fréchet distance may be called.
     """
 
     name: str
     trained_on: str
     sha256: str
     features: Callable[[np.ndarray], np.ndarray]
+    distance: Literal["fd", "fid"] = "fd"
 
     def facts(self) -> dict[str, str]:
         return {"name": self.name, "trained_on": self.trained_on, "sha256": self.sha256}
@@ -63,13 +65,24 @@ def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> Fe
 
 
 def fidelity(network: FeatureNetwork, real: LabelledSet, synthetic: LabelledSet) -> dict[str, float]:
-    """fd, kid, precision and recall of `synthetic` against `real`. As private as `real` and the network."""
-    if min(len(real), len(synthetic)) < FEWEST:
+    """fd (or fid: `network.distance`), kid, precision and recall. As private as `real` and the network."""
+    return fidelities(network, real, [synthetic])[0]
+
+
+def fidelities(
+    network: FeatureNetwork, real: LabelledSet, synthetic: Sequence[LabelledSet]
+) -> list[dict[str, float]]:
+    """`fidelity` of each synthetic set; the real images pass the network once."""
+    if min(len(real), *(len(some) for some in synthetic)) < FEWEST:
         raise EvaluationError(f"fidelity needs at least {FEWEST} images on either side: name a larger set")
-    a, b = network.features(real.images), network.features(synthetic.images)
+    a = network.features(real.images)
+    return [_measured(network.distance, a, network.features(some.images)) for some in synthetic]
+
+
+def _measured(distance: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     precision, recall = precision_recall(a, b)
     return {
-        "fd": frechet_distance(a, b),
+        distance: frechet_distance(a, b),
         "kid": kernel_distance(a, b),
         "precision": precision,
         "recall": recall,
@@ -79,6 +92,12 @@ def fidelity(network: FeatureNetwork, real: LabelledSet, synthetic: LabelledSet)
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """|μa − μb|² + tr(Σa + Σb − 2(Σa Σb)^½), Heusel et al. 2017; biased upwards by few images."""
     mean_term = float(((a.mean(0) - b.mean(0)) ** 2).sum())
+    if max(len(a), len(b)) <= a.shape[1]:
+        # Fewer images than features: the roots of the eigenvalues of Σa Σb are the singular values of X Yᵀ, and the
+        # covariances' many eigenvalues of 0 add no rounding.
+        x, y = ((some - some.mean(0)) / np.sqrt(len(some) - 1) for some in (a, b))
+        cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+        return max(0.0, mean_term + float(np.square(x).sum() + np.square(y).sum() - 2 * cross))
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

@@ -15,7 +15,7 @@ FORMAT = "curriculumdp evaluation 1"
 RECORD, UTILITY, DISTANCES, NEIGHBOURS = "evaluation.json", "utility.png", "distances.png", "neighbours.png"
 PUBLIC_WORDS = "Computed from the release and from real images that are public. It may leave."
 PRIVATE_WORDS = "PRIVATE: computed from sensitive images without noise. It may not leave."
-MEASURES = {"fd": "FD", "kid": "KID", "precision": "precision", "recall": "recall"}
+MEASURES = {"fd": "FD", "fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
 
 
 def public_folder(place: Path) -> Path:
@@ -77,6 +77,17 @@ def read_record(folder: Path, release: Mapping[str, str]) -> dict[str, Any]:
     return dict(whole)
 
 
+def measures(fidelity: Mapping[str, Any]) -> dict[str, str]:
+    """The titles of the measures that a record's `fidelity` has, by name: FD or FID, as its network is."""
+    return {name: title for name, title in MEASURES.items() if name in fidelity}
+
+
+def frechet(fidelity: Mapping[str, Any]) -> tuple[str, Any]:
+    """(FID, its value) of a record's `fidelity` that has it; else (FD, its value)."""
+    name = "fid" if "fid" in fidelity else "fd"
+    return MEASURES[name], fidelity[name]
+
+
 def figure(value: Mapping[str, Any], scale: float = 1, digits: int = 4) -> str:
     """`mean ± spread`, times `scale`, with `digits` significant digits at most two behind the point."""
     mean, spread = value["mean"] * scale, value["spread"]
@@ -123,7 +134,7 @@ def _fidelity_lines(record: Mapping[str, Any]) -> Iterator[str]:
     network = found["network"]
     named = f"{network['name']} trained on {network['trained_on']}, sha256 {network['sha256'][:12]}"
     yield f"\nfidelity: against {found['compared_with']} real images in {named}"
-    for name, title in MEASURES.items():
+    for name, title in measures(found).items():
         beside = f"   real training images {_number(reference[name], 4)}" if name in reference else ""
         yield f"  {title:10s} {figure(found[name])}{beside}"
 

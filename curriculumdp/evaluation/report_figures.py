@@ -10,10 +10,11 @@ from curriculumdp.evaluation.page import Html, columns, facts, paragraph, pictur
 from curriculumdp.evaluation.plots import curve_plot
 from curriculumdp.evaluation.record import (
     DISTANCES,
-    MEASURES,
     NEIGHBOURS,
     UTILITY,
     figure,
+    frechet,
+    measures,
     percent,
 )
 
@@ -60,20 +61,25 @@ def fidelity_section(record: Mapping[str, Any]) -> Html:
     head = ["measure", "synthetic"] + (["real training images"] if reference else []) + ["better is"]
     rows = [
         (title, figure(found[name]), *([f"{reference[name]:.3g}"] if reference else []),
-         "lower" if name in ("fd", "kid") else "higher")
-        for name, title in MEASURES.items()
+         "lower" if name in ("fd", "fid", "kid") else "higher")
+        for name, title in measures(found).items()
     ]  # fmt: skip
     network = found["network"]
+    distance = (
+        "FID is the Fréchet distance in the standard network"
+        if "fid" in found
+        else "FD is a Fréchet distance in this network, not FID"
+    )
     return section(
         "Fidelity",
         paragraph(
-            f"Against {found['compared_with']:,} real images, in the features of a {network['name']}, trained "
-            f"on {network['trained_on']}."
+            f"Against {found['compared_with']:,} real images, in the feature space of one network: "
+            f"{network['name']}, trained on {network['trained_on']}."
         ),
         table(head, rows),
         tag(
             "p",
-            "FD is a Fréchet distance in this network, not FID; compare it only under the same network ",
+            f"{distance}; compare it only under the same network ",
             tag("code", network["sha256"][:16]),
             " and the same numbers of images. KID does not depend on the numbers.",
             class_="note",
@@ -94,14 +100,14 @@ def memorisation_section(record: Mapping[str, Any], folder: Path) -> Html:
         )
         for name in ("synthetic", "held_out")
     ]
-    direct = record["fidelity_to_training"]["fd"]
+    title, direct = frechet(record["fidelity_to_training"])
     return section(
         "Memorisation",
         paragraph(
             f"{found['measure']}. A synthetic image is nearer than a held-out real one with "
             f"probability {found['nearer']:.2f}: 0.5 would be alike, 1 would be copies. Averages of many "
-            "training images, which blurred samples resemble, are near to many of them. FD against training "
-            f"images: {direct:.3g}."
+            "training images, which blurred samples resemble, are near to many of them. "
+            f"{title} against training images: {direct:.3g}."
         ),
         table(["images", *quantiles, "copies", "identical"], rows),
         columns(
