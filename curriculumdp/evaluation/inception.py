@@ -11,7 +11,8 @@ Weights come from
       state = torch.load("pt_inception-2015-12-05-6726825d.pth", weights_only=True)
       safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, "inception.safetensors")
 
-A distance is called FID under the standard weights alone, elsewhere FD.
+A distance is called FID under weights known to be the standard ones, elsewhere FD. A safetensors copy is known by
+STANDARD_TENSORS, which is empty yet: until it is filled, FID takes the .pth.
 """
 
 import hashlib
@@ -34,6 +35,7 @@ from curriculumdp.evaluation.labelled import EvaluationError
 SIDE = 299  # pixels
 WIDTH = 2048
 AT_ONCE = 32  # images: 0.2 GB in the widest layer
+# The file's name has the first 8 digits; the size and all 64 are what projects that pin this file write down.
 STANDARD_FILE = "pt_inception-2015-12-05-6726825d.pth"
 STANDARD_FILE_BYTES = 95_628_359
 STANDARD_FILE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -232,7 +234,7 @@ def _standard(path: Path) -> dict[str, Tensor]:
     content = path.read_bytes() if path.stat().st_size == STANDARD_FILE_BYTES else b""
     if hashlib.sha256(content).hexdigest() != STANDARD_FILE_SHA256:
         raise EvaluationError(
-            f"{path} is neither .safetensors nor {STANDARD_FILE} whole (SHA-256 {STANDARD_FILE_SHA256[:8]}…): "
+            f"{path} is neither .safetensors nor the whole {STANDARD_FILE} (SHA-256 {STANDARD_FILE_SHA256[:8]}…): "
             "no other pickle is read"
         )
     return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))

@@ -65,6 +65,13 @@ def test_remarks_name_what_cannot_be_compared_and_what_is_private() -> None:
     assert "hours are PRIVATE" in found[1]
 
 
+def test_a_distance_is_called_fid_where_every_run_has_it() -> None:
+    fid = replace(ONE, distance="FID")
+    assert table([fid, replace(ONE, fd=None)])[0][5] == "FID"
+    assert table([fid, OTHER])[0][6] == "FD"
+    assert "FID and KID" in remarks([fid, replace(fid, network="bb")])[0]
+
+
 def test_figures_against_private_images_are_called_private(run: Path, tmp_path: Path) -> None:
     """Without this a table of them, the private folders left behind, would look like any other."""
     run = Path(shutil.copytree(run, tmp_path / "tiny"))

@@ -41,6 +41,17 @@ def test_frechet_distance_sees_correlations_that_differ(features: np.ndarray) ->
     assert a == pytest.approx(b, rel=1e-6)
 
 
+def test_frechet_distance_of_few_images_is_the_one_of_many_features() -> None:
+    """No more images than features: another formula, which must not be another distance."""
+    draw = np.random.default_rng(6)
+    a, b = draw.normal(size=(9, 12)), 2 * draw.normal(size=(12, 12)) + 1
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cross = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).astype(complex)).real.sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
 def test_kernel_distance_is_the_unbiased_estimate_by_hand() -> None:
     draw = np.random.default_rng(2)
     x, y = draw.normal(size=(5, 3)), draw.normal(size=(4, 3)) + 1

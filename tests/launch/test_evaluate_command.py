@@ -74,6 +74,20 @@ def test_a_bad_input_ends_in_one_line(
     assert message in said[0]
 
 
+def test_inception_weights_that_are_not_there_end_in_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = write_npz(tmp_path / "real.npz", digits("test", CLASSES))
+    with pytest.raises(SystemExit) as ended:
+        evaluate(
+            monkeypatch, run / "release", "--real", real, "--inception", tmp_path / "weights.safetensors"
+        )
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"error: {tmp_path / 'weights.safetensors'}: no such file")
+
+
 def test_a_folder_that_is_no_release_ends_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
