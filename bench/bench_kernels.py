@@ -1,9 +1,12 @@
 """python bench/bench_kernels.py [--smoke] [--rows NAME ...] [--rounds N]: every kernel of the catalogue, timed.
 
-One run: kernel and torch reference alternate, medians and quartiles of each; beside them the floor, which is the bytes
-that a kernel must read and write over the copy speed measured in the same run. A line a row, precision and main shape
-goes to bench/results/kernels.csv as it comes, with device, date, versions and command. What fails has a line without
-times, whose note says why; the exit status is then 1.
+One run: kernel and reference alternate, medians and quartiles of each. Timed is the launch alone, on buffers that are
+ready: the call as training makes it, what it allocates for itself included. The reference is the catalogue's truth,
+plain autograd in fp64 unit by unit (integer arithmetic for what is exact): it says what is right and is no rival; for
+rivals see bench_step.py. Beside them the floor, which is the bytes that a kernel must read and write over the copy
+speed measured in the same run. A line a row, precision and main shape goes to bench/results/kernels.csv as it comes,
+with device, date, versions and command. What fails has a line without times, whose note says why; the exit status is
+then 1.
 
 Needs a CUDA GPU. --smoke runs tiny shapes in Triton's interpreter on a CPU, to show that this file works: its figures
 say nothing of any kernel and are printed only.
@@ -96,11 +99,14 @@ def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool) -> dict[st
 
     from dpkernels.device import interpreted
 
-    def kernel() -> Any:
-        with interpreted() if smoke else nullcontext():
-            return row.run(**inputs)
+    call = row.call(**inputs)
 
-    outputs = kernel()
+    def kernel() -> None:
+        with interpreted() if smoke else nullcontext():
+            call.launch()
+
+    kernel()
+    outputs = call.outputs()
     row.reference(**inputs)
     times: dict[str, list[float]] = {"kernel": [], "reference": []}
     for _ in range(rounds):

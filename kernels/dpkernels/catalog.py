@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dpkernels import examples
-from dpkernels.examples import Outputs, Shape
+from dpkernels.examples import Call, Outputs, Shape
 
 # Relative to fp64 on the same inputs. bf16 means bf16 inputs and fp32 sums, against a bf16-input oracle.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-5}
@@ -28,7 +28,7 @@ class Row:
 
     name: str
     inputs: Callable[[Shape, torch.dtype, str], dict[str, Any]]
-    run: Callable[..., Outputs]
+    call: Callable[..., Call]
     reference: Callable[..., Outputs]
     shapes: tuple[Shape, ...]
     choices: Mapping[str, tuple[Any, ...]]
@@ -42,6 +42,12 @@ class Row:
     def tf32(self) -> bool:
         """Whether the kernel multiplies matrices, so that fp32 inputs may run in tf32."""
         return self.name.startswith(("conv2d", "linear"))
+
+    def run(self, **inputs: Any) -> Outputs:
+        """What one launch leaves in fresh buffers."""
+        call = self.call(**inputs)
+        call.launch()
+        return call.outputs()
 
     def tolerance(self, dtype: torch.dtype) -> float:
         return 0.0 if self.exact else TOLERANCE[dtype]
@@ -146,7 +152,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "conv2d",
             examples.conv_inputs,
-            examples.conv_run,
+            examples.conv_call,
             examples.conv_truth,
             CONV_SHAPES,
             CONV_CHOICES,
@@ -155,7 +161,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "conv2d_recompute",
             examples.conv_inputs,
-            examples.conv_recompute,
+            examples.conv_recompute_call,
             examples.conv_recompute_truth,
             CONV_SHAPES,
             CONV_CHOICES,
@@ -164,7 +170,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "linear",
             examples.linear_inputs,
-            examples.linear_run,
+            examples.linear_call,
             examples.linear_truth,
             LINEAR_SHAPES,
             LINEAR_CHOICES,
@@ -173,7 +179,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "linear_recompute",
             examples.linear_inputs,
-            examples.linear_recompute,
+            examples.linear_recompute_call,
             examples.linear_recompute_truth,
             LINEAR_SHAPES,
             LINEAR_CHOICES,
@@ -182,7 +188,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "linear_shared",
             examples.linear_inputs,
-            examples.shared_run,
+            examples.shared_call,
             examples.shared_truth,
             LINEAR_SHAPES,
             LINEAR_CHOICES,
@@ -191,7 +197,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "group_norm",
             examples.norm_inputs,
-            examples.norm_run,
+            examples.norm_call,
             examples.norm_truth,
             NORM_SHAPES,
             NORM_CHOICES,
@@ -200,7 +206,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "group_norm_forward",
             examples.norm_inputs,
-            examples.norm_forward,
+            examples.norm_forward_call,
             examples.norm_forward_truth,
             NORM_SHAPES,
             NORM_CHOICES,
@@ -209,7 +215,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "embedding",
             examples.embedding_inputs,
-            examples.embedding_run,
+            examples.embedding_call,
             examples.embedding_truth,
             (_embedding(3, 4, 11, 20), _embedding(2, 1, 17, 70, 16), _embedding(1, 3, 1, 1)),
             {"units": (1, 3), "draws": (1, 5), "rows": (1, 3, 20), "width": (4, 65), "padding": (None, 0)},
@@ -218,7 +224,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "clip_sum",
             examples.clip_inputs,
-            examples.clip_run,
+            examples.clip_call,
             examples.clip_truth,
             ({"units": 3, "count": 1500}, {"units": 1, "count": 7}),
             {"units": (1, 4), "count": (1, 1023, 2100)},
@@ -227,7 +233,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "chacha",
             examples.stream_inputs,
-            examples.stream_run,
+            examples.stream_call,
             examples.stream_truth,
             (
                 {"blocks": 200, "first": 0},
@@ -242,7 +248,7 @@ CATALOG: dict[str, Row] = {
         Row(
             "noise_step",
             examples.step_inputs,
-            examples.step_run,
+            examples.step_call,
             examples.step_truth,
             ({"count": 2003, "step": 0, "half": True}, {"count": 1, "step": 9, "half": False}),
             {"count": (7, 8, 1030), "step": (0, 999), "half": (False, True)},

@@ -1,12 +1,12 @@
 """Arguments, kernel calls and truths of the catalogue's rows.
 
-Three functions a kernel: `*_inputs` makes arguments from a shape, `*_run` calls the kernel, `*_truth` is what
-must come out: batch-of-one autograd in fp64, or exact integer arithmetic.
+Three functions a kernel: `*_inputs` makes arguments from a shape, `*_call` makes outputs full of NaN and the call of
+the kernel on them, `*_truth` is what must come out: batch-of-one autograd in fp64, or exact integer arithmetic.
 """
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,13 @@ from dpkernels.noise_step import gaussian_reference, noise_step, noise_step_refe
 
 Shape = Mapping[str, Any]
 Outputs = dict[str, Tensor]
+
+
+class Call(NamedTuple):
+    """A kernel's call on buffers that are ready: `launch` does its work alone, `outputs` shows what it left."""
+
+    launch: Callable[[], None]
+    outputs: Callable[[], Outputs]
 
 
 def _per_unit(units: int, grads: Callable[[slice], tuple[Tensor, ...]], samples: int) -> tuple[Tensor, ...]:
@@ -74,12 +81,18 @@ def _conv_outputs(units: int, weight: tuple[int, ...], device: torch.device) -> 
     return whole, whole[:, 3 : 3 + size].unflatten(1, weight), whole[:, 3 + size :]
 
 
-def conv_run(x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int) -> Outputs:
+def conv_call(x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int) -> Call:
     _, weight_out, bias_out = _conv_outputs(units, weight, x.device)
-    parts = conv2d_parts(weight, True, x.dtype)
-    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=x.device)
-    conv2d_grads(x, grad_out, weight_out, bias_out, geometry, squares=squares)
-    return {"weight": weight_out, "bias": bias_out, "squares": squares.sum(1)}
+    squares = _parts(x.device, units, conv2d_parts(weight, True, x.dtype))
+    return Call(
+        lambda: conv2d_grads(x, grad_out, weight_out, bias_out, geometry, squares=squares),
+        lambda: {"weight": weight_out, "bias": bias_out, "squares": squares.sum(1)},
+    )
+
+
+def _parts(device: torch.device, *shape: int) -> Tensor:
+    """Where a kernel leaves the parts of squared norms."""
+    return torch.full(shape, torch.nan, dtype=torch.float64, device=device)
 
 
 def conv_truth(
@@ -101,16 +114,19 @@ def _scale(units: int, device: torch.device) -> Tensor:
     return torch.where(torch.arange(units, device=device) == 1, 0.0, scale)
 
 
-def conv_recompute(
+def conv_recompute_call(
     x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int
-) -> Outputs:
-    parts = conv2d_parts(weight, True, x.dtype, recompute=True)
-    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=x.device)
-    conv2d_squares(x, grad_out, weight, True, geometry, squares)
+) -> Call:
+    squares = _parts(x.device, units, conv2d_parts(weight, True, x.dtype, recompute=True))
     total = torch.zeros(torch.Size(weight).numel() + weight[0], dtype=torch.int64, device=x.device)
     weight_total, bias_total = total[: -weight[0]].view(weight), total[-weight[0] :]
-    add_clipped_conv2d(x, grad_out, _scale(units, x.device), weight_total, bias_total, geometry)
-    return {"weight": weight_total, "bias": bias_total, "squares": squares.sum(1)}
+    scale = _scale(units, x.device)
+
+    def launch() -> None:
+        conv2d_squares(x, grad_out, weight, True, geometry, squares)
+        add_clipped_conv2d(x, grad_out, scale, weight_total, bias_total, geometry)
+
+    return Call(launch, lambda: {"weight": weight_total, "bias": bias_total, "squares": squares.sum(1)})
 
 
 def conv_recompute_truth(**inputs: Any) -> Outputs:
@@ -131,13 +147,15 @@ def linear_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     return {"x": x, "grad_out": g, "units": s["units"]}
 
 
-def linear_run(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+def linear_call(x: Tensor, grad_out: Tensor, units: int) -> Call:
     weight = (grad_out.shape[-1], x.shape[-1], 1, 1)
-    _, weight_out, bias_out = _conv_outputs(units, weight, x.device)
-    parts = conv2d_parts(weight, True, x.dtype)
-    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=x.device)
-    linear_grads(x, grad_out, weight_out[..., 0, 0], bias_out, squares=squares)
-    return {"weight": weight_out[..., 0, 0], "bias": bias_out, "squares": squares.sum(1)}
+    _, image_out, bias_out = _conv_outputs(units, weight, x.device)
+    weight_out = image_out[..., 0, 0]
+    squares = _parts(x.device, units, conv2d_parts(weight, True, x.dtype))
+    return Call(
+        lambda: linear_grads(x, grad_out, weight_out, bias_out, squares=squares),
+        lambda: {"weight": weight_out, "bias": bias_out, "squares": squares.sum(1)},
+    )
 
 
 def linear_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
@@ -152,11 +170,16 @@ def linear_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
     return {"weight": w, "bias": b, "squares": _square(w, b)}
 
 
-def linear_recompute(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+def linear_recompute_call(x: Tensor, grad_out: Tensor, units: int) -> Call:
     weight_total = torch.zeros(grad_out.shape[-1], x.shape[-1], dtype=torch.int64, device=x.device)
     bias_total = torch.zeros(grad_out.shape[-1], dtype=torch.int64, device=x.device)
-    add_clipped_linear(x, grad_out, _scale(units, x.device), weight_total, bias_total)
-    return {"weight": weight_total, "bias": bias_total, "squares": linear_squares(x, grad_out, units, True)}
+    squares, scale = _parts(x.device, units), _scale(units, x.device)
+
+    def launch() -> None:
+        squares.copy_(linear_squares(x, grad_out, units, True))
+        add_clipped_linear(x, grad_out, scale, weight_total, bias_total)
+
+    return Call(launch, lambda: {"weight": weight_total, "bias": bias_total, "squares": squares})
 
 
 def linear_recompute_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
@@ -165,15 +188,18 @@ def linear_recompute_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
     return {"weight": sums[0], "bias": sums[1], "squares": truth["squares"]}
 
 
-def shared_run(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+def shared_call(x: Tensor, grad_out: Tensor, units: int) -> Call:
     size = (grad_out.shape[-1], x.shape[-1], 1, 1)
     q, k, v = (_conv_outputs(units, size, x.device) for _ in range(3))
-    parts = conv2d_parts(size, True, x.dtype)
-    squares = torch.full((3, units, parts), torch.nan, dtype=torch.float64, device=x.device)
+    squares = _parts(x.device, 3, units, conv2d_parts(size, True, x.dtype))
     weights = (q[1][..., 0, 0], k[1][..., 0, 0], v[1][..., 0, 0])
-    biases = (q[2], k[2], v[2])
-    shared_input_grads(x, _three(grad_out), weights, biases, squares)
-    return {"weight": torch.cat(weights, 1), "bias": torch.cat(biases, 1), "squares": squares.sum((0, 2))}
+    biases, grads = (q[2], k[2], v[2]), _three(grad_out)
+
+    def outputs() -> Outputs:
+        joined = {"weight": torch.cat(weights, 1), "bias": torch.cat(biases, 1)}
+        return joined | {"squares": squares.sum((0, 2))}
+
+    return Call(lambda: shared_input_grads(x, grads, weights, biases, squares), outputs)
 
 
 def _three(grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,13 +232,19 @@ def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     return {"x": x, "grad_out": g, "weight": weight, "units": s["units"]} | statistics
 
 
-def norm_run(x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor) -> Outputs:
+def norm_call(x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor) -> Call:
     channels = x.shape[1]
     whole = torch.full((units, 2 * channels + 1), torch.nan, device=x.device)
     scale, shift = whole[:, 1 : 1 + channels], whole[:, 1 + channels :]
-    squares = torch.full((units, mean.shape[1]), torch.nan, dtype=torch.float64, device=x.device)
-    grad_x = group_norm_input_and_unit_grads(x, grad_out, mean, rstd, weight, scale, shift, squares=squares)
-    return {"x": grad_x, "weight": scale, "bias": shift, "squares": squares.sum(1)}
+    squares = _parts(x.device, units, mean.shape[1])
+    made: Outputs = {}
+
+    def launch() -> None:
+        made["x"] = group_norm_input_and_unit_grads(
+            x, grad_out, mean, rstd, weight, scale, shift, squares=squares
+        )
+
+    return Call(launch, lambda: made | {"weight": scale, "bias": shift, "squares": squares.sum(1)})
 
 
 def norm_truth(
@@ -230,11 +262,17 @@ def norm_truth(
     return {"x": grad_x.flatten(0, 1).to(x.dtype), "weight": w, "bias": b, "squares": _square(w, b)}
 
 
-def norm_forward(
+def norm_forward_call(
     x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor
-) -> Outputs:
-    y, mean_out, rstd_out = group_norm_forward(x, weight, weight + 1, mean.shape[1], 1e-5, torch.float32)
-    return {"y": y, "mean": mean_out, "rstd": rstd_out}
+) -> Call:
+    bias = weight + 1
+    made: Outputs = {}
+
+    def launch() -> None:
+        y, mean_out, rstd_out = group_norm_forward(x, weight, bias, mean.shape[1], 1e-5, torch.float32)
+        made.update(y=y, mean=mean_out, rstd=rstd_out)
+
+    return Call(launch, lambda: made)
 
 
 def norm_forward_truth(
@@ -254,15 +292,16 @@ def embedding_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any
     return {"index": index, "grad_out": grad, "rows": s["rows"], "padding": s["padding"], "units": s["units"]}
 
 
-def embedding_run(index: Tensor, grad_out: Tensor, rows: int, padding: int | None, units: int) -> Outputs:
+def embedding_call(index: Tensor, grad_out: Tensor, rows: int, padding: int | None, units: int) -> Call:
     width = grad_out.shape[1]
     out = torch.full((units, rows * width + 1), torch.nan, device=grad_out.device)[:, 1:].unflatten(
         1, (rows, width)
     )
-    parts = embedding_parts(rows, width)
-    squares = torch.full((units, parts), torch.nan, dtype=torch.float64, device=grad_out.device)
-    embedding_grads(index, grad_out, out, padding, squares=squares)
-    return {"weight": out, "squares": squares.sum(1)}
+    squares = _parts(grad_out.device, units, embedding_parts(rows, width))
+    return Call(
+        lambda: embedding_grads(index, grad_out, out, padding, squares=squares),
+        lambda: {"weight": out, "squares": squares.sum(1)},
+    )
 
 
 def embedding_truth(index: Tensor, grad_out: Tensor, rows: int, padding: int | None, units: int) -> Outputs:
@@ -284,10 +323,15 @@ def clip_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     return {"grads": grads, "scale": _scale(s["units"], grads.device)}
 
 
-def clip_run(grads: Tensor, scale: Tensor) -> Outputs:
+def clip_call(grads: Tensor, scale: Tensor) -> Call:
     total = torch.arange(grads.shape[1], device=grads.device)
-    add_scaled_rows(grads, scale, total)
-    return {"total": total, "squares": squared_row_norms(grads)}
+    squares = _parts(grads.device, len(grads))
+
+    def launch() -> None:
+        add_scaled_rows(grads, scale, total)
+        squares.copy_(squared_row_norms(grads))
+
+    return Call(launch, lambda: {"total": total, "squares": squares})
 
 
 def clip_truth(grads: Tensor, scale: Tensor) -> Outputs:
@@ -300,8 +344,9 @@ def stream_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     return {"key": bytes(range(32)), "blocks": s["blocks"], "first": s["first"], "device": device}
 
 
-def stream_run(key: bytes, blocks: int, first: int, device: str) -> Outputs:
-    return {"words": keystream(key, blocks, first, device)}
+def stream_call(key: bytes, blocks: int, first: int, device: str) -> Call:
+    made: Outputs = {}
+    return Call(lambda: made.update(words=keystream(key, blocks, first, device)), lambda: made)
 
 
 def stream_truth(key: bytes, blocks: int, first: int, device: str) -> Outputs:
@@ -318,10 +363,13 @@ def step_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     return {"total": total, "buffers": buffers, "half": half, "step": s["step"]}
 
 
-def step_run(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Outputs:
+def step_call(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Call:
     total, new, half = _copies(total, buffers, half)
-    noise_step(total, bytes(range(32)), 1.5, 0.7, 3.0, SimpleNamespace(**new), step, 1e-3, 0.99, half)
-    return new | {"total": total} | ({} if half is None else {"half": half})
+    state, key = SimpleNamespace(**new), bytes(range(32))
+    return Call(
+        lambda: noise_step(total, key, 1.5, 0.7, 3.0, state, step, 1e-3, 0.99, half),
+        lambda: new | {"total": total} | ({} if half is None else {"half": half}),
+    )
 
 
 def step_truth(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Outputs:

@@ -43,7 +43,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(
     def fails(**inputs: Any) -> Any:
         raise RuntimeError("out of resource: shared memory\nand much more")
 
-    monkeypatch.setitem(CATALOG, "chacha", replace(CATALOG["chacha"], run=fails))
+    monkeypatch.setitem(CATALOG, "chacha", replace(CATALOG["chacha"], call=fails))
     monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--smoke", "--rows", "chacha", "clip_sum"])
     assert bench_kernels.main() == 1
     chacha, clip_sum, _ = capsys.readouterr().out.splitlines()
