@@ -19,7 +19,7 @@ from curriculumdp.clipping.capture import PerUnitGradients
 from curriculumdp.clipping.captured import Captured
 from curriculumdp.clipping.fused import FusedGradients
 from curriculumdp.clipping.planner import layer_shapes, plan_layers
-from curriculumdp.curriculum.engine import KEPT_SHARE
+from curriculumdp.curriculum.engine import KEPT_SHARE, repeat_to_the_bit
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
 from dpkernels.grid import GRID
@@ -35,6 +35,15 @@ class Way:
 
     step: Callable[[], None]
     gradient: Callable[[], Tensor]
+
+
+def prepare(way: str, device: torch.device) -> None:
+    """What training asks of a GPU's libraries, for our ways: algorithms that repeat to the bit.
+
+    For good, and before anything is computed, since cuBLAS's workspace is read once: in a process of the way's own.
+    """
+    if device.type == "cuda" and way.startswith("ours"):
+        repeat_to_the_bit()
 
 
 def flat_gradient(net: nn.Module) -> Tensor:
@@ -89,7 +98,8 @@ def ours(batch: Microbatch) -> Way:
 def _fused(batch: Microbatch, choose: str) -> FusedGradients:
     """Our engine on Triton kernels, its layers stored, recomputed (where a layer can be) or as planned.
 
-    As training does it: gradients stored in bf16 under bf16, the plan for its share of the GPU's memory.
+    As training does it: gradients stored in bf16 under bf16, the plan for its share of the GPU's memory, and the
+    algorithms that `prepare` has asked for.
     """
     if not batch.images.is_cuda:
         raise Unavailable("the Triton kernels need a GPU")

@@ -18,7 +18,7 @@ import torch
 
 from bench.step_nets import Net, microbatch
 from bench.step_quiet import Processors
-from bench.step_ways import WAYS, Unavailable, Way
+from bench.step_ways import WAYS, Unavailable, Way, prepare
 
 MIB = 2**20
 # Steps before the first turn; the peak is taken over them.
@@ -121,6 +121,7 @@ def _start(work: Work) -> tuple[Way, float | None]:
     """The way after its first steps, and their peak memory."""
     device = torch.device(work.device)
     on_gpu = device.type == "cuda"
+    prepare(work.way, device)
     # What the libraries set up at their first use is nobody's: it is there before the count begins.
     WAYS["plain"](microbatch(work.net, 1, device, work.bf16)).step()
     batch = microbatch(work.net, work.draws, device, work.bf16)

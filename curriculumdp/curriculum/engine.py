@@ -22,7 +22,7 @@ def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUni
     device = next(net.parameters()).device
     if device.type != "cuda":
         return PerUnitGradients(net, compute.microbatch, draws)
-    _repeat_to_the_bit()
+    repeat_to_the_bit()
     memory = torch.cuda.get_device_properties(device).total_memory
     plan = engine_plan(net, compute, draws, memory)
     return FusedGradients(
@@ -35,7 +35,7 @@ def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUni
     )
 
 
-def _repeat_to_the_bit() -> None:
+def repeat_to_the_bit() -> None:
     """A step that is replayed after a crash must give the same sum, or it is charged again (design D1)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)  # attention's backward, for one, has a choice

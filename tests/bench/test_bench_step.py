@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_step, step_nets
+from bench import bench_step, step_nets, step_ways
 from bench.step_nets import Net, microbatch
-from bench.step_ways import WAYS, Unavailable
+from bench.step_ways import WAYS, Unavailable, prepare
 from bench.step_worker import Turn, Work, Worker
 
 CPU = torch.device("cpu")
@@ -43,6 +43,19 @@ def test_the_baselines_compute_our_clipped_sum(way: str, draws: int) -> None:
 def test_a_kernel_without_a_gpu_says_so() -> None:
     with pytest.raises(Unavailable, match="GPU"):
         WAYS["ours-planned"](microbatch(TINY, 1, CPU, False))
+
+
+def test_our_ways_on_a_gpu_run_on_the_algorithms_that_training_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    for way in WAYS:
+        for kind in ("cpu", "cuda"):
+            monkeypatch.setattr(
+                step_ways, "repeat_to_the_bit", lambda which=f"{way} {kind}": asked.append(which)
+            )
+            prepare(way, torch.device(kind))
+    assert asked == [f"{way} cuda" for way in WAYS if way.startswith("ours")]
 
 
 def test_a_run_leaves_a_row_for_each_way_and_says_why_one_is_missing(
