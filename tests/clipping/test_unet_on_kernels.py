@@ -1,0 +1,109 @@
+"""A whole U-Net on the kernels, as training plans and runs it: the reference's norms and sums."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.fused import FusedGradients
+from curriculumdp.config import ComputeConfig
+from curriculumdp.curriculum.engine import (
+    EXPLAINED_MEMORY,
+    build_engine,
+    engine_plan,
+    stored_dtype,
+)
+from curriculumdp.diffusion.denoiser import Denoiser
+from curriculumdp.diffusion.loss import edm_loss, noise_level
+from curriculumdp.diffusion.networks import build_unet
+from dpkernels import device
+from dpkernels.grid import GRID
+
+UNITS, DRAWS, CLIP = 3, 2, 0.4
+interpreted = pytest.mark.skipif(
+    not device.INTERPRETER, reason="needs TRITON_INTERPRET=1, set before triton is first imported"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+# What storing in bf16 moves a value by, at most: a GPU rounds (half a unit of the last of 8 bits), the interpreter cuts.
+STORED = {"cuda": 2.0**-8, "cpu": 2.0**-7}
+
+
+def unet(channels: tuple[int, ...], where: str = "cpu") -> UNet2DModel:
+    torch.manual_seed(4)
+    net = build_unet(channels, 8, 1, 4, False, blocks=1)
+    return net.to(where, memory_format=torch.channels_last)
+
+
+def unit_losses(net: UNet2DModel, seed: int, bf16: bool = False) -> Callable[[], Tensor]:
+    """The loss of each unit [B], a batch of its own for each seed."""
+    where = next(net.parameters()).device
+    torch.manual_seed(seed)
+    images, noise = (
+        torch.randn(UNITS * DRAWS, 1, 8, 8).to(where, memory_format=torch.channels_last) for _ in range(2)
+    )
+    labels, level = torch.randint(4, (UNITS * DRAWS,)).to(where), torch.randn(UNITS * DRAWS).to(where)
+
+    def losses() -> Tensor:
+        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
+            by_draw = edm_loss(Denoiser(net), images, labels, noise_level(level, -1.2, 1.2), noise)
+        return by_draw.view(UNITS, DRAWS).mean(1)
+
+    return losses
+
+
+def clipped_sum(engine: PerUnitGradients, losses: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """(sum float64 [P] in units of the clip norm, norms [B]) of one microbatch."""
+    where = engine.grads.device
+    total = torch.zeros(engine.total, dtype=torch.int64, device=where)
+    engine.backward(losses)
+    result = engine.add_clipped_grads(total, CLIP, torch.ones(UNITS, dtype=torch.bool, device=where))
+    assert not result.excluded
+    return total.double() / GRID, result.norms
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """What a GPU's engine asks of torch for good is taken back after the test; its fp32 products are fp32 ones."""
+    tf32, repeats = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.use_deterministic_algorithms(repeats)
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])],
+)
+def test_the_planned_engine_gives_the_references_norms_and_sum(where: str, precision: str) -> None:
+    """What `build_engine` gives on a GPU; in the interpreter the same engine on the plan of an H100."""
+    compute = ComputeConfig(microbatch=UNITS, precision=precision, memory_format="channels_last")
+    net, bf16 = unet((8, 16), where), precision == "bf16"
+    losses = unit_losses(net, 5, bf16)
+    expected, norms = clipped_sum(PerUnitGradients(net, UNITS, DRAWS), losses)
+    if where == "cuda":
+        engine = build_engine(net, compute, DRAWS)
+        assert isinstance(engine, FusedGradients)
+        found, ours = clipped_sum(engine, losses)
+    else:
+        plan = engine_plan(net, compute, DRAWS, EXPLAINED_MEMORY)
+        with device.interpreted():
+            engine = FusedGradients(net, UNITS, DRAWS, plan, stored_dtype(compute), channels_last=True)
+            found, ours = clipped_sum(engine, losses)
+    assert engine.grads.dtype == stored_dtype(compute)
+    if bf16:  # each unit's stored gradient by at most so much of its norm, clipped or not
+        moved = STORED[where]
+        assert (found - expected).norm() <= moved * (norms / CLIP).clamp(max=1.0).sum()
+        torch.testing.assert_close(ours, norms, rtol=moved, atol=0.0)
+    else:
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        torch.testing.assert_close(ours, norms, rtol=1e-5, atol=0.0)
