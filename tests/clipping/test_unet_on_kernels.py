@@ -13,12 +13,14 @@ if not torch.cuda.is_available():
 
 from curriculumdp.clipping.capture import PerUnitGradients
 from curriculumdp.clipping.fused import FusedGradients
+from curriculumdp.clipping.planner import EnginePlan, LayerPlan, Way
 from curriculumdp.config import ComputeConfig
 from curriculumdp.curriculum.engine import (
     EXPLAINED_MEMORY,
     build_engine,
     engine_plan,
     stored_dtype,
+    unet_shapes,
 )
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
@@ -107,3 +109,42 @@ def test_the_planned_engine_gives_the_references_norms_and_sum(where: str, preci
     else:
         assert (found - expected).norm() <= 1e-5 * expected.norm()
         torch.testing.assert_close(ours, norms, rtol=1e-5, atol=0.0)
+
+
+def mixed_plan(net: UNet2DModel) -> EnginePlan:
+    """Every way in turn: convolutions stored or recomputed, linear layers of one position by factors too."""
+    ways: dict[str, tuple[Way, ...]] = {
+        "Conv2d": ("store", "recompute"),
+        "Linear": ("factors", "store", "recompute"),
+    }
+    layers, seen = [], dict.fromkeys(ways, 0)
+    for shape in unet_shapes(net):
+        way: Way = "store"
+        if shape.kind in ways and not shape.name.endswith(("to_q", "to_k", "to_v")):  # those go in one launch
+            way = ways[shape.kind][seen[shape.kind] % len(ways[shape.kind])]
+            seen[shape.kind] += 1
+        layers.append(LayerPlan(shape, way, 0, 0.0))
+    return EnginePlan(tuple(layers), UNITS, DRAWS, 0)
+
+
+@pytest.mark.slow
+@interpreted
+def test_over_30_steps_of_a_unet_the_unnoised_sums_stay_those_of_the_reference() -> None:
+    """At the same weights each step, which follow the reference's sums; another batch each step."""
+    net = unet((8,))
+    plan = mixed_plan(net)
+    assert {layer.way for layer in plan.layers} == {"store", "recompute", "factors"}
+    reference = PerUnitGradients(net, UNITS, DRAWS)
+    fused = FusedGradients(net, UNITS, DRAWS, plan, channels_last=True)
+    weights = list(net.parameters())
+    adam = torch.optim.Adam(weights, lr=1e-2)
+    for number in range(30):
+        losses = unit_losses(net, number)
+        expected, norms = clipped_sum(reference, losses)
+        with device.interpreted():
+            total, ours = clipped_sum(fused, losses)
+        assert (total - expected).norm() <= 1e-5 * expected.norm()
+        torch.testing.assert_close(ours, norms, rtol=1e-5, atol=0.0)
+        for weight, part in zip(weights, expected.float().split([w.numel() for w in weights]), strict=True):
+            weight.grad = part.view(weight.shape) * (CLIP / UNITS)
+        adam.step()
