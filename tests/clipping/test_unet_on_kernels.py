@@ -33,7 +33,7 @@ interpreted = pytest.mark.skipif(
     not device.INTERPRETER, reason="needs TRITON_INTERPRET=1, set before triton is first imported"
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-# What storing in bf16 moves a value by, at most: a GPU rounds (half a unit of the last of 8 bits), the interpreter cuts.
+# What storing in bf16 moves a value by, at most: a GPU rounds (half the last of 8 bits), the interpreter cuts.
 STORED = {"cuda": 2.0**-8, "cpu": 2.0**-7}
 
 
