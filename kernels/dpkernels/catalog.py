@@ -6,7 +6,7 @@ random shapes, GPU), its compile for two architectures, and its benchmark.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,13 +35,13 @@ class Row:
     main: tuple[Shape, ...]
     dtypes: tuple[torch.dtype, ...] = FLOATS
     exact: bool = False
-    # Bytes of stack that the code needs without spilling.
+    # Bytes of stack that are allowed: the row says why.
     stack: int = 0
 
     @property
     def tf32(self) -> bool:
         """Whether the kernel multiplies matrices, so that fp32 inputs may run in tf32."""
-        return self.name.startswith(("conv2d", "linear"))
+        return self.name.startswith(("conv2d", "linear")) and torch.float32 in self.dtypes
 
     def run(self, **inputs: Any) -> Outputs:
         """What one launch leaves in fresh buffers."""
@@ -144,6 +144,20 @@ NORM_SHAPES = (
 
 def _embedding(units: int, draws: int, rows: int, width: int, padding: int | None = None) -> Shape:
     return {"units": units, "draws": draws, "rows": rows, "width": width, "padding": padding}
+
+
+def _in_bf16(row: Row, *, accumulate: bool = False, stack: int = 0) -> Row:
+    """The row as bf16 training launches it: gradients stored in bf16; or added to those of a layer's first use."""
+    how = {"stored": "bfloat16", "accumulate": accumulate}
+    return replace(
+        row,
+        name=f"{row.name}_{'added' if accumulate else 'stored'}_in_bf16",
+        shapes=tuple({**shape, **how} for shape in row.shapes),
+        choices={**row.choices, **{key: (value,) for key, value in how.items()}},
+        main=tuple({**shape, **how} for shape in row.main[:2]),  # each tile of bf16 once
+        dtypes=(torch.bfloat16,),
+        stack=stack,
+    )
 
 
 CATALOG: dict[str, Row] = {
@@ -257,5 +271,14 @@ CATALOG: dict[str, Row] = {
             # The library's sine keeps a table there for angles that never come.
             stack=40,
         ),
+    )
+}
+CATALOG |= {
+    row.name: row
+    for row in (
+        # For sm_80, 32 rows: to stay at 128 registers three words wait on the stack, once a program, after the loop.
+        _in_bf16(CATALOG["conv2d"], stack=16),
+        *(_in_bf16(CATALOG[name]) for name in ("linear", "linear_shared", "group_norm", "embedding")),
+        *(_in_bf16(CATALOG[name], accumulate=True) for name in ("conv2d", "linear")),
     )
 }

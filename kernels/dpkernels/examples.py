@@ -54,6 +54,24 @@ def _normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.randn(shape, device=device).to(dtype)
 
 
+def _storing(s: Shape) -> dict[str, Any]:
+    """How gradients are stored, where a shape says it: in what dtype, and whether they are added to what is there."""
+    return {"stored": getattr(torch, s["stored"]), "accumulate": s["accumulate"]} if "stored" in s else {}
+
+
+def _before(units: int, width: int, device: torch.device, stored: torch.dtype, accumulate: bool) -> Tensor:
+    """What the places [B, width] of gradients hold before: values to add to, or NaN that must be written over."""
+    if not accumulate:
+        return torch.full((units, width), torch.nan, dtype=stored, device=device)
+    return torch.linspace(-2, 2, units * width, device=device).view(units, width).to(stored)
+
+
+def _after(grads: Tensor, before: Tensor, accumulate: bool) -> Tensor:
+    """What the places then hold, of fp64 `grads`: rounded once where they are narrow."""
+    result = grads + before.double() if accumulate else grads
+    return result.to(before.dtype) if before.dtype == torch.bfloat16 else result
+
+
 # --- conv2d -------------------------------------------------------------------------------------------------
 
 
@@ -71,21 +89,32 @@ def conv_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     if s["layout"] == "view":  # every other column of something wider
         x = torch.cat((x, x), 3)[..., ::2] if size[1] > 1 else x
     weight = (s["cout"], s["cin"], k, k)
-    return {"x": x, "grad_out": g, "weight": weight, "geometry": geometry, "units": s["units"]}
+    inputs = {"x": x, "grad_out": g, "weight": weight, "geometry": geometry, "units": s["units"]}
+    return inputs | _storing(s)
 
 
-def _conv_outputs(units: int, weight: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(whole, weight, bias): views of one buffer, odd in place and stride, as a segment of G is."""
+def _conv_outputs(
+    units: int, weight: tuple[int, ...], device: torch.device, stored: torch.dtype, accumulate: bool
+) -> tuple[Tensor, Tensor]:
+    """(weight, bias): views of one buffer, odd in place and stride, as a segment of G is."""
     size = torch.Size(weight).numel()
-    whole = torch.full((units, size + weight[0] + 3), torch.nan, device=device)
-    return whole, whole[:, 3 : 3 + size].unflatten(1, weight), whole[:, 3 + size :]
+    whole = _before(units, size + weight[0] + 3, device, stored, accumulate)
+    return whole[:, 3 : 3 + size].unflatten(1, weight), whole[:, 3 + size :]
 
 
-def conv_call(x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int) -> Call:
-    _, weight_out, bias_out = _conv_outputs(units, weight, x.device)
+def conv_call(
+    x: Tensor,
+    grad_out: Tensor,
+    weight: tuple[int, ...],
+    geometry: Geometry,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
+) -> Call:
+    weight_out, bias_out = _conv_outputs(units, weight, x.device, stored, accumulate)
     squares = _parts(x.device, units, conv2d_parts(weight, True, x.dtype))
     return Call(
-        lambda: conv2d_grads(x, grad_out, weight_out, bias_out, geometry, squares=squares),
+        lambda: conv2d_grads(x, grad_out, weight_out, bias_out, geometry, accumulate, squares),
         lambda: {"weight": weight_out, "bias": bias_out, "squares": squares.sum(1)},
     )
 
@@ -96,7 +125,13 @@ def _parts(device: torch.device, *shape: int) -> Tensor:
 
 
 def conv_truth(
-    x: Tensor, grad_out: Tensor, weight: tuple[int, ...], geometry: Geometry, units: int
+    x: Tensor,
+    grad_out: Tensor,
+    weight: tuple[int, ...],
+    geometry: Geometry,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
 ) -> Outputs:
     def grads(samples: slice) -> tuple[Tensor, ...]:
         w = torch.zeros(weight, dtype=torch.float64, device=x.device, requires_grad=True)
@@ -104,7 +139,10 @@ def conv_truth(
         y = F.conv2d(x[samples].double(), w, b, *geometry)
         return torch.autograd.grad(y, (w, b), grad_out[samples].double())
 
-    w, b = _per_unit(units, grads, len(x))
+    before = _conv_outputs(units, weight, x.device, stored, accumulate)
+    w, b = (
+        _after(g, old, accumulate) for g, old in zip(_per_unit(units, grads, len(x)), before, strict=True)
+    )
     return {"weight": w, "bias": b, "squares": _square(w, b)}
 
 
@@ -144,21 +182,33 @@ def linear_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     g = _normal(s["units"] * s["draws"], *between, s["cout"], dtype=dtype, device=device)
     if s["layout"] == "transposed" and between:
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
-    return {"x": x, "grad_out": g, "units": s["units"]}
+    return {"x": x, "grad_out": g, "units": s["units"]} | _storing(s)
 
 
-def linear_call(x: Tensor, grad_out: Tensor, units: int) -> Call:
+def linear_call(
+    x: Tensor,
+    grad_out: Tensor,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
+) -> Call:
     weight = (grad_out.shape[-1], x.shape[-1], 1, 1)
-    _, image_out, bias_out = _conv_outputs(units, weight, x.device)
+    image_out, bias_out = _conv_outputs(units, weight, x.device, stored, accumulate)
     weight_out = image_out[..., 0, 0]
     squares = _parts(x.device, units, conv2d_parts(weight, True, x.dtype))
     return Call(
-        lambda: linear_grads(x, grad_out, weight_out, bias_out, squares=squares),
+        lambda: linear_grads(x, grad_out, weight_out, bias_out, accumulate, squares),
         lambda: {"weight": weight_out, "bias": bias_out, "squares": squares.sum(1)},
     )
 
 
-def linear_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
+def linear_truth(
+    x: Tensor,
+    grad_out: Tensor,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
+) -> Outputs:
     def grads(samples: slice) -> tuple[Tensor, ...]:
         w = torch.zeros(
             grad_out.shape[-1], x.shape[-1], dtype=torch.float64, device=x.device, requires_grad=True
@@ -166,7 +216,11 @@ def linear_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
         b = torch.zeros(grad_out.shape[-1], dtype=torch.float64, device=x.device, requires_grad=True)
         return torch.autograd.grad(F.linear(x[samples].double(), w, b), (w, b), grad_out[samples].double())
 
-    w, b = _per_unit(units, grads, len(x))
+    weight = (grad_out.shape[-1], x.shape[-1])
+    before = _conv_outputs(units, weight, x.device, stored, accumulate)
+    w, b = (
+        _after(g, old, accumulate) for g, old in zip(_per_unit(units, grads, len(x)), before, strict=True)
+    )
     return {"weight": w, "bias": b, "squares": _square(w, b)}
 
 
@@ -188,12 +242,18 @@ def linear_recompute_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
     return {"weight": sums[0], "bias": sums[1], "squares": truth["squares"]}
 
 
-def shared_call(x: Tensor, grad_out: Tensor, units: int) -> Call:
+def shared_call(
+    x: Tensor,
+    grad_out: Tensor,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,  # no layer that is used twice takes this kernel
+) -> Call:
     size = (grad_out.shape[-1], x.shape[-1], 1, 1)
-    q, k, v = (_conv_outputs(units, size, x.device) for _ in range(3))
+    q, k, v = (_conv_outputs(units, size, x.device, stored, False) for _ in range(3))
     squares = _parts(x.device, 3, units, conv2d_parts(size, True, x.dtype))
-    weights = (q[1][..., 0, 0], k[1][..., 0, 0], v[1][..., 0, 0])
-    biases, grads = (q[2], k[2], v[2]), _three(grad_out)
+    weights = (q[0][..., 0, 0], k[0][..., 0, 0], v[0][..., 0, 0])
+    biases, grads = (q[1], k[1], v[1]), _three(grad_out)
 
     def outputs() -> Outputs:
         joined = {"weight": torch.cat(weights, 1), "bias": torch.cat(biases, 1)}
@@ -207,8 +267,14 @@ def _three(grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return grad_out, grad_out.flip(0), grad_out.neg()
 
 
-def shared_truth(x: Tensor, grad_out: Tensor, units: int) -> Outputs:
-    truths = [linear_truth(x, grad, units) for grad in _three(grad_out)]
+def shared_truth(
+    x: Tensor,
+    grad_out: Tensor,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
+) -> Outputs:
+    truths = [linear_truth(x, grad, units, stored) for grad in _three(grad_out)]
     weight, bias = (torch.cat([truth[name] for truth in truths], 1) for name in ("weight", "bias"))
     return {"weight": weight, "bias": bias, "squares": _square(weight, bias)}
 
@@ -229,26 +295,44 @@ def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     mean, rstd = by_group.mean(2), 1 / torch.sqrt(by_group.var(2, correction=0) + 1e-5)
     weight = _normal(s["channels"], dtype=torch.float32, device=device)
     statistics = {"mean": mean.float(), "rstd": rstd.float()}
-    return {"x": x, "grad_out": g, "weight": weight, "units": s["units"]} | statistics
+    if "stored" in s:  # as in bf16 training, where the norm answers in fp32
+        g = g.float()
+    return {"x": x, "grad_out": g, "weight": weight, "units": s["units"]} | statistics | _storing(s)
 
 
-def norm_call(x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor) -> Call:
+def norm_call(
+    x: Tensor,
+    grad_out: Tensor,
+    weight: Tensor,
+    units: int,
+    mean: Tensor,
+    rstd: Tensor,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
+) -> Call:
     channels = x.shape[1]
-    whole = torch.full((units, 2 * channels + 1), torch.nan, device=x.device)
+    whole = _before(units, 2 * channels + 1, x.device, stored, accumulate)
     scale, shift = whole[:, 1 : 1 + channels], whole[:, 1 + channels :]
     squares = _parts(x.device, units, mean.shape[1])
     made: Outputs = {}
 
     def launch() -> None:
         made["x"] = group_norm_input_and_unit_grads(
-            x, grad_out, mean, rstd, weight, scale, shift, squares=squares
+            x, grad_out, mean, rstd, weight, scale, shift, accumulate, squares
         )
 
     return Call(launch, lambda: made | {"weight": scale, "bias": shift, "squares": squares.sum(1)})
 
 
 def norm_truth(
-    x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor
+    x: Tensor,
+    grad_out: Tensor,
+    weight: Tensor,
+    units: int,
+    mean: Tensor,
+    rstd: Tensor,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
 ) -> Outputs:
     def grads(samples: slice) -> tuple[Tensor, ...]:
         # In channels_last, torch's own backward of group_norm can crash on a CPU.
@@ -258,7 +342,10 @@ def norm_truth(
         y = F.group_norm(x_unit, mean.shape[1], w, b)
         return torch.autograd.grad(y, (x_unit, w, b), grad_out[samples].double())
 
-    grad_x, w, b = _per_unit(units, grads, len(x))
+    grad_x, *sums = _per_unit(units, grads, len(x))
+    channels = x.shape[1]
+    before = _before(units, 2 * channels + 1, x.device, stored, accumulate)[:, 1:].split(channels, 1)
+    w, b = (_after(g, old, accumulate) for g, old in zip(sums, before, strict=True))
     return {"x": grad_x.flatten(0, 1).to(x.dtype), "weight": w, "bias": b, "squares": _square(w, b)}
 
 
@@ -289,22 +376,44 @@ def embedding_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any
     pairs = torch.randint(s["rows"], (s["units"] * s["draws"], 2), device=device)
     index = pairs[:, 1]  # a view, as others may be
     grad = _normal(len(index), s["width"], dtype=dtype, device=device)
-    return {"index": index, "grad_out": grad, "rows": s["rows"], "padding": s["padding"], "units": s["units"]}
+    inputs = {
+        "index": index,
+        "grad_out": grad,
+        "rows": s["rows"],
+        "padding": s["padding"],
+        "units": s["units"],
+    }
+    return inputs | _storing(s)
 
 
-def embedding_call(index: Tensor, grad_out: Tensor, rows: int, padding: int | None, units: int) -> Call:
+def embedding_call(
+    index: Tensor,
+    grad_out: Tensor,
+    rows: int,
+    padding: int | None,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
+) -> Call:
     width = grad_out.shape[1]
-    out = torch.full((units, rows * width + 1), torch.nan, device=grad_out.device)[:, 1:].unflatten(
-        1, (rows, width)
-    )
+    out = _before(units, rows * width + 1, grad_out.device, stored, accumulate)[:, 1:]
+    out = out.unflatten(1, (rows, width))
     squares = _parts(grad_out.device, units, embedding_parts(rows, width))
     return Call(
-        lambda: embedding_grads(index, grad_out, out, padding, squares=squares),
+        lambda: embedding_grads(index, grad_out, out, padding, accumulate, squares),
         lambda: {"weight": out, "squares": squares.sum(1)},
     )
 
 
-def embedding_truth(index: Tensor, grad_out: Tensor, rows: int, padding: int | None, units: int) -> Outputs:
+def embedding_truth(
+    index: Tensor,
+    grad_out: Tensor,
+    rows: int,
+    padding: int | None,
+    units: int,
+    stored: torch.dtype = torch.float32,
+    accumulate: bool = False,
+) -> Outputs:
     def grads(samples: slice) -> tuple[Tensor, ...]:
         w = torch.zeros(
             rows, grad_out.shape[1], dtype=torch.float64, device=grad_out.device, requires_grad=True
@@ -312,6 +421,8 @@ def embedding_truth(index: Tensor, grad_out: Tensor, rows: int, padding: int | N
         return torch.autograd.grad(F.embedding(index[samples], w, padding), (w,), grad_out[samples].double())
 
     (w,) = _per_unit(units, grads, len(index))
+    before = _before(units, rows * grad_out.shape[1] + 1, grad_out.device, stored, accumulate)[:, 1:]
+    w = _after(w, before.unflatten(1, w.shape[1:]), accumulate)
     return {"weight": w, "squares": _square(w)}
 
 
