@@ -5,10 +5,13 @@ mean over samples for the plain ways, the sum of clipped gradients for the priva
 they compute the same). No way updates weights or draws noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -138,11 +141,29 @@ def captured(batch: Microbatch) -> Way:
     return Way(step, lambda: gradient_of(total))
 
 
-def functorch(batch: Microbatch) -> Way:
-    """torch.func: vmap over units of the gradient of a unit's mean loss, then clip and sum.
+@contextmanager
+def attention_by_products(batch: Microbatch) -> Iterator[None]:
+    """Within it attention is matrix products: vmap has no rule for the fused one and would loop over units.
 
-    Attention by matrix products: vmap has no rule for the fused one and would loop over units, which is slower.
+    Under autocast the operands are cast as autocast casts them, before the products and not within: torch.func sees
+    through the products, autocast would cast their fp32 parts once more, and their backward would meet two types.
     """
+    attend = F.scaled_dot_product_attention
+
+    def cast_before(*operands: Tensor, **options: object) -> Tensor:
+        with torch.autocast(batch.device.type, enabled=False):
+            return attend(*(t.bfloat16() for t in operands), **options)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        if not batch.bf16:
+            yield
+            return
+        with patch.object(F, "scaled_dot_product_attention", cast_before):
+            yield
+
+
+def functorch(batch: Microbatch) -> Way:
+    """torch.func: vmap over units of the gradient of a unit's mean loss, then clip and sum."""
     weights = {name: p.detach() for name, p in batch.net.named_parameters()}
     samples = [
         t.unflatten(0, (batch.units, batch.draws))
@@ -153,7 +174,7 @@ def functorch(batch: Microbatch) -> Way:
         def net(*args: object, **options: object) -> object:
             return functional_call(batch.net, weights, args, options)
 
-        with batch.precision(), sdpa_kernel(SDPBackend.MATH):
+        with batch.precision(), attention_by_products(batch):
             return edm_loss(Denoiser(net), *unit).mean()
 
     by_unit = vmap(grad(unit_loss), in_dims=(None, 0, 0, 0, 0))

@@ -24,9 +24,9 @@ BY_DRAW = ["opacus-fast", "opacus-ghost"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def gradient(way: str, draws: int) -> torch.Tensor:
+def gradient(way: str, draws: int, bf16: bool = False) -> torch.Tensor:
     """What a way computes, at its second step: nothing of the first may be left in it."""
-    done = WAYS[way](microbatch(TINY, draws, CPU, False))
+    done = WAYS[way](microbatch(TINY, draws, CPU, bf16))
     done.step()
     done.step()
     return done.gradient()
@@ -38,6 +38,15 @@ def gradient(way: str, draws: int) -> torch.Tensor:
 def test_the_baselines_compute_our_clipped_sum(way: str, draws: int) -> None:
     ours = gradient("ours", draws)
     assert (gradient(way, draws) - ours).norm() <= MARGIN * ours.norm()
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_functorch_computes_our_clipped_sum_under_bf16_autocast_too(draws: int) -> None:
+    """bf16 takes either about as far from the sum of fp32."""
+    exact = gradient("ours", draws)
+    ours, theirs = ((gradient(way, draws, True) - exact).norm() for way in ("ours", "functorch"))
+    assert 0 < theirs <= 2 * ours + MARGIN * exact.norm()
+    assert ours <= 2.0**-6 * exact.norm()
 
 
 def test_a_kernel_without_a_gpu_says_so() -> None:
