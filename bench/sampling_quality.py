@@ -2,8 +2,9 @@
 
 Cost is counted in evaluations of the network an image: a step for DPM-Solver and Euler, two (less one at the end)
 for Heun and churn. Writes bench/results/sampling_quality.csv, a line for each release, sampler and number of steps
-(what is there already is not done again), and draws sampling_quality_fd.png and _lr.png from it. All of it is on public data: the
-feature network learns the digits' training split; FD, precision and recall compare with the held-out 360.
+(what is there already is not done again), and draws sampling_quality_fd.png and _lr.png from it. All of it is on
+public data: the feature network learns the digits' training split; FD, precision and recall compare with the
+held-out 360.
 """
 
 import argparse

@@ -15,6 +15,7 @@ import torch
 
 from curriculumdp.config import Config, without_paths
 from curriculumdp.curriculum.central import CentralPhase
+from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.folder import MECHANISM, RunFolder, fingerprint
 from curriculumdp.curriculum.phase import FreshIncarnation, OutOfBudget, Phase, Run, State, flat_state
 from curriculumdp.curriculum.plan import Plan
@@ -74,6 +75,8 @@ def run_curriculum(config: Config, world: World, *, secret: RunSecret | None = N
     one line, for whatever a user can mend.
     """
     torch.set_num_threads(config.compute.threads)
+    if world.device.type == "cuda":
+        repeat_to_the_bit()  # before the warm-up: cuBLAS reads its setting at its first use in a process
     folder = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
         stopping = stack.enter_context(stop_signal())
