@@ -1,10 +1,10 @@
-"""python bench/study.py STUDY.yaml [--only NAME ...] [--minutes M]: runs a table of variants and scores each.
+"""python bench/study.py STUDY.yaml [--only NAME ...] [--minutes M] [--table]: runs variants and scores each.
 
 A study names a config, overrides that all its runs share, variants (more overrides), the number of runs of each,
 and how they are scored. Every finished run appends one line to bench/results/STUDY.csv and is never done again; a
 run that was cut off goes on where it stopped. Run number r of a variant has the config's seed r and a secret of its
 own, so that a variant's runs differ in everything that is drawn. What is done first: run 0 of all variants, then
-run 1, and so on.
+run 1, and so on. --table runs nothing: it prints what the CSV holds, means and differences from the first variant.
 
 Tuning looks at held-out images of the very data set: a study is for PUBLIC sets (the digits, Fashion-MNIST).
 """
@@ -14,6 +14,7 @@ import csv
 import hashlib
 import json
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from scipy.stats import ttest_ind  # noqa: E402
 
 from bench.baselines.non_private import train_without_privacy  # noqa: E402
 from curriculumdp.config import PATHS, Config, load_config  # noqa: E402
@@ -227,6 +229,32 @@ def done(table: Path) -> set[tuple[str, int]]:
         return {(row["digest"], int(row["replica"])) for row in csv.DictReader(file)}
 
 
+def summary(study: Study, table: Path) -> Iterator[str]:
+    """Each variant's scores, mean ± standard deviation over its runs, and how they differ from the first variant's.
+
+    Of a difference the 95 % interval is given (Welch 1947: unequal variances), where either has two runs at least.
+    """
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    first: dict[str, list[float]] = {}
+    for variant in study.variants:
+        digest = digest_of(study.configured(variant, 0, 1, Path("unused")), variant.trainer, study)
+        runs = [row for row in rows if row["digest"] == digest]
+        yield f"{variant.name}: {len(runs)} runs"
+        for name in (*study.classifiers, "fd", "loss", "train_cpu_seconds"):
+            values = [float(row[name]) for row in runs if row[name]]
+            base = first.setdefault(name, values)
+            if not values:
+                continue
+            line = f"  {name:<18} {statistics.mean(values):8.3f}"
+            if len(values) > 1:
+                line += f" ± {statistics.stdev(values):.3f}"
+            if base is not values and min(len(base), len(values)) > 1:
+                low, high = ttest_ind(values, base, equal_var=False).confidence_interval()
+                line += f"   difference {(low + high) / 2:+.3f} ± {(high - low) / 2:.3f}"
+            yield line
+
+
 def append(table: Path, row: dict[str, Any]) -> None:
     """Adds one line, and the header before the first."""
     fresh = not table.exists()
@@ -256,6 +284,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="variants to run (default: all)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after that many")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--table", action="store_true", help="print the CSV's figures and run nothing")
     parser.add_argument("--keep", action="store_true", help="keep the run folders, under runs/studies/")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the CSV")
     asked = parser.parse_args()
@@ -263,6 +292,11 @@ def main() -> int:
     study, began = read_study(asked.study), time.perf_counter()
     torch.set_num_threads(asked.threads)
     table = asked.out / f"{study.name}.csv"
+    if asked.table:
+        if not table.is_file():
+            raise SystemExit(f"{table}: no such file: run the study first, or give its folder with --out")
+        print("\n".join(summary(study, table)))
+        return 0
     judge = None
     for replica, variant in to_do(study, asked.only):
         place = ROOT / "runs" / "studies" / study.name

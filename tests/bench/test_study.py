@@ -78,6 +78,26 @@ def test_each_run_is_done_once_first_of_all_variants_first(
     assert all(0 <= float(row["logistic"]) <= 100 for row in rows)
 
 
+@pytest.mark.usefixtures("trainings")
+def test_the_table_gives_means_spreads_and_differences_with_their_intervals(
+    table: study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="run the study first"):
+        run(tmp_path, monkeypatch, "--table")
+    for variant, values in zip(table.variants, ([90.0, 92.0, 94.0], [80.0, 81.0]), strict=False):
+        config = table.configured(variant, 0, 1, tmp_path)
+        for replica, value in enumerate(values):
+            row = {"replica": replica, "logistic": value, "digest": study.digest_of(config, "private", table)}
+            study.append(tmp_path / "small.csv", row)
+    capsys.readouterr()
+    run(tmp_path, monkeypatch, "--table")
+    printed = capsys.readouterr().out
+    assert "as shipped: 3 runs\n  logistic             92.000 ± 2.000\n" in printed
+    # Welch: variances of the means 4/3 and 1/4, 2.635 degrees of freedom, t = 3.447, error of the difference 1.258.
+    assert "wider: 2 runs\n  logistic             80.500 ± 0.707   difference -11.500 ± 4.337\n" in printed
+    assert "without noise: 0 runs" in printed
+
+
 @pytest.mark.usefixtures("table")
 def test_a_study_begins_no_run_after_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainings: list[tuple[str, int]]
