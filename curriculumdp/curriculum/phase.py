@@ -5,8 +5,10 @@ module's parameters are views of it. The optimiser's moments and the EMA have th
 of Adam, a checkpoint and a sum over ranks are each one operation on one buffer.
 """
 
+import json
+import secrets
 import threading
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +23,7 @@ from curriculumdp.privacy.ledger import BudgetSpent, Ledger, ReplayMismatch
 from curriculumdp.privacy.noise import add_noise
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.replay import ChargedSteps, Stretch
 from curriculumdp.world import World
 
 
@@ -121,7 +124,8 @@ class OutOfBudget(Exception):
 class Run:
     """One run as its phases see it. PRIVATE: it holds the images, the secret and (on rank 0) the ledger.
 
-    incarnation: the MAC of its ledger entry, not its number, which a copy of the run folder would share.
+    incarnation: the MAC of its ledger entry, not its number, which a copy of the run folder would share. nonce: this
+    process's. replayed: the steps that were charged before this process began, each under the nonce of then.
     """
 
     config: Config
@@ -131,28 +135,58 @@ class Run:
     images: ImageSet
     ledger: Ledger | None = None
     incarnation: str = ""
+    nonce: str = ""
+    replayed: ChargedSteps = field(default_factory=ChargedSteps)
     stopping: threading.Event = field(default_factory=threading.Event)
 
-    def begin_incarnation(self, fingerprint: dict[str, Any], why: str | None = None) -> None:
-        """Goes on under the last keys if their fingerprint is this one; else, or with a `why`, under new ones."""
+    def begin(self, fingerprint: dict[str, Any], nonce: str | None = None) -> None:
+        """Begin this process's part of the run, under a fresh nonce of rank 0 for what is not charged yet.
 
-        def begin() -> bytes:
+        `nonce` is for tests that need one in two processes.
+        """
+
+        def begun() -> bytes:
             assert self.ledger is not None
-            if why:
-                self.ledger.new_incarnation(fingerprint, why)
-            else:
-                self.ledger.begin(fingerprint)
-            return self.ledger.incarnation_mac.encode()
+            self.ledger.begin(fingerprint, nonce or secrets.token_hex(32))
+            return self._keys()
 
-        self.incarnation = self.world.from_main(begin).decode()
+        self._take_keys(self.world.from_main(begun))
+
+    def begin_incarnation(self, fingerprint: dict[str, Any], why: str) -> None:
+        """Throw all keys away: what was charged is not replayed, and is charged again where it is done again."""
+
+        def begun() -> bytes:
+            assert self.ledger is not None
+            self.ledger.new_incarnation(fingerprint, why)
+            return self._keys()
+
+        self._take_keys(self.world.from_main(begun))
+
+    def _keys(self) -> bytes:
+        """What all ranks derive keys from, beside the secret."""
+        ledger = self.ledger
+        assert ledger is not None
+        stretches = [astuple(stretch) for stretch in ledger.charged.stretches]
+        return json.dumps([ledger.incarnation_mac, ledger.nonce, stretches]).encode()
+
+    def _take_keys(self, keys: bytes) -> None:
+        self.incarnation, self.nonce, stretches = json.loads(keys)
+        self.replayed = ChargedSteps([Stretch(*stretch) for stretch in stretches])
+
+    def nonce_of(self, phase: str, step: int) -> str:
+        """The nonce of a step: that of the process that charged it, or this one's where nobody has."""
+        charged = self.replayed.find(phase, step)
+        return self.nonce if charged is None else charged.nonce
 
     def rows_key(self, phase: str, step: int) -> bytes:
         """The key of a step's Poisson sample."""
-        return self.secret.key("rows", incarnation=self.incarnation, phase=phase, step=step)
+        nonce = self.nonce_of(phase, step)
+        return self.secret.key("rows", incarnation=self.incarnation, nonce=nonce, phase=phase, step=step)
 
-    def draws_key(self, phase: str) -> bytes:
-        """The key of the draws that belong to single units in a phase."""
-        return self.secret.key("draws", incarnation=self.incarnation, phase=phase)
+    def draws_key(self, phase: str, step: int) -> bytes:
+        """The key of the draws that belong to single units in a step; the step itself is the draws' counter."""
+        nonce = self.nonce_of(phase, step)
+        return self.secret.key("draws", incarnation=self.incarnation, nonce=nonce, phase=phase)
 
     def charge(self, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
         """The key of one step's or query's noise: reduce, ledger entry, verdict (D3.4, D4). PRIVATE.
@@ -193,7 +227,8 @@ class Run:
             return b"mismatch"
         except BudgetSpent:
             return b"budget"
-        return self.secret.key("noise", incarnation=self.incarnation, entry=entry.hex())
+        nonce = self.nonce_of(release.name, step)
+        return self.secret.key("noise", incarnation=self.incarnation, nonce=nonce, entry=entry.hex())
 
 
 class Phase(Protocol):

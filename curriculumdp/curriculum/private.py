@@ -110,7 +110,7 @@ class PrivatePhase:
             run.images,
             torch.from_numpy(units),
             self.config.draws,
-            run.draws_key(self.name),
+            run.draws_key(self.name, step),
             step,
             run.world.device,
             self.config.label_dropout,

@@ -68,11 +68,13 @@ class Preempted(Exception):
     """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
 
 
-def run_curriculum(config: Config, world: World, *, secret: RunSecret | None = None) -> Outcome:
+def run_curriculum(
+    config: Config, world: World, *, secret: RunSecret | None = None, nonce: str | None = None
+) -> Outcome:
     """Begins, goes on with, or points to the end of the run that `config` describes.
 
-    `secret` is for tests that need one secret in two runs; no option sets it. Raises a ValueError of this package,
-    one line, for whatever a user can mend.
+    `secret` and `nonce` (`Run.begin`) are for tests that need one of them in two runs; no option sets them. Raises
+    a ValueError of this package, one line, for whatever a user can mend.
     """
     torch.set_num_threads(config.compute.threads)
     if world.device.type == "cuda":
@@ -99,7 +101,7 @@ def run_curriculum(config: Config, world: World, *, secret: RunSecret | None = N
             stopping=stopping,
         )
         restore(run, state, folder)
-        run.begin_incarnation(fingerprint(config, world.device))
+        run.begin(fingerprint(config, world.device), nonce)
         try:
             reason = train(run, state, folder)
         except Preempted:

@@ -196,7 +196,7 @@ def throwaway(run: Run, secret: RunSecret) -> Iterator[Run]:
         ledger = Ledger.create(Path(folder), secret, planned, list(run.images.content_arrays().values()))
         try:
             made = replace(run, secret=secret, ledger=ledger, stopping=threading.Event())
-            made.begin_incarnation({})  # nobody goes on with it
+            made.begin({})  # nobody resumes it
             yield made
         finally:
             ledger.close()

@@ -10,14 +10,16 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
 from curriculumdp.privacy.randomness import sync_folder
 
 _BEFORE, _BETWEEN, _AFTER = b'{"body":', b',"mac":"', b'"}'
-_MAC_DIGITS = 64
-_TAIL = len(_BETWEEN) + _MAC_DIGITS + len(_AFTER)
+_MAC_BYTES = 32
+_TAIL = len(_BETWEEN) + 2 * _MAC_BYTES + len(_AFTER)
 
 
 class LedgerError(ValueError):
@@ -29,16 +31,44 @@ def canonical(body: object) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+class Macs(Sequence[str]):
+    """The MACs of a chain's lines, 32 bytes each; `macs[i]` is hex. A million of them must fit in memory."""
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._raw) // _MAC_BYTES
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        at = range(len(self))[index]
+        if isinstance(at, range):
+            return [self[each] for each in at]
+        return self._raw[_MAC_BYTES * at : _MAC_BYTES * (at + 1)].hex()
+
+    def append(self, mac: str) -> None:
+        self._raw += bytes.fromhex(mac)
+
+
 class Chain:
-    """An open chain: `bodies[i]` (canonical JSON) and `macs[i]` (hex) of its lines."""
+    """A chain of lines: `macs[i]` (hex) in memory, `body(i)` (canonical JSON) read back from the file."""
 
     def __init__(self, path: Path, key: bytes, kind: str, descriptor: int) -> None:
         self.path, self._key, self._descriptor = path, key, descriptor
         self._start = hashlib.sha256(f"curriculumdp {kind}".encode()).hexdigest()
-        self.bodies: list[bytes] = []
-        self.macs: list[str] = []
-        self._size = 0
+        self.macs = Macs()
+        self._ends = array("Q", [0])  # where line i begins, and where the last one ends
         self._failed = False
+
+    @property
+    def _size(self) -> int:
+        return self._ends[-1]
 
     @classmethod
     def create(cls, path: Path, key: bytes, kind: str, first: Mapping[str, object]) -> "Chain":
@@ -68,15 +98,44 @@ class Chain:
         try:
             flags = os.O_RDWR | os.O_APPEND if to_append else os.O_RDONLY
             opened = cls(path, key, kind, os.open(path, flags))
-            content = path.read_bytes()
         except OSError as error:
             raise LedgerError(f"{path}: the ledger cannot be read ({error.strerror})") from error
         try:
-            opened._read(content, to_append)
+            opened._read(to_append)
+        except OSError as error:
+            opened.close()
+            raise LedgerError(f"{path}: the ledger cannot be read ({error.strerror})") from error
         except BaseException:
             opened.close()
             raise
         return opened
+
+    def body(self, index: int) -> bytes:
+        """Read line `index` back: canonical JSON. Raises LedgerError if it is not the line that was checked."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._ends[index])
+                return self._checked(index, file.readline())
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def bodies(self) -> Iterator[bytes]:
+        """Read all lines back, in order, each checked as by `body`."""
+        try:
+            with self.path.open("rb") as file:
+                for index in range(len(self.macs)):
+                    yield self._checked(index, file.readline())
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _checked(self, index: int, line: bytes) -> bytes:
+        body, mac = line[len(_BEFORE) :].removesuffix(b"\n")[:-_TAIL], self.macs[index]
+        if line.removesuffix(b"\n") != _line(body, mac) or self._mac(body, index) != mac:
+            raise LedgerError(f"{self.path}: line {index + 1} was changed while the ledger was in use")
+        return body
+
+    def _unreadable(self, error: OSError) -> LedgerError:
+        return LedgerError(f"{self.path}: the ledger cannot be read ({error.strerror})")
 
     def append(self, body: Mapping[str, object]) -> bytes:
         """Writes and syncs one more line, and returns its body's bytes: what was returned is on disk.
@@ -101,8 +160,7 @@ class Chain:
                 "free the disk and run the same command again"
             ) from error
         self._failed = False
-        self._size += len(line)
-        self.bodies.append(encoded)
+        self._ends.append(self._size + len(line))
         self.macs.append(mac)
         return encoded
 
@@ -112,8 +170,10 @@ class Chain:
             os.close(self._descriptor)
         self._descriptor = -1
 
-    def _mac(self, body: bytes) -> str:
-        before = self.macs[-1] if self.macs else self._start
+    def _mac(self, body: bytes, index: int | None = None) -> str:
+        """The MAC (hex) of `body` as line `index`, by default the next one."""
+        index = len(self.macs) if index is None else index
+        before = self.macs[index - 1] if index else self._start
         return hmac.new(self._key, bytes.fromhex(before) + body, hashlib.sha256).hexdigest()
 
     def _body_of(self, line: bytes) -> bytes | None:
@@ -121,21 +181,23 @@ class Chain:
         body = line[len(_BEFORE) : -_TAIL]
         return body if hmac.compare_digest(line, _line(body, self._mac(body))) else None
 
-    def _read(self, content: bytes, to_append: bool) -> None:
-        *lines, tail = content.split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if not self._take(line):
-                raise LedgerError(
-                    f"{self.path}: line {number} is not as it was written: the ledger was changed or "
-                    "damaged, or its key is another's"
-                )
-        whole = not tail or self._take(tail)
+    def _read(self, to_append: bool) -> None:
+        tail, whole = b"", True
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    tail, whole = line, self._take(line)
+                elif not self._take(line.removesuffix(b"\n")):
+                    raise LedgerError(
+                        f"{self.path}: line {number} is not as it was written: the ledger was changed or "
+                        "damaged, or its key is another's"
+                    )
         if not whole:
             self._require_torn(tail)
         if not self.macs:
             raise LedgerError(f"{self.path}: the ledger is empty or cut in its first line")
         if to_append:
-            os.ftruncate(self._descriptor, len(content) if whole else self._size)
+            os.ftruncate(self._descriptor, self._size - (1 if whole and tail else 0))
             if whole and tail:
                 _write(self._descriptor, b"\n")
             # A process killed between write and sync leaves lines that only memory holds.
@@ -147,8 +209,7 @@ class Chain:
         if body is None:
             return False
         self.macs.append(self._mac(body))
-        self.bodies.append(body)
-        self._size += len(line) + 1
+        self._ends.append(self._size + len(line) + 1)
         return True
 
     def _require_torn(self, tail: bytes) -> None:

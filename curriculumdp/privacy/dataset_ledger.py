@@ -241,7 +241,7 @@ class DatasetLedger:
     def _entries(self) -> list[dict[str, Any]]:
         chain = self._chain(to_append=False)
         chain.close()
-        return [json.loads(body) for body in chain.bodies]
+        return [json.loads(body) for body in chain.bodies()]
 
     def _reservations(self) -> dict[str, Reservation]:
         """The last reservation of each run, from a freshly checked file; the lock must be held."""

@@ -6,23 +6,28 @@ The file is a chain of MACed lines (`chain.py`) in the run's private folder. Its
 |-------------|---------------------------------------------------------------------------------------|
 | plan        | first and only once: the run's name, the MAC of its data, what the caller has planned |
 | incarnation | number, fingerprint, why: from here on all keys are new                               |
+| start       | nonce: a process began; what it charges first is drawn under this nonce               |
 | release     | phase, step, incarnation, sample_rate, noise_multiplier, clip_norm, sum_mac           |
 | sealed      | reason: nothing comes after it                                                        |
 
 A release's noise key is derived from its entry's bytes, which `charge` returns only once they are on disk:
 noise for what is not in the ledger cannot be had, and no two sums, rates, multipliers or steps share noise.
+
+A step that the ledger holds is replayed under the nonce that it was charged under, and charged once. All others are
+drawn under the nonce of the process that does them: two copies of a run folder, whatever the arithmetic of the
+machines that resume them, share what both ledgers hold and not one row more.
 """
 
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculumdp.privacy.chain import Chain, LedgerError, canonical
+from curriculumdp.privacy.chain import Chain, LedgerError, Macs, canonical
 from curriculumdp.privacy.ledger_files import (
     BEGIN_ANEW,
     CHECKPOINTS,
@@ -41,6 +46,7 @@ from curriculumdp.privacy.ledger_files import (
 from curriculumdp.privacy.lock import RunLock
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.privacy.release import AccountingError, Release
+from curriculumdp.privacy.replay import ChargedSteps
 from curriculumdp.privacy.spending import Allowance, BudgetSpent, Spending
 
 __all__ = [
@@ -55,7 +61,7 @@ __all__ = [
     "ledger_is_missing",
 ]
 
-VERSION = 1
+VERSION = 2
 
 
 class ReplayMismatch(LedgerError):
@@ -87,18 +93,19 @@ class Ledger:
 
     def __init__(self, chain: Chain, key: bytes, allowance: Allowance) -> None:
         self._chain, self._key, self._allowance = chain, key, allowance
-        self.entries: list[dict[str, Any]] = []
         self.incarnation: int | None = None
+        self.nonce: str | None = None
+        self.charged = ChargedSteps()
         self.sealed: str | None = None
         self.mirror: Mirror | None = None
         self._chargeable = True
+        self._started = False
         self._interrupted = False
         self._fingerprint: Mapping[str, object] = {}
-        self._places: dict[tuple[int, str, int], int] = {}
         self._begun = 0
-        for number, body in enumerate(chain.bodies, start=1):
+        for number, body in enumerate(chain.bodies(), start=1):
             try:
-                self._apply(json.loads(body))
+                self._apply(number - 1, json.loads(body))
             except (KeyError, TypeError, AttributeError, AccountingError) as error:
                 raise LedgerError(
                     f"{chain.path}: line {number} is of another version of this program ({error})"
@@ -154,7 +161,7 @@ class Ledger:
             for field, now in facts.items():
                 ledger._require_fact(field, now)
             ledger._chargeable = data is not None
-            if data is not None and ledger.entries[0]["data"] != data_mac(subkey(key, "data"), *data):
+            if data is not None and ledger._first["data"] != data_mac(subkey(key, "data"), *data):
                 raise LedgerError(
                     f"{folder / LEDGER}: data: the images, labels or units are not those that the run began "
                     f"with: bring them back, {BEGIN_ANEW}"
@@ -175,12 +182,12 @@ class Ledger:
     @property
     def run(self) -> str:
         """The run's name among all runs: 32 hex digits, made from its secret."""
-        return str(self.entries[0]["run"])
+        return str(self._first["run"])
 
     @property
     def plan(self) -> dict[str, Any]:
         """The caller's plan as it was at creation, in JSON's types."""
-        return dict(self.entries[0]["plan"])
+        return dict(self._first["plan"])
 
     @property
     def planned(self) -> list[Release]:
@@ -188,9 +195,13 @@ class Ledger:
         return list(self._spending.planned)
 
     @property
-    def macs(self) -> Sequence[str]:
+    def macs(self) -> Macs:
         """The MAC of each entry."""
         return self._chain.macs
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Read every entry back from the file, in order."""
+        return (json.loads(body) for body in self._chain.bodies())
 
     @property
     def checkpoint_key(self) -> bytes:
@@ -227,17 +238,25 @@ class Ledger:
         """PUBLIC: what this run may come to without asking anybody again; of a sealed one, what it came to."""
         return self.releases() if self.sealed is not None else self._spending.granted()
 
-    def begin(self, fingerprint: Mapping[str, object]) -> int:
-        """The incarnation's number: the last one's if its fingerprint was equal, else that of a new one."""
+    def begin(self, fingerprint: Mapping[str, object], nonce: str) -> int:
+        """Begin a process's part of the run, and return the incarnation's number. Called before any charge.
+
+        The incarnation is the last one if its fingerprint was equal, else a new one. `nonce`: 64 hex digits, fresh
+        from the operating system in each process, for the steps that the ledger does not hold yet.
+        """
         if self.incarnation is None:
-            return self.new_incarnation(fingerprint, "the run begins")
+            self.new_incarnation(fingerprint, "the run begins")
         changed = [
             field
             for field in sorted({*self._fingerprint, *fingerprint})
             if canonical(self._fingerprint.get(field)) != canonical(fingerprint.get(field))
         ]
         if changed:
-            return self.new_incarnation(fingerprint, f"changed: {', '.join(changed)}")
+            self.new_incarnation(fingerprint, f"changed: {', '.join(changed)}")
+        if nonce != self.nonce:
+            self._append({"kind": "start", "nonce": nonce})
+        self._started = True
+        assert self.incarnation is not None
         return self.incarnation
 
     def new_incarnation(self, fingerprint: Mapping[str, object], why: str) -> int:
@@ -265,7 +284,7 @@ class Ledger:
         self._require_open()
         if total.dtype != np.int64 or total.ndim != 1:
             raise TypeError(f"one flat int64 sum is charged, not {total.dtype} {total.shape}")
-        if self.incarnation is None or not self._chargeable:
+        if not (self._started and self._chargeable):
             raise LedgerError(f"{self._chain.path}: no charge without data compared and an incarnation begun")
         entry = {
             "kind": "release",
@@ -277,9 +296,9 @@ class Ledger:
             "clip_norm": float(clip_norm),
             "sum_mac": data_mac(subkey(self._key, "sum"), total),
         }
-        recorded = self._places.get((self.incarnation, phase, step))
+        recorded = self.charged.find(phase, step)
         if recorded is not None:
-            return self._replayed(recorded, entry)
+            return self._replayed(recorded.entry_of(step), entry)
         self._spending.admit(self._spending.row(phase, sample_rate, noise_multiplier), self._reserve)
         return self._append(entry)
 
@@ -298,7 +317,8 @@ class Ledger:
 
     def _replayed(self, recorded: int, entry: dict[str, Any]) -> bytes:
         """The recorded entry's bytes, if the step done again is that entry to the bit."""
-        before = self.entries[recorded]
+        body = self._chain.body(recorded)
+        before = json.loads(body)
         for field, was in before.items():
             if entry[field] != was and field != "sum_mac":
                 raise LedgerError(
@@ -310,37 +330,39 @@ class Ledger:
                 f"{self._chain.path}: phase {entry['phase']}, step {entry['step']}: done again, its sum is "
                 "not the recorded one"
             )
-        return self._chain.bodies[recorded]
+        return body
 
     def _append(self, entry: Mapping[str, object]) -> bytes:
         self._require_open()
         previous = self.macs[-1]
         self._interrupted = True
         written = self._chain.append(entry)
-        self._apply(json.loads(written))
+        self._apply(len(self.macs) - 1, json.loads(written))
         if self.mirror is not None:
             self.mirror.advance(len(self.macs), self.macs[-1], previous)
         self._interrupted = False
         return written
 
-    def _apply(self, entry: dict[str, Any]) -> None:
-        """Takes an entry of the file into account."""
-        place, kind = len(self.entries), entry["kind"]
-        if kind == "plan" and place == 0 and entry["version"] == VERSION:
+    def _apply(self, index: int, entry: dict[str, Any]) -> None:
+        """Take entry number `index` of the file into account."""
+        kind = entry["kind"]
+        if kind == "plan" and index == 0 and entry["version"] == VERSION:
+            self._first = entry
             self._spending = Spending([Release(**row) for row in entry["plan"]["releases"]], self._allowance)
         elif kind == "incarnation":
             self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]
-            self._begun = place
-        elif kind == "release":
-            self._places[entry["incarnation"], entry["phase"], entry["step"]] = place
+            self._begun, self.charged = index, ChargedSteps()
+        elif kind == "start":
+            self.nonce = str(entry["nonce"])
+        elif kind == "release" and entry["incarnation"] == self.incarnation and self.nonce is not None:
             self._spending.add(
                 self._spending.row(entry["phase"], entry["sample_rate"], entry["noise_multiplier"])
             )
+            self.charged.add(entry["phase"], entry["step"], self.nonce, index)
         elif kind == "sealed":
             self.sealed = entry["reason"]
         else:
-            raise LedgerError(f"{self._chain.path}: line {place + 1} is of another version of this program")
-        self.entries.append(entry)
+            raise LedgerError(f"{self._chain.path}: line {index + 1} is of another version of this program")
 
     def _require_open(self) -> None:
         if self._interrupted:

@@ -212,7 +212,7 @@ def ledger_of(folder: Path, bodies: list[Any]) -> None:
 
 
 PLAN = {
-    **{"kind": "plan", "version": 1, "run": "0" * 32, "data": "0" * 64},
+    **{"kind": "plan", "version": 2, "run": "0" * 32, "data": "0" * 64},
     "plan": {
         "releases": [
             {
@@ -274,8 +274,9 @@ def test_any_bytes_as_a_ledger_are_refused_or_are_the_ledger(tmp_path: Path, tim
             one_line(error)
         else:  # only what a crash can leave: whole lines, with at most a torn one behind
             lines = content.splitlines(keepends=True)
-            assert [canonical(entry) for entry in kept.entries] == [
-                canonical(json.loads(line)["body"]) for line in lines[: len(kept.entries)]
+            entries = list(kept.entries())
+            assert [canonical(entry) for entry in entries] == [
+                canonical(json.loads(line)["body"]) for line in lines[: len(entries)]
             ]
 
 

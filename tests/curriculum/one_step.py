@@ -17,11 +17,16 @@ from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.world import World, one_process
 from dpkernels.noise_step import BETA1
-from tests.curriculum.runs import SECRET, bare_run
+from tests.curriculum.runs import NONCE, SECRET, bare_run
 
 
 def charged_run(
-    images: ImageSet, config: Config, folder: Path, world: World | None = None, secret: bytes = SECRET
+    images: ImageSet,
+    config: Config,
+    folder: Path,
+    world: World | None = None,
+    secret: bytes = SECRET,
+    nonce: str = NONCE,
 ) -> tuple[Run, State]:
     """A Run that charges a ledger in `folder` (rank 0), as often as it is asked, and an untrained State."""
     world = world or one_process()
@@ -30,7 +35,7 @@ def charged_run(
         folder.mkdir(parents=True, exist_ok=True)
         record = {"releases": [asdict(row) for row in run.plan.releases()]}
         run.ledger = Ledger.create(folder, run.secret, record, [], lambda _: True)
-    run.begin_incarnation({})
+    run.begin({}, nonce)
     return run, state
 
 

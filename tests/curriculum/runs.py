@@ -24,6 +24,7 @@ from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import World, one_process, open_world
 
 SECRET = bytes(range(32))
+NONCE = "5e" * 32  # of every process in tests where the runs must be equal to the bit
 
 
 def tiny(run_dir: Path, **changes: object) -> Config:
@@ -90,9 +91,9 @@ def bare_run(images: ImageSet, world: World, config: Config, secret: bytes = SEC
     return made, initial_state(config, world.device)
 
 
-def finish(config: Config, world: World | None = None) -> Path:
-    """Runs `config` to its end in this process, under the tests' one secret; the release folder."""
-    outcome = run_curriculum(config, world or one_process(), secret=RunSecret.from_bytes(SECRET))
+def finish(config: Config, world: World | None = None, nonce: str | None = NONCE) -> Path:
+    """Run `config` to its end in this process, under the tests' one secret and nonce; return the release folder."""
+    outcome = run_curriculum(config, world or one_process(), secret=RunSecret.from_bytes(SECRET), nonce=nonce)
     assert outcome.release is not None
     return outcome.release
 

@@ -163,7 +163,7 @@ def test_a_query_is_charged_once_with_its_own_rate_and_noise_before_the_next(tmp
     assert run.ledger is not None
     for step in range(3):
         phase.step(run, state, step)
-        entries = [entry for entry in run.ledger.entries if entry["kind"] == "release"]
+        entries = [entry for entry in run.ledger.entries() if entry["kind"] == "release"]
         assert [entry["step"] for entry in entries] == list(range(step + 1))
         assert entries[-1]["sample_rate"] == run.config.central.sample_rate
         assert entries[-1]["noise_multiplier"] == run.config.central.noise_multiplier

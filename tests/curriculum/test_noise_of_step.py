@@ -306,13 +306,23 @@ def test_no_keystream_serves_twice_in_a_run_of_two_incarnations_and_a_replay(tmp
     assert len(draws.noise) > len(hidden), "the test has no power: nothing was replayed"
     kinds = [set(hidden), set(draws.rows), set(draws.units)]
     assert sum(map(len, kinds)) == len(set().union(*kinds)), "one key serves two purposes"
-    assert len(kinds[2]) == 2, "each incarnation has its own draws of units"
+    assert len(kinds[2]) == 3, "each process draws for its own units, and each incarnation anew"
     assert len(hidden) == 3 + 3 + 1, "three queries; steps 0 to 2; step 2 under new keys"
     used: dict[bytes, set[tuple[int, int]]] = {}
     for key, first, blocks in draws.blocks:
         used.setdefault(key, set()).add((first, first + blocks))
     for parts in map(sorted, used.values()):
         assert all(end <= first for (_, end), (first, _) in itertools.pairwise(parts)), "a block serves twice"
+
+
+def test_equal_sums_of_two_processes_never_meet_the_same_noise(tmp_path, monkeypatch):
+    """Copies of a run folder may both do a step that nobody is in: one entry but for the process that wrote it."""
+    forget_rows(monkeypatch)
+    added = []
+    for name, nonce in (("one", "1a" * 32), ("two", "2b" * 32)):
+        run, state = charged_run(nobody(), tiny(tmp_path), tmp_path / name, nonce=nonce)
+        added.append(gradient_of_step(PrivatePhase(run), run, state, 0))
+    assert not (added[0] == added[1]).any()
 
 
 def test_equal_steps_of_two_runs_have_no_noise_in_common(tmp_path, monkeypatch):

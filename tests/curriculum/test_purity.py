@@ -159,8 +159,8 @@ def test_how_long_a_run_is_and_what_it_charges_does_not_depend_on_the_data(tmp_p
             for step in range(2):
                 stage.step(run, state, step)
         assert run.ledger is not None
-        entries.append([{**entry, "sum_mac": None} for entry in run.ledger.entries[2:]])
-        keys = [run.rows_key("private", 1), run.draws_key("private")]
+        entries.append([{**entry, "sum_mac": None} for entry in list(run.ledger.entries())[3:]])
+        keys = [run.rows_key("private", 1), run.draws_key("private", 1)]
         entries[-1].append({"keys": keys})
     assert entries[0] == entries[1] == entries[2]
 

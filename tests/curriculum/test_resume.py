@@ -1,4 +1,8 @@
-"""Killed anywhere and run again: the weights of the run that was never killed, charged once."""
+"""Killed anywhere and run again: the weights of the run that was never killed, charged once.
+
+Equal to the bit under one nonce, which tests alone can set. With a nonce for each process, as in every real run, what
+was charged is replayed to the bit and charged once, and the rest is drawn anew.
+"""
 
 import json
 import os
@@ -11,13 +15,14 @@ import pytest
 
 from curriculumdp import checkpoint
 from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.config import Config
 from curriculumdp.curriculum import folder, phase, private, run
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import one_process
-from tests.curriculum.runs import SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
+from tests.curriculum.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
 
 MOMENTS: dict[str, Callable[[], None]] = {
     "after the ledger's first entry": lambda: kill_at(Ledger, "create", 1, after=True),
@@ -82,14 +87,17 @@ def test_a_finished_run_is_pointed_to_and_not_touched(tmp_path, never_killed):
     assert not (tmp_path / "private" / "secret").exists()
 
 
-def incarnations(run_dir: Path) -> list[dict]:
+def entries(run_dir: Path) -> list[dict]:
     lines = (run_dir / "private" / "ledger.jsonl").read_text().splitlines()
-    return [body for line in lines if (body := json.loads(line)["body"])["kind"] == "incarnation"]
+    return [json.loads(line)["body"] for line in lines]
+
+
+def incarnations(run_dir: Path) -> list[dict]:
+    return [body for body in entries(run_dir) if body["kind"] == "incarnation"]
 
 
 def releases(run_dir: Path) -> list[dict]:
-    lines = (run_dir / "private" / "ledger.jsonl").read_text().splitlines()
-    return [body for line in lines if (body := json.loads(line)["body"])["kind"] == "release"]
+    return [body for body in entries(run_dir) if body["kind"] == "release"]
 
 
 def test_another_microbatch_size_takes_new_keys_and_charges_what_is_done_again(tmp_path):
@@ -140,10 +148,94 @@ def test_a_replayed_sum_that_differs_is_thrown_away_and_charged_anew(tmp_path, m
     assert [r["incarnation"] for r in again] == [0, 1]
 
 
-def test_two_copies_of_a_run_that_go_on_under_other_arithmetic_share_no_rows_and_no_noise(
-    tmp_path, monkeypatch
+def killed_at_charge(config: Config, nth: int) -> None:
+    """Run `config` in a child that dies once its nth charge is on disk; every process has a nonce of its own."""
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", nth, after=True)
+        finish(config, nonce=None)
+
+    assert in_child(killed) == -signal.SIGKILL
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
+    """(purpose, key) of each key of rows, draws and noise that this process derives."""
+    seen: list[tuple[str, bytes]] = []
+    original = RunSecret.key
+
+    def watched(self: RunSecret, purpose: str, **context: int | float | str) -> bytes:
+        key = original(self, purpose, **context)
+        if purpose in ("rows", "draws", "noise"):
+            seen.append((purpose, key))
+        return key
+
+    monkeypatch.setattr(RunSecret, "key", watched)
+    return seen
+
+
+def test_what_was_charged_is_replayed_to_the_bit_and_the_rest_is_drawn_anew(tmp_path, keys):
+    """Killed with two steps charged after the last checkpoint: both are replayed, no step is charged twice."""
+    config = tiny(tmp_path, checkpoint__every=4)
+    finish(tiny(tmp_path / "never killed"))
+    whole = releases(tmp_path / "never killed")
+    killed_at_charge(config, 5)  # three queries, steps 0 and 1; the last checkpoint is the warm-up's
+    before = releases(tmp_path)
+    keys.clear()
+    finish(config, nonce=None)
+    after = releases(tmp_path)
+    assert after[: len(before)] == before
+    steps = [(row["phase"], row["step"]) for row in whole]
+    assert [(row["phase"], row["step"]) for row in after] == steps, "a step was charged twice"
+    assert not {row["sum_mac"] for row in after} & {row["sum_mac"] for row in whole}
+    assert len(incarnations(tmp_path)) == 1
+    draws = {key for purpose, key in keys if purpose == "draws"}
+    assert len(draws) == 2, "replayed steps draw under the nonce of then, the others under this process's"
+
+
+@pytest.mark.parametrize("arithmetic", ["equal", "other"])
+@pytest.mark.parametrize("worlds", [1, 2])
+def test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more(
+    tmp_path, monkeypatch, keys, arithmetic, worlds
 ):
-    """Each ledger knows of one new incarnation: rows drawn alike under two noises would cost more than both say."""
+    """Their fingerprints are equal: under other sums, equal rows under two noises would cost more than both say.
+
+    Which library computes a sum, or which instructions it chooses, no fingerprint can know for certain.
+    """
+    killed_at_charge(tiny(tmp_path / "a"), 6)  # three queries, steps 0 to 2; the last checkpoint is at step 2
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    charged = len(releases(tmp_path / "a"))
+    seen = []
+    original = PrivatePhase.clipped_sum
+
+    def other_arithmetic(self, run, state, step, rows):
+        total, figures = original(self, run, state, step, rows)
+        return (total + 1 if step > 2 and run.config.run_dir.endswith("b") else total), figures
+
+    if arithmetic == "other":
+        monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
+    for name in ("a", "b"):
+        keys.clear()
+        config = tiny(tmp_path / name)
+        if worlds == 1:
+            finish(config, nonce=None)
+        else:
+            assert in_world(worlds, lambda world, c=config: finish(c, world, nonce=None)) == [0] * worlds
+        seen.append({purpose: {key for kind, key in keys if kind == purpose} for purpose, _ in keys})
+    one, two = (releases(tmp_path / name) for name in ("a", "b"))
+    assert one[:charged] == two[:charged]
+    assert len(one) == len(two) == 9
+    new = [{row["sum_mac"] for row in rows[charged:]} for rows in (one, two)]
+    assert not new[0] & new[1]
+    assert len(incarnations(tmp_path / "a")) == len(incarnations(tmp_path / "b")) == 1
+    if worlds == 1:
+        for purpose, shared in (("rows", 1), ("draws", 1), ("noise", 1)):  # step 2, replayed by both
+            assert len(seen[0][purpose] & seen[1][purpose]) == shared, purpose
+            assert len(seen[0][purpose]) > shared
+
+
+def test_two_copies_that_begin_another_incarnation_each_share_no_key_even_under_one_nonce(tmp_path, keys):
+    """Each ledger knows of one new incarnation: its number would tell them apart no more than its step."""
 
     def killed() -> None:
         kill_at(Ledger, "charge", 6, after=True)
@@ -151,25 +243,27 @@ def test_two_copies_of_a_run_that_go_on_under_other_arithmetic_share_no_rows_and
 
     assert in_child(killed) == -signal.SIGKILL
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    keys: list[set[bytes]] = []
-    original = RunSecret.key
-
-    def watched(self: RunSecret, purpose: str, **context: int | float | str) -> bytes:
-        key = original(self, purpose, **context)
-        if purpose in ("rows", "draws", "noise"):
-            keys[-1].add(key)
-        return key
-
-    monkeypatch.setattr(RunSecret, "key", watched)
+    seen = []
     for name, changes in (
         ("a", {"compute__microbatch": 16}),
         ("b", {"compute__memory_format": "channels_last"}),
     ):
-        keys.append(set())
+        keys.clear()
         finish(tiny(tmp_path / name, **changes))
+        seen.append(set(keys))
     assert [i["number"] for i in incarnations(tmp_path / "a") + incarnations(tmp_path / "b")] == [0, 1, 0, 1]
-    assert len(keys[0]) > 4
-    assert not keys[0] & keys[1]
+    assert len(seen[0]) > 4
+    assert not seen[0] & seen[1]
+
+
+def test_every_process_has_a_nonce_of_its_own_whatever_the_seed(tmp_path):
+    config = tiny(tmp_path)
+    for _ in range(2):
+        killed_at_charge(config, 5)
+        # charges of a replay are calls too, so that each process gets no farther than its checkpoint
+    nonces = [body["nonce"] for body in entries(tmp_path) if body["kind"] == "start"]
+    assert len(set(nonces)) == len(nonces) >= 2
+    assert all(len(bytes.fromhex(nonce)) == 32 for nonce in nonces)
 
 
 def test_resumed_on_another_number_of_processes_is_the_same_run(tmp_path, never_killed):
@@ -217,7 +311,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, never_killed):
             return original(self, run, state, number)
 
         PrivatePhase.step = step
-        outcome = run.run_curriculum(config, one_process(), secret=RunSecret.from_bytes(SECRET))
+        outcome = run.run_curriculum(config, one_process(), secret=RunSecret.from_bytes(SECRET), nonce=NONCE)
         raise SystemExit(outcome.exit_code)
 
     assert in_child(interrupted) == 143

@@ -110,7 +110,7 @@ def test_taking_a_unit_out_changes_no_other_units_draws_or_gradient(make_run, di
     alone = [full_sum(make_run, digits.without_unit(PLACE), 1)]
     run, state = make_run(digits, World(0, 1, torch.device("cpu")))
     units = torch.from_numpy(ROWS)
-    key = run.draws_key("private")
+    key = run.draws_key("private", 0)
     whole = private.draw_batch(digits, units, 2, key, 0, torch.device("cpu"))
     without = private.draw_batch(digits.without_unit(PLACE), units, 2, key, 0, torch.device("cpu"))
     moved = private.draw_batch(digits, units.flip(0), 2, key, 0, torch.device("cpu"))

@@ -19,7 +19,7 @@ from curriculumdp.curriculum.run import PREEMPTED, run_curriculum
 from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import SECRET, finish, in_child, in_world, kill_at, outcome_of
+from tests.curriculum.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of
 from tests.faults.small_run import Observer, small
 from tests.tried import TRIED
 
@@ -33,7 +33,9 @@ def interrupted(run_dir: Path, data: Path, observer: Observer, delay: float, kin
         pid = os.getpid()
         threading.Thread(target=lambda: (time.sleep(delay), os.kill(pid, kind)), daemon=True).start()
         with one_line_errors(), observer.watching(run_dir):
-            outcome = run_curriculum(small(run_dir, data), one_process(), secret=RunSecret.from_bytes(SECRET))
+            outcome = run_curriculum(
+                small(run_dir, data), one_process(), secret=RunSecret.from_bytes(SECRET), nonce=NONCE
+            )
         raise SystemExit(outcome.exit_code)
 
     return in_child(work)

@@ -34,8 +34,8 @@ LEDGER_FAULTS = [
     Fault(
         "the ledger restarted on resume",
         "curriculumdp.privacy.ledger:Ledger.__init__",
-        "for body in chain.bodies:",
-        "for body in chain.bodies[:2]:",
+        "in enumerate(chain.bodies(), start=1):",
+        "in list(enumerate(chain.bodies(), start=1))[:3]:",
         GOES_ON,
     ),
     Fault(
@@ -47,9 +47,9 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a step that is charged once whatever its incarnation",
-        "curriculumdp.privacy.ledger:Ledger.charge",
-        "recorded = self._places.get((self.incarnation, phase, step))",
-        "recorded = next((at for (_, p, s), at in self._places.items() if (p, s) == (phase, step)), None)",
+        APPLY,
+        "self._begun, self.charged = index, ChargedSteps()",
+        "self._begun = index",
         Check(LEDGER + "test_steps_done_again_under_a_new_incarnation_are_charged_again"),
         raises=(LedgerError,),
     ),
@@ -98,7 +98,7 @@ LEDGER_FAULTS = [
     Fault(
         "other data under the same keys",
         "curriculumdp.privacy.ledger:Ledger.open",
-        'if data is not None and ledger.entries[0]["data"] != data_mac(subkey(key, "data"), *data):',
+        'if data is not None and ledger._first["data"] != data_mac(subkey(key, "data"), *data):',
         "if data is not None and len(data) > 9:",
         Check(LEDGER + "test_changed_data_are_refused", {"array": 0}),
     ),

@@ -17,7 +17,7 @@ QUERY = "curriculumdp.curriculum.phase:Run.release_sum"
 CHARGE = "curriculumdp.curriculum.phase:Run._charge"
 NOISY = "noisy = add_noise(total, sigma, key)"
 NOISY_QUERY = "return add_noise(total, release.noise_multiplier, key)"
-NOISE_KEY = 'self.secret.key("noise", incarnation=self.incarnation, entry=entry.hex())'
+NOISE_KEY = 'self.secret.key("noise", incarnation=self.incarnation, nonce=nonce, entry=entry.hex())'
 
 VARIANCE = Check(P2 + "test_all_noise_together_has_the_promised_variance")
 COORDINATES = Check(P2 + "test_every_coordinate_of_every_step_has_the_promised_variance")
@@ -165,7 +165,7 @@ NOISE_FAULTS = [
         "noise not bound to the sum",
         CHARGE,
         NOISE_KEY,
-        'self.secret.key("noise", phase=release.name, step=step, incarnation=self.incarnation)',
+        'self.secret.key("noise", phase=release.name, step=step, nonce=nonce, incarnation=self.incarnation)',
         Check(P2 + "test_another_sum_never_meets_the_same_noise"),
     ),
     Fault(
@@ -174,6 +174,13 @@ NOISE_FAULTS = [
         '"sum_mac": data_mac(subkey(self._key, "sum"), total),',
         '"sum_mac": data_mac(subkey(self._key, "sum"), total[:0]),',
         Check(P2 + "test_another_sum_never_meets_the_same_noise"),
+    ),
+    Fault(
+        "noise of an empty step that copies of a run folder share",
+        CHARGE,
+        NOISE_KEY,
+        NOISE_KEY.replace("nonce=nonce, ", ""),
+        Check(P2 + "test_equal_sums_of_two_processes_never_meet_the_same_noise"),
     ),
     Fault(
         "one key for the rows and the noise",

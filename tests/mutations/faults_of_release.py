@@ -80,7 +80,7 @@ RELEASE_FAULTS = [
         "a digest of the data in the release",
         "curriculumdp.curriculum.run:finish",
         "folder.seal(reason)",
-        "folder.seal(reason); (folder.path / 'data.txt').write_text(folder.ledger.entries[0]['data'])",
+        "folder.seal(reason); (folder.path / 'data.txt').write_text(folder.ledger._first['data'])",
         WHOLE_RUN,
     ),
     Fault(

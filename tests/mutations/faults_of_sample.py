@@ -1,5 +1,7 @@
 """Faults of who is in a step: what the amplification by sampling rests on (design D1, D2)."""
 
+import hashlib
+
 import numpy as np
 
 from curriculumdp.curriculum.private import PrivatePhase
@@ -10,11 +12,16 @@ P4 = "tests.curriculum.test_sampler:"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
 ROWS_KEY = "curriculumdp.curriculum.phase:Run.rows_key"
 ROWS = "rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)"
-KEYED = 'self.secret.key("rows", incarnation=self.incarnation, phase=phase, step=step)'
+KEYED = 'self.secret.key("rows", incarnation=self.incarnation, nonce=nonce, phase=phase, step=step)'
 
 SIZES = Check(P4 + "test_the_number_of_units_in_a_step_has_the_binomials_variance", {"param": "private"})
 LAGS = Check(P4 + "test_steps_are_independent_at_every_lag", {"param": "private"})
 RANKS = Check(P4 + "test_ranks_share_each_steps_sample_without_a_gap_or_a_duplicate", {"size": 2})
+RESUME = "tests.curriculum.test_resume:"
+COPIES = Check(
+    RESUME + "test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more",
+    {"worlds": 1, "arithmetic": "equal"},
+)
 FRESH = Check(P4 + "test_phases_and_incarnations_are_independent")
 
 SAMPLE_FAULTS = [
@@ -85,13 +92,48 @@ SAMPLE_FAULTS = [
     ),
     Fault(
         "keys of an incarnation's number, which copies of a run folder share",
-        "curriculumdp.curriculum.phase:Run.begin_incarnation",
-        "return self.ledger.incarnation_mac.encode()",
-        "return str(self.ledger.incarnation).encode()",
+        "curriculumdp.curriculum.phase:Run._keys",
+        "json.dumps([ledger.incarnation_mac, ",
+        "json.dumps([str(ledger.incarnation), ",
         Check(
-            "tests.curriculum.test_resume:"
-            "test_two_copies_of_a_run_that_go_on_under_other_arithmetic_share_no_rows_and_no_noise"
+            RESUME + "test_two_copies_that_begin_another_incarnation_each_share_no_key_even_under_one_nonce"
         ),
+    ),
+    Fault(
+        "rows that copies of a run folder share",
+        ROWS_KEY,
+        KEYED,
+        KEYED.replace("nonce=nonce, ", ""),
+        COPIES,
+    ),
+    Fault(
+        "draws of units that copies of a run folder share",
+        "curriculumdp.curriculum.phase:Run.draws_key",
+        "nonce=nonce, ",
+        "",
+        COPIES,
+    ),
+    Fault(
+        "one nonce for all processes",
+        "curriculumdp.curriculum.phase:Run.begin",
+        "nonce or secrets.token_hex(32)",
+        "nonce or self.secret.key('nonce').hex()",
+        COPIES,
+    ),
+    Fault(
+        "a nonce from the config's seed",
+        "curriculumdp.curriculum.phase:Run.begin",
+        "nonce or secrets.token_hex(32)",
+        "nonce or hashlib.sha256(str(self.config.seed).encode()).hexdigest()",
+        Check(RESUME + "test_every_process_has_a_nonce_of_its_own_whatever_the_seed"),
+        uses={"hashlib": hashlib},
+    ),
+    Fault(
+        "a replay under another nonce than the first time's",
+        "curriculumdp.curriculum.phase:Run.nonce_of",
+        "return self.nonce if charged is None else charged.nonce",
+        "return self.nonce",
+        Check(RESUME + "test_what_was_charged_is_replayed_to_the_bit_and_the_rest_is_drawn_anew"),
     ),
     Fault("one sample for both phases", ROWS_KEY, KEYED, KEYED.replace("phase=phase, ", ""), FRESH),
     Fault(

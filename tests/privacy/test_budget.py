@@ -34,6 +34,7 @@ PRIVATE = Release("private", "subsampled_gaussian", 0.02, 2.0, 200)
 PLAN = (CENTRAL, PRIVATE)
 DATA = [np.arange(12, dtype=np.uint8), np.array([0, 1])]
 FINGERPRINT = {"threads": 1}
+NONCE = "5e" * 32
 
 
 def anything(_: Sequence[Release]) -> bool:
@@ -56,12 +57,14 @@ class Place:
         record = {"releases": [asdict(release) for release in plan]}
         ledger = Ledger.create(run, secret(number), record, DATA, allowance)
         self.shared().attach(ledger, 1.0, DATA)
-        ledger.begin(FINGERPRINT)
+        ledger.begin(FINGERPRINT, NONCE)
         return ledger
 
     def resume(self, number: int, data: Any = DATA, allowance: Any = anything) -> Ledger:
         ledger = Ledger.open(self.root / f"run{number}", secret(number), {}, data, allowance)
         self.shared().attach(ledger, 1.0, data)
+        if data is not None:
+            ledger.begin(FINGERPRINT, NONCE)
         return ledger
 
     def share(self) -> float:

@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 def read(path: Path, to_append: bool = False, kind: str = "test", key: bytes = KEY) -> list[bytes]:
     chain = Chain.open(path, key, kind, to_append)
     chain.close()
-    return chain.bodies
+    return list(chain.bodies())
 
 
 def test_what_was_appended_comes_back(path):
@@ -94,7 +94,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(path):
             assert path.read_bytes() == content[:size]
             continue
         chain = Chain.open(path, KEY, "test", True)
-        assert chain.bodies == [canonical(body) for body in BODIES[:whole]]
+        assert list(chain.bodies()) == [canonical(body) for body in BODIES[:whole]]
         for body in BODIES[whole:]:
             chain.append(body)
         chain.close()
@@ -155,7 +155,7 @@ def test_short_writes_are_gone_on_with(path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, content: real(descriptor, content[:7]))
     chain = Chain.open(path, KEY, "test", True)
     chain.append({"number": 1})
-    assert read(path) == chain.bodies
+    assert read(path) == list(chain.bodies())
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])

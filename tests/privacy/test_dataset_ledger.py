@@ -25,6 +25,7 @@ PRIVATE = Release("private", "subsampled_gaussian", 0.02, 1.5, 20)
 PLAN = {"releases": [asdict(CENTRAL), asdict(PRIVATE)]}
 DATA = [np.arange(12, dtype=np.uint8), np.array([0, 1])]
 FINGERPRINT = {"threads": 1}
+NONCE = "5e" * 32
 DEFINITION = {"unit": "patient", "delta": 1e-5, "units": 1437}
 
 
@@ -47,13 +48,14 @@ class Place:
         run.mkdir()
         ledger = Ledger.create(run, secret(number), PLAN, DATA, allowance)
         assert self.shared().attach(ledger, 8.0, DATA) == []
-        ledger.begin(FINGERPRINT)
+        ledger.begin(FINGERPRINT, NONCE)
         return ledger
 
     def resume(self, number: int, name: str | None = None) -> Ledger:
         """A run that goes on, in its own folder or in the one named."""
         ledger = Ledger.open(self.root / (name or f"run{number}"), secret(number), {}, DATA)
         self.shared().attach(ledger, 8.0, DATA)
+        ledger.begin(FINGERPRINT, NONCE)
         return ledger
 
     def copy(self, number: int, name: str) -> None:
@@ -101,7 +103,7 @@ def test_a_run_killed_at_any_entry_goes_on(place):
         charge(ledger, step)
         ledger.close()
         ledger = place.resume(1)
-        assert ledger.begin(FINGERPRINT) == 0
+        assert ledger.begin(FINGERPRINT, NONCE) == 0
         charge(ledger, step)
     assert len(place.shared().reservations()) == 1
 
@@ -169,7 +171,6 @@ def test_an_entry_whose_mirror_was_not_written_any_more_is_caught_up(place, monk
     ledger.close()
     place.copy(1, "copy")
     ledger = place.resume(1)
-    ledger.begin(FINGERPRINT)
     charge(ledger, 0)
     charge(ledger, 1)
     with pytest.raises(LedgerError, match="a copy of it has gone on"):
@@ -182,7 +183,7 @@ def test_a_run_two_entries_ahead_of_its_mirror_is_refused(place):
     charge(ledger, 0)
     charge(ledger, 1)
     ledger.close()
-    with pytest.raises(LedgerError, match="knows 2 entries, the run has 4"):
+    with pytest.raises(LedgerError, match="knows 3 entries, the run has 5"):
         place.resume(1)
 
 
@@ -194,9 +195,10 @@ def test_another_ledger_of_equal_length_is_refused(place):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
     forked = Ledger.open(place.root / "run1", secret(1), {}, DATA)
+    forked.begin(FINGERPRINT, NONCE)
     charge(forked, 7)
     forked.close()
-    with pytest.raises(LedgerError, match="knows 3 entries, the run has 3"):
+    with pytest.raises(LedgerError, match="knows 4 entries, the run has 4"):
         place.resume(1)
 
 
@@ -214,7 +216,6 @@ def test_a_run_killed_before_its_first_release_may_reserve_again(place):
     run.mkdir()
     Ledger.create(run, secret(1), PLAN, DATA).close()
     charge_me = place.resume(1)
-    charge_me.begin(FINGERPRINT)
     charge(charge_me, 0)
     assert len(place.shared().reservations()) == 1
 
@@ -428,7 +429,7 @@ def test_an_attachment_killed_anywhere_is_done_again_by_the_same_command(tmp_pat
             else:
                 break
         ledger = place.resume(1)
-        ledger.begin(FINGERPRINT)
+        ledger.begin(FINGERPRINT, NONCE)
         charge(ledger, 0)
         assert len(place.shared().reservations()) == 1
         assert place.shared().total_releases() == [CENTRAL, PRIVATE]

@@ -29,6 +29,7 @@ PLAN = {"releases": [asdict(CENTRAL), asdict(PRIVATE)], "parameters": 40, "delta
 FACTS = {"parameters": 40, "delta": 1e-5, "config": "ab12"}
 DATA = [np.arange(48, dtype=np.uint8).reshape(3, 1, 4, 4), np.array([0, 1, 1]), np.array([0, 1, 2])]
 FINGERPRINT = {"threads": 1, "torch": "2.13"}
+NONCE = "5e" * 32
 
 
 def secret() -> RunSecret:
@@ -39,13 +40,19 @@ def create(folder: Path, allowance: Callable[[Sequence[Release]], bool] = lambda
     folder.mkdir(exist_ok=True, parents=True)
     secret().save(folder / "secret")
     ledger = Ledger.create(folder, secret(), PLAN, DATA, allowance)
-    ledger.begin(FINGERPRINT)
+    ledger.begin(FINGERPRINT, NONCE)
     return ledger
 
 
 def reopen(folder: Path, **changes: Any) -> Ledger:
     given = {"secret": secret(), "facts": FACTS, "data": DATA} | changes
     return Ledger.open(folder, **given)
+
+
+def resume(folder: Path, **changes: Any) -> Ledger:
+    ledger = reopen(folder, **changes)
+    ledger.begin(FINGERPRINT, NONCE)
+    return ledger
 
 
 def a_sum(step: int) -> np.ndarray:
@@ -73,14 +80,17 @@ def test_a_run_is_planned_charged_reopened_and_goes_on(tmp_path):
     first = [charge(ledger, step, CENTRAL) for step in range(3)]
     ledger.close()
     ledger = reopen(tmp_path)
-    assert ledger.begin(FINGERPRINT) == 0
+    assert ledger.begin(FINGERPRINT, NONCE) == 0
     assert ledger.plan == json.loads(json.dumps(PLAN))
     assert ledger.planned == [CENTRAL, PRIVATE]
     assert counts(ledger) == {"central": 3}
     assert [charge(ledger, step, CENTRAL) for step in range(3)] == first
     charge(ledger, 0)
     assert ledger.releases() == [CENTRAL, Release("private", "subsampled_gaussian", 0.02, 1.5, 1)]
-    assert [entry["kind"] for entry in ledger.entries] == ["plan", "incarnation", *["release"] * 4]
+    assert [entry["kind"] for entry in ledger.entries()] == [
+        *("plan", "incarnation", "start"),
+        *["release"] * 4,
+    ]
 
 
 def test_charge_returns_the_bytes_of_an_entry_that_is_on_disk_and_synced(tmp_path, monkeypatch):
@@ -112,7 +122,7 @@ def test_a_replay_is_charged_once_and_gives_the_same_noise_key(tmp_path):
     size = (tmp_path / "ledger.jsonl").stat().st_size
     ledger.close()
     ledger = reopen(tmp_path)
-    ledger.begin(FINGERPRINT)
+    ledger.begin(FINGERPRINT, NONCE)
     assert [secret().key("noise", entry=charge(ledger, step).hex()) for step in range(5)] == before
     assert (tmp_path / "ledger.jsonl").stat().st_size == size
     assert counts(ledger) == {"private": 5}
@@ -178,16 +188,16 @@ def test_nothing_is_charged_before_an_incarnation_begins(tmp_path):
 
 def test_an_equal_fingerprint_goes_on_and_another_begins_anew(tmp_path):
     ledger = create(tmp_path)
-    assert ledger.begin(FINGERPRINT) == 0
-    assert ledger.begin(FINGERPRINT | {"threads": 2}) == 1
-    assert ledger.entries[-1]["why"] == "changed: threads"
-    assert ledger.begin(FINGERPRINT | {"threads": 2}) == 1
+    assert ledger.begin(FINGERPRINT, NONCE) == 0
+    assert ledger.begin(FINGERPRINT | {"threads": 2}, NONCE) == 1
+    assert list(ledger.entries())[-1]["why"] == "changed: threads"
+    assert ledger.begin(FINGERPRINT | {"threads": 2}, NONCE) == 1
     ledger.close()
     ledger = reopen(tmp_path)
-    assert ledger.begin(FINGERPRINT | {"threads": 2}) == 1
-    assert ledger.begin(FINGERPRINT) == 2
-    assert ledger.begin({"threads": 1}) == 3
-    assert ledger.begin(FINGERPRINT) == 4
+    assert ledger.begin(FINGERPRINT | {"threads": 2}, NONCE) == 1
+    assert ledger.begin(FINGERPRINT, NONCE) == 2
+    assert ledger.begin({"threads": 1}, NONCE) == 3
+    assert ledger.begin(FINGERPRINT, NONCE) == 4
     assert ledger.new_incarnation(FINGERPRINT, "mismatch") == 5
 
 
@@ -234,7 +244,7 @@ def test_a_reopened_run_beyond_its_plan_is_still_bounded(tmp_path):
             ledger.new_incarnation(FINGERPRINT, "mismatch")
         charge(ledger, 0, CENTRAL)
     ledger.close()
-    ledger = reopen(tmp_path, allowance=lambda releases: sum(r.count for r in releases) <= 5)
+    ledger = resume(tmp_path, allowance=lambda releases: sum(r.count for r in releases) <= 5)
     ledger.new_incarnation(FINGERPRINT, "mismatch")
     for release in (CENTRAL, PRIVATE):
         with pytest.raises(BudgetSpent):
@@ -262,8 +272,12 @@ def test_a_sealed_ledger_takes_nothing_more(tmp_path):
 
 def test_a_ledger_that_is_only_read_takes_nothing(tmp_path):
     create(tmp_path).close()
+    read = Ledger.read(tmp_path)
+    with pytest.raises(LedgerError, match="an incarnation begun"):
+        charge(read, 0)
+    read.begin(FINGERPRINT, NONCE)
     with pytest.raises(LedgerError, match="reading only"):
-        charge(Ledger.read(tmp_path), 0)
+        charge(read, 0)
 
 
 def test_without_its_data_a_ledger_can_be_sealed_but_not_charged(tmp_path):
@@ -331,7 +345,7 @@ def test_equal_secrets_and_sums_give_equal_ledgers(tmp_path):
         contents.append((tmp_path / name / "ledger.jsonl").read_bytes())
     assert contents[0] == contents[1]
     other = Ledger.create(tmp_path, RunSecret.create(), PLAN, DATA)
-    other.begin(FINGERPRINT)
+    other.begin(FINGERPRINT, NONCE)
     assert json.loads(charge(other, 0))["sum_mac"] not in contents[0].decode()
 
 
@@ -372,7 +386,7 @@ def test_a_checkpoints_head_must_be_one_the_ledger_had(tmp_path):
     for head in heads:
         ledger.check_prefix(*head)
     (count, mac), (_, last) = heads[1], heads[3]
-    for wrong in ((count + 1, mac), (count - 1, mac), (6, last), (0, mac), (-1, last), (count, "")):
+    for wrong in ((count + 1, mac), (count - 1, mac), (7, last), (0, mac), (-1, last), (count, "")):
         with pytest.raises(LedgerError, match="cut, exchanged or rolled back"):
             ledger.check_prefix(*wrong)
 
@@ -385,7 +399,7 @@ def test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint(tmp_path):
     ledger.close()
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(LedgerError, match="has 4 entries and does not begin with the 5"):
+    with pytest.raises(LedgerError, match="has 5 entries and does not begin with the 6"):
         reopen(tmp_path).check_prefix(*head)
 
 
@@ -471,7 +485,7 @@ def start(folder: Path) -> Ledger:
         ledger = Ledger.create(folder, made, PLAN, DATA)
     else:
         ledger = Ledger.open(folder, RunSecret.load(folder / "secret"), FACTS, DATA)
-    ledger.begin(FINGERPRINT)
+    ledger.begin(FINGERPRINT, NONCE)
     return ledger
 
 
@@ -506,7 +520,7 @@ def test_a_charge_killed_anywhere_is_charged_exactly_once_by_the_same_command(tm
                 returned = charge(ledger, 1)
         ledger.close()
         ledger = reopen(folder)
-        ledger.begin(FINGERPRINT)
+        ledger.begin(FINGERPRINT, NONCE)
         again = charge(ledger, 1)
         assert returned in (None, again)
         assert counts(Ledger.read(folder)) == {"private": 2}
@@ -522,7 +536,7 @@ def test_what_a_killed_process_was_given_is_in_its_ledger(tmp_path):
     child = os.fork()
     if child == 0:
         try:
-            ledger = reopen(tmp_path, allowance=lambda _: True)
+            ledger = resume(tmp_path, allowance=lambda _: True)
             for step in itertools.count():
                 charge(ledger, step)
                 os.write(tell, b"x")
@@ -537,7 +551,7 @@ def test_what_a_killed_process_was_given_is_in_its_ledger(tmp_path):
         given += len(more)
     os.close(told)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    ledger = reopen(tmp_path, allowance=lambda _: True)
+    ledger = resume(tmp_path, allowance=lambda _: True)
     assert given <= counts(ledger)["private"] <= given + 1
     charge(ledger, given)
     assert counts(ledger)["private"] == given + 1
@@ -552,7 +566,7 @@ def test_a_full_disk_is_one_clear_line_and_charges_nothing(tmp_path):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_ledger
         from curriculumdp.privacy.ledger import LedgerError
-        ledger = test_ledger.reopen(Path({str(tmp_path)!r}))
+        ledger = test_ledger.resume(Path({str(tmp_path)!r}))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 400}, {size + 400}))
         for step in range(20):
@@ -573,7 +587,7 @@ def test_a_full_disk_is_one_clear_line_and_charges_nothing(tmp_path):
     assert "could not be written (File too large), nothing was charged" in done.stderr
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "ledger.jsonl").read_bytes().endswith(b'"}\n')
-    ledger = reopen(tmp_path)
+    ledger = resume(tmp_path)
     assert counts(ledger) == {"private": 1}
     charge(ledger, 1)
 
@@ -603,8 +617,8 @@ def test_every_entry_is_mirrored_before_its_bytes_are_returned(tmp_path):
     charge(ledger, 0)
     ledger.new_incarnation(FINGERPRINT, "mismatch")
     ledger.seal("operator")
-    assert [head[:2] for head in seen.heads] == list(enumerate(ledger.macs, start=1))[2:]
-    assert [head[2] for head in seen.heads] == list(ledger.macs)[1:-1]
+    assert [head[:2] for head in seen.heads] == list(enumerate(ledger.macs, start=1))[3:]
+    assert [head[2] for head in seen.heads] == list(ledger.macs)[2:-1]
     assert seen.reserved == [ledger.releases()]
 
 

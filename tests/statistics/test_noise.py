@@ -24,7 +24,7 @@ from curriculumdp.privacy.noise import GRID, add_noise
 from curriculumdp.privacy.randomness import RunSecret, gaussian
 from curriculumdp.privacy.release import Release
 from curriculumdp.world import one_process
-from tests.curriculum.runs import tiny
+from tests.curriculum.runs import NONCE, tiny
 from tests.statistics.levels import (
     LEVEL,
     Floats,
@@ -59,7 +59,10 @@ def zero_sums(folder: Path, parameters: int) -> Noises:
     )
     found: Noises = {}
     for incarnation in range(2):
-        run.begin_incarnation({"threads": 1}, "a replayed sum differs" if incarnation else None)
+        if incarnation:
+            run.begin_incarnation({"threads": 1}, "a replayed sum differs")
+        else:
+            run.begin({"threads": 1}, NONCE)
         for release, step in itertools.product((CENTRAL, PRIVATE), range(4)):
             noisy = run.release_sum(release, step, 0.7, torch.zeros(parameters, dtype=torch.int64))
             found[incarnation, release.name, step] = noisy.numpy() / (release.noise_multiplier * GRID)
