@@ -20,6 +20,7 @@ __all__ = [
     "ConfigError",
     "Difference",
     "config_from",
+    "fresh_options",
     "load_config",
     "resume_differences",
     "without_paths",
@@ -360,6 +361,16 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def fresh_options(config: Config) -> dict[str, Any]:
+    """Return the options, by dotted key, a change of which takes new keys on resume."""
+    values = _flattened(config.resolved())
+    return {
+        key: values[key]
+        for key, field in options_of(Config)
+        if (field.json_schema_extra or {}).get("resume") == "fresh"
+    }
 
 
 def without_paths(config: Config) -> dict[str, Any]:

@@ -57,6 +57,14 @@ class World:
         if self.size > 1:
             dist.broadcast(tensor, src=0)
 
+    def gather(self, mine: bytes) -> list[bytes]:
+        """Every rank's `mine`, in the order of ranks; all must have one length, a multiple of 8."""
+        table = torch.zeros(self.size, len(mine) // 8, dtype=torch.int64)
+        table[self.rank] = torch.frombuffer(bytearray(mine), dtype=torch.int64)
+        table = table.to(self.device)
+        self.sum_(table)
+        return [row.numpy().tobytes() for row in table.cpu()]
+
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one."""
         seen = torch.tensor([int(flag)], dtype=torch.int64, device=self.device)

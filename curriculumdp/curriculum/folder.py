@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +30,12 @@ from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folde
 from curriculumdp.privacy.release import AccountingError, Release
 
 CONFIG = "config.json"
-# The version of everything that turns rows and keys into a noisy sum; a change of it takes fresh keys on resume.
-MECHANISM = 2
-
-
 # There once a leg of the run has shown private metrics: the certificate must say so whatever later legs do.
 SHOWN = "metrics_were_shown"
 
 
 class FolderError(ValueError):
     """A run folder that this config cannot begin in or go on with; the message is one line."""
-
-
-def fingerprint(config: Config, device: torch.device) -> dict[str, Any]:
-    """All that is known to change the bits of a step's sum (design D1): a hint, the sum's digest is the guard."""
-    compute = config.compute
-    on_gpu = device.type == "cuda"
-    gpu_alone = {"capture": compute.capture, "triton": version("triton")} if on_gpu else {}
-    return gpu_alone | {
-        "device": device.type,
-        "instructions": torch.cuda.get_device_name(device)
-        if on_gpu
-        else torch.backends.cpu.get_cpu_capability(),
-        "threads": compute.threads,
-        "microbatch": compute.microbatch,
-        "memory_format": compute.memory_format,
-        "precision": compute.precision,
-        "torch": torch.__version__,
-        "mechanism": MECHANISM,
-    }
 
 
 class RunFolder:

@@ -16,7 +16,8 @@ import torch
 from curriculumdp.config import Config, without_paths
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.engine import repeat_to_the_bit
-from curriculumdp.curriculum.folder import MECHANISM, RunFolder, fingerprint
+from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
+from curriculumdp.curriculum.folder import RunFolder
 from curriculumdp.curriculum.phase import FreshIncarnation, OutOfBudget, Phase, Run, State, flat_state
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
@@ -101,7 +102,7 @@ def run_curriculum(
             stopping=stopping,
         )
         restore(run, state, folder)
-        run.begin(fingerprint(config, world.device), nonce)
+        run.begin(fingerprint(config, world), nonce)
         try:
             reason = train(run, state, folder)
         except Preempted:
@@ -129,7 +130,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
                 try:
                     figures = phase.step(run, state, state.step)
                 except FreshIncarnation:
-                    run.begin_incarnation(fingerprint(run.config, run.world.device), "a replayed sum differs")
+                    run.begin_incarnation(fingerprint(run.config, run.world), "a replayed sum differs")
                     continue
                 except OutOfBudget:
                     save(run, phase, state, folder)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -643,3 +644,34 @@ def test_what_goes_beyond_the_plan_is_reserved_before_it_is_charged(tmp_path):
             ledger.new_incarnation(FINGERPRINT, "mismatch")
         charge(ledger, 0, CENTRAL)
     assert [[(r.name, r.count) for r in bound] for bound in seen.reserved] == [[("central", 11)]]
+
+
+def test_a_long_ledger_keeps_little_of_each_entry_in_memory(tmp_path, monkeypatch):
+    """A run of a million steps is replayed in tens of megabytes: nothing but MACs and offsets grows with it."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    create(tmp_path, lambda _: True).close()
+    ledger = resume(tmp_path, allowance=lambda _: True)
+    steps = 3000
+    tracemalloc.start()
+    for step in range(steps):
+        charge(ledger, step)
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 64 * steps + 20_000
+    assert len(ledger.charged.stretches) == 1
+    ledger.close()
+    ledger = resume(tmp_path)
+    assert [charge(ledger, step) for step in (0, 7, steps - 1)]
+
+
+def test_an_entry_that_was_changed_after_it_was_checked_is_not_replayed(tmp_path):
+    ledger = create(tmp_path)
+    for step in range(3):
+        charge(ledger, step)
+    path = tmp_path / "ledger.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"step":1', b'"step":2'))
+    with pytest.raises(LedgerError, match="line 5 was changed while the ledger was in use"):
+        charge(ledger, 1)
+    path.write_bytes(content)
+    charge(ledger, 1)
