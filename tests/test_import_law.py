@@ -1,4 +1,4 @@
-"""Who may import whom (design, section 3), read from every file's syntax tree."""
+"""Who may import whom (design §5), read from every file's syntax tree."""
 
 import ast
 import importlib.util

@@ -1,7 +1,7 @@
 """Stage one: central images, noisy aggregates of random subsets of the sensitive set (DP-FETA, Li et al. 2025).
 
 A query takes a fresh Poisson sample of units. Each unit contributes ONE vector that covers all classes, clipped
-as a whole, so a query is one subsampled Gaussian release whatever the number of classes (design §4). Drawn on
+as a whole, so a query is one subsampled Gaussian release whatever the number of classes (design §3). Drawn on
 rank 0; the noise is added once. Everything after the noise is post-processing.
 """
 
