@@ -3,11 +3,14 @@
 A checkpoint is a folder `<phase number>-<phase>-<step>` of two files: `state.safetensors` (weights, optimiser,
 EMA, central images) and `checkpoint.json` (where it was taken, the ledger's head at that moment, the hash of
 the tensors, a MAC over all of it). It is written beside and renamed, so that a killed process or a full disk
-leaves nothing that resume would take. There is no RNG state to save (design D1) and no pickle.
+leaves nothing that resume would take. One of the same step is renamed aside, to `<name>.<number>`, until the new one
+has its name: resume takes that too, so that no moment is without a whole checkpoint. There is no RNG state to
+save (design D1) and no pickle.
 """
 
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import re
@@ -22,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 STATE, FACTS = "state.safetensors", "checkpoint.json"
-NAME = re.compile(r"[0-9]+-[a-z]+-[0-9]{7,}")
+NAME = re.compile(r"[0-9]+-[a-z]+-[0-9]{7,}(\.[0-9]+)?")
 
 
 class CheckpointError(ValueError):
@@ -64,10 +67,7 @@ def save_checkpoint(
         (beside / FACTS).write_text(json.dumps(facts, indent=1))
         for path in (beside / STATE, beside / FACTS, beside):
             _fsync(path)
-        if target.exists():  # the same step, replayed after a crash
-            shutil.rmtree(target)
-        beside.rename(target)
-        _fsync(folder)
+        _swap(beside, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
@@ -76,9 +76,26 @@ def save_checkpoint(
         ) from error
     # One that is later than the newest is a damaged one that was passed over: it must not stand in for a whole one.
     done = [path for path in _complete(folder) if _place(path) <= _place(target)]
-    for old in done[:-keep]:
+    kept = list({_place(path): path for path in done}.values())[-keep:]
+    for old in (path for path in done if path not in kept):
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _swap(beside: Path, target: Path) -> None:
+    """Give `beside` the name `target`; one of the same step, saved before, stays whole under a name of its own."""
+    aside = None
+    if target.exists():
+        numbers = (target.with_name(f"{target.name}.{number}") for number in itertools.count(1))
+        aside = next(path for path in numbers if not path.exists())
+        target.rename(aside)
+    try:
+        beside.rename(target)
+    except OSError:
+        if aside is not None:
+            aside.rename(target)
+        raise
+    _fsync(target.parent)
 
 
 def load_latest(
@@ -125,13 +142,18 @@ def _complete(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
-    return sorted(found, key=_place)
+    return sorted(found, key=lambda path: (_place(path), not _is_aside(path)))
 
 
 def _place(path: Path) -> tuple[int, int]:
     """(phase, step) of a checkpoint's folder."""
     phase, *_, step = path.name.split("-")
-    return int(phase), int(step)
+    return int(phase), int(step.partition(".")[0])
+
+
+def _is_aside(path: Path) -> bool:
+    """Tell whether a later checkpoint of the same step was to take this one's name."""
+    return "." in path.name
 
 
 def _clear_unfinished(folder: Path) -> None:

@@ -1,10 +1,14 @@
 """A half-written, truncated or altered checkpoint is never taken, and the one before it is."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import torch
 
 from curriculumdp import checkpoint
 from curriculumdp.checkpoint import CheckpointError, Position, load_latest, save_checkpoint
+from tests.faults.disk import Disk, Operation
 
 KEY = b"k" * 32
 
@@ -135,6 +140,70 @@ def test_a_crash_inside_a_write_leaves_the_one_before(tmp_path, monkeypatch, cal
     save(tmp_path, 10)
     assert load(tmp_path) == (10, [])
     assert not list(tmp_path.glob(".*"))
+
+
+class Killed(BaseException):
+    """What no handler of the code takes: the disk is as a kill leaves it."""
+
+
+def while_saving_again(folder: Path, keep: int, at: int, fault: Callable[[Disk], None]) -> bool:
+    """Saves step 5 twice, with `fault` before the `at`th change of the second; whether there are so many."""
+    folder.mkdir()
+    reached: list[int] = []
+    first = 0
+
+    def before(operation: Operation) -> None:
+        if first and operation.number == first + at:
+            reached.append(at)
+            fault(disk)
+
+    disk = Disk(folder, before)
+    with disk, suppress(Killed, CheckpointError):
+        save(folder / "run", 5, keep)
+        first = disk.number
+        save(folder / "run", 5, keep)
+    return bool(reached)
+
+
+def killed(_: Disk) -> None:
+    raise Killed
+
+
+def failed(_: Disk) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("fault", [killed, failed])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_no_fault_while_a_step_is_saved_again_takes_the_only_checkpoint(tmp_path, keep, fault):
+    """As after two preemptions at one step: at every moment one is whole under a name that resume takes."""
+    changes = 1
+    while while_saving_again(tmp_path / f"{changes}", keep, changes, fault):
+        folder = tmp_path / f"{changes}" / "run"
+        assert load(folder) == (5, []), f"before change {changes}"
+        save(folder, 5, keep)
+        assert [p.name for p in folder.iterdir()] == ["2-private-0000005"], f"leftovers of change {changes}"
+        changes += 1
+    assert changes > 10
+
+
+def test_no_power_cut_while_a_step_is_saved_again_takes_the_only_checkpoint(tmp_path):
+    number, cut = 1, tmp_path / "cut"
+    while while_saving_again(tmp_path / f"{number}", 1, number, lambda disk: disk.durable.write(cut)):
+        assert load(cut / "run") == (5, []), f"before change {number}"
+        shutil.rmtree(cut)
+        number += 1
+    assert number > 10
+
+
+def test_a_checkpoint_left_aside_counts_like_any_other(tmp_path):
+    """A kill between the two renames leaves it alone there: it is no less than the others."""
+    for step in (3, 5):
+        save(tmp_path, step)
+    (tmp_path / "2-private-0000005").rename(tmp_path / "2-private-0000005.1")
+    assert load(tmp_path) == (5, [])
+    save(tmp_path, 6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2-private-0000005.1", "2-private-0000006"]
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
