@@ -6,7 +6,7 @@ beside its place, held against its own certificate, and renamed: there is a whol
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from curriculumdp.certificate import (
@@ -31,16 +31,19 @@ from curriculumdp.diffusion.pictures import image_grid
 from curriculumdp.diffusion.pipeline import save_pipeline
 from curriculumdp.diffusion.sample import sample_images
 from curriculumdp.model_card import model_card
+from curriculumdp.privacy.ledger_files import LEDGER
 from curriculumdp.privacy.release import Release
 from curriculumdp.signature import sign
 from curriculumdp.verify import (
     CERTIFICATE,
     CONFIG,
     SIGNATURE,
+    WEIGHTS,
     config_problems,
     file_problems,
     file_sha256,
     list_files,
+    read_certificate,
 )
 
 SOFTWARE = ("curriculumdp", "torch", "diffusers", "safetensors", "dp-accounting", "opacus", "cryptography")
@@ -89,6 +92,7 @@ def export_release(
     samples: SampleSettings,
     signing_key: Path | None = None,
     device: torch.device | str = "cpu",
+    before_publishing: Callable[[], object] = lambda: None,
 ) -> Path:
     """`folder`, now holding a whole release; files 0644, folders 0755. Called by rank 0 at the end of a run.
 
@@ -96,14 +100,17 @@ def export_release(
     guarantee: what the run promises and all that it spent (`certified_releases`). config: the resolved config
     WITHOUT paths. central: uint8 [M, C, H, W], class by class within a query, or None (or M = 0).
     signing_key: an Ed25519 private key (PEM). device: where samples are drawn. An earlier release in `folder`
-    is replaced.
+    is replaced if it is of the same run, that is, promises the same and has the same weights. before_publishing:
+    called once all is written, checked and synced; after it only the last rename can fail.
 
     Everything given must be public. Raises, with nothing written: ExportError, CertificateError (the releases
     cost more than is promised), AccountingError, SignatureError, SamplingError.
     """
+    asked, folder = folder, _resolved(folder)
+    _bring_back(folder)
+    _check_place(folder, guarantee, weights)
     accounting = account(guarantee)
-    _check_place(folder)
-    with _beside(folder) as place:
+    with _beside(folder, before_publishing) as place:
         net = save_pipeline(place, weights, net_config, sigma_data).to(device)
         labels = torch.arange(guarantee.public.classes).repeat_interleave(samples.per_class)
         pictures = sample_images(
@@ -121,8 +128,42 @@ def export_release(
         card = model_card(str(config["name"]), guarantee, samples.steps, (place / "central.png").exists())
         (place / "README.md").write_text(card)
         _certify(place, guarantee, accounting, signing_key)
-        _check_place(folder)
-    return folder
+        _check_place(folder, guarantee, weights)
+    return asked
+
+
+def other_release(folder: Path, guarantee: Guarantee, weights: Mapping[str, Tensor] | None) -> str | None:
+    """Tell by what the release in `folder` is of another run than this guarantee and weights, or None if it is not.
+
+    Two runs of one config promise the same, but never have the same weights.
+    """
+    try:
+        certificate = read_certificate(folder)
+    except CertificateError as error:
+        return str(error)
+    if certificate.guarantee != guarantee:
+        return "its certificate is of another run, or of another state of this one"
+    if weights is not None and not _holds(folder / WEIGHTS, weights):
+        return "its weights are of another run, or of another state of this one"
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """Tell in what a release is not as its certificate lists it, or None."""
+    found, problems = list_files(folder)
+    problems += file_problems(folder, found, read_certificate(folder))
+    return problems[0] if problems else None
+
+
+def _holds(file: Path, weights: Mapping[str, Tensor]) -> bool:
+    try:
+        with safe_open(file, framework="pt") as held:
+            return set(held.keys()) == set(weights) and all(
+                torch.equal(held.get_tensor(name), part.detach().float().cpu())
+                for name, part in weights.items()
+            )
+    except (OSError, SafetensorError):
+        return False
 
 
 def _certify(place: Path, guarantee: Guarantee, accounting: Any, signing_key: Path | None) -> None:
@@ -150,21 +191,44 @@ def _central_grid(images: np.ndarray, classes: int) -> Any:
     return image_grid(images.transpose(0, 2, 3, 1), classes * queries)
 
 
-def _check_place(folder: Path) -> None:
-    """Raises ExportError unless `folder` is free, empty, or an earlier release with nothing else in it."""
+def _resolved(folder: Path) -> Path:
+    """The folder by a name that it can be renamed to, as `.` cannot; a link in its own place stays one."""
+    return folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+
+
+def _check_place(folder: Path, guarantee: Guarantee, weights: Mapping[str, Tensor]) -> None:
+    """Raises ExportError unless `folder` is free, empty, or an earlier release of the run with nothing else in it."""
+    for above in folder.parents:
+        for name, what in ((LEDGER, "a private folder"), (CERTIFICATE, "another release")):
+            if (above / name).exists():
+                raise ExportError(f"{folder} lies in {what} ({above}): name another place for the release")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ExportError(f"{folder} is no folder: name another place for the release")
     if folder.is_dir() and any(folder.iterdir()):
         found, others = list_files(folder)
         if others or CERTIFICATE not in found:
             raise ExportError(f"{folder} holds other things than a release: name an empty or a new folder")
+        if difference := other_release(folder, guarantee, weights):
+            raise ExportError(
+                f"{folder} holds another release ({difference}), which is not replaced: name a new folder"
+            )
+
+
+def _replaced(folder: Path) -> Path:
+    """Where an earlier release lies while another takes its place."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _bring_back(folder: Path) -> None:
+    """Rename back an earlier release that a process killed between two renames left aside."""
+    if _replaced(folder).is_dir() and not os.path.lexists(folder):
+        _replaced(folder).rename(folder)
 
 
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
+def _beside(folder: Path, before_publishing: Callable[[], object]) -> Iterator[Path]:
     """A fresh sibling of `folder`, which takes its place if the block succeeds and is removed if it fails."""
-    place = folder.with_name(f".{folder.name}.unfinished")
-    replaced = folder.with_name(f".{folder.name}.replaced")
+    place, replaced = folder.with_name(f".{folder.name}.unfinished"), _replaced(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in (place, replaced):
@@ -172,13 +236,15 @@ def _beside(folder: Path) -> Iterator[Path]:
         place.mkdir()
         yield place
         _publish(place)
+        before_publishing()
         _swap(place, folder, replaced)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ExportError(f"{folder}: the release could not be written: {reason}") from error
     finally:
-        for leftover in (place, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        if folder.exists():  # else the one aside is the only one, and the next export brings it back
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _swap(place: Path, folder: Path, replaced: Path) -> None:

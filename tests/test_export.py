@@ -5,7 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +19,23 @@ from curriculumdp import export
 from curriculumdp.certificate import CertificateError, CertifiedRelease
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import SamplingError, denoise
-from curriculumdp.export import ExportError
+from curriculumdp.export import ExportError, SampleSettings, certified_releases
 from curriculumdp.signature import SignatureError
 from curriculumdp.verify import ALLOWED, REQUIRED, read_certificate, verify_release
-from tests.tiny_release import CONFIG, guarantee, write_keys, write_release
+from tests.tiny_release import CONFIG, RELEASES, guarantee, write_keys, write_release
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("run") / "release")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def accounted_once() -> Iterator[None]:
+    """The accountants' answers are kept between releases that promise the same: they are the slowest part."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export, "account", lru_cache(export.account))
+        yield
 
 
 def names(folder: Path) -> set[str]:
@@ -165,14 +176,114 @@ def test_a_release_without_central_images_or_cost_can_be_written(tmp_path: Path)
 
 
 def test_repeated_export_replaces_a_release_and_nothing_else(tmp_path: Path) -> None:
-    folder = write_release(tmp_path / "release")
-    write_release(folder, guarantee=guarantee(stopped="operator"))
-    assert read_certificate(folder).guarantee.stopped == "operator"
+    (tmp_path / "keys").mkdir()
+    private, public = write_keys(tmp_path / "keys", "ours")
+    folder = write_release(tmp_path / "out" / "release")
+    write_release(folder, signing_key=private, samples=SampleSettings("dpm", 3, 1, seed=1))
+    assert verify_release(folder, public) == []
     (folder / "thesis.tex").write_text("mine")
     with pytest.raises(ExportError, match="holds other things than a release"):
         write_release(folder)
     assert (folder / "thesis.tex").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["release"]
+
+
+def other_weights(folder: Path) -> dict[str, Any]:
+    """What another run of the same config would write: the same promise, other weights."""
+    weights = dict(load_pipeline(folder)[0].named_parameters())
+    return {"weights": weights | {"conv_out.bias": weights["conv_out.bias"] + 1e-6}}
+
+
+OTHER_RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "another end": lambda _: {"guarantee": guarantee(stopped="operator")},
+    "another promise": lambda _: {"guarantee": guarantee(epsilon=6.5)},
+    "fewer releases": lambda _: {
+        "guarantee": guarantee(releases=certified_releases(RELEASES[:1], {"central": 4.0}), stopped="budget")
+    },
+    "shown metrics": lambda _: {"guarantee": guarantee(private_metrics_shown=True)},
+    "other weights": other_weights,
+}
+
+
+@pytest.mark.parametrize("other", OTHER_RUNS)
+def test_a_release_of_another_run_is_never_replaced(tmp_path: Path, other: str) -> None:
+    folder = write_release(tmp_path / "release")
+    before = contents(folder)
+    changes = OTHER_RUNS[other](folder)
+    with pytest.raises(ExportError, match="holds another release"):
+        write_release(folder, **changes)
+    assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_a_release_whose_certificate_is_damaged_is_not_replaced(tmp_path: Path) -> None:
+    folder = write_release(tmp_path / "release")
+    (folder / "privacy.json").write_text("{}")
+    with pytest.raises(ExportError, match="holds another release"):
+        write_release(folder)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "place", [".", "..", "../..", "sub/..", "private", "private/new", "private/a/b", "release/new"]
+)
+def test_a_place_that_is_taken_or_inside_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Relative names, too, which no folder can be renamed to."""
+    run = tmp_path / "runs" / "run"
+    (run / "sub").mkdir(parents=True)
+    (run / "private").mkdir()
+    (run / "private" / "ledger.jsonl").write_text("")
+    write_release(run / "release")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(run)
+    with pytest.raises(ExportError) as raised:
+        write_release(Path(place))
+    assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_earlier_release_that_a_kill_left_aside_is_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two renames: another run's export must not take the place for free."""
+    folder = write_release(tmp_path / "release")
+    before = contents(folder)
+    original = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == ".release.unfinished":
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_release(folder)
+    assert not folder.exists()
+    with pytest.raises(ExportError, match="holds another release"):
+        write_release(folder, guarantee=guarantee(stopped="operator"))
+    assert contents(folder) == before
+    write_release(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_what_comes_before_publishing_is_the_last_that_can_refuse(tmp_path: Path) -> None:
+    """A run is sealed there: it must find a whole release beside, and a refusal leaves none."""
+    seen: list[list[str]] = []
+
+    def refuse() -> None:
+        seen.append(verify_release(tmp_path / ".release.unfinished"))
+        raise SignatureError("refused")
+
+    with pytest.raises(SignatureError, match="refused"):
+        write_release(tmp_path / "release", before_publishing=refuse)
+    assert seen == [[]]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failure_leaves_no_half_release_and_keeps_the_earlier_one(
@@ -191,7 +302,7 @@ def test_failure_leaves_no_half_release_and_keeps_the_earlier_one(
     diverged = {"conv_out.bias": torch.tensor([float("nan")])}
     weights = dict(load_pipeline(folder)[0].named_parameters()) | diverged
     with pytest.raises(SamplingError, match="not finite"):
-        write_release(folder, weights=weights)
+        write_release(tmp_path / "diverged", weights=weights)
     assert (folder / "privacy.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
