@@ -1,7 +1,8 @@
-"""python launch/export.py RUN --out DIR [--sign KEY]: a release of a run, in a folder that may leave.
+"""python launch/export.py RUN --out DIR [--sign KEY] [--end-run]: a release of a run, in a folder that may leave.
 
-A run that is not finished is ended by this (its certificate says: operator). KEY is an Ed25519 private key
-in PEM: openssl genpkey -algorithm ed25519 -out key.pem. Exit status: 0 done, 2 a bad input.
+A run that is not finished is exported only with --end-run, which ends it for good (its certificate says:
+operator) once its release is written. KEY is an Ed25519 private key in PEM: openssl genpkey -algorithm ed25519
+-out key.pem. Exit status: 0 done, 2 a bad input.
 """
 
 import argparse
@@ -18,9 +19,14 @@ def main() -> int:
     )
     parser.add_argument("run", type=Path, help="the folder of a run, such as runs/digits")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the release's folder, new or empty"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the release's folder: new, empty, or the run's own",
     )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="private key that signs the certificate")
+    parser.add_argument("--end-run", action="store_true", help="end a run that is not finished, for good")
     asked = parser.parse_args()
 
     from curriculumdp.command import one_line_errors
@@ -28,7 +34,7 @@ def main() -> int:
     with one_line_errors():
         from curriculumdp.curriculum.run import export_run
 
-        print(f"release: {export_run(asked.run, asked.out, asked.sign)}")
+        print(f"release: {export_run(asked.run, asked.out, asked.sign, end_run=asked.end_run)}")
     return 0
 
 

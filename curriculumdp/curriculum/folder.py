@@ -7,6 +7,7 @@ run/release/   what may leave, written once at the end (design D5)
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -20,11 +21,13 @@ from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
 from curriculumdp.config import Config, config_from, resume_differences
 from curriculumdp.curriculum.phase import State
 from curriculumdp.curriculum.plan import plan_curriculum
+from curriculumdp.curriculum.publish import guarantee_of, weights_of
 from curriculumdp.data.images import ImageSet
+from curriculumdp.export import damage, other_release
 from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
 from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
-from curriculumdp.privacy.ledger_files import key_is_cut
+from curriculumdp.privacy.ledger_files import LEDGER, key_is_cut
 from curriculumdp.privacy.noise import check_capacity
 from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folder, sync_folder
 from curriculumdp.privacy.release import AccountingError, Release
@@ -54,11 +57,21 @@ class RunFolder:
     def secret_file(self) -> Path:
         return self.private / SECRET
 
+    @property
+    def cache(self) -> Path:
+        return self.private / "cache"
+
+    @property
+    def pending_cache(self) -> Path:
+        """Where decoded images lie until the command that decoded them is accepted."""
+        return self.private / ".cache.unfinished"
+
     def claim(self, stack: ExitStack, config: Config) -> bool:
         """True if the run is sealed already. Locks the folder until `stack` unwinds; refuses another run's.
 
-        Raises LedgerError if another process holds it, FolderError if it cannot be written, holds the release of
-        a run that is gone, or its config differs in what a run may not change.
+        Writes nothing but the lock, so that a command refused here or later leaves the folder as it was; `accept`
+        writes. Raises LedgerError if another process holds it, FolderError if it cannot be written, holds a release
+        that no run there can have written, or its config differs in what a run may not change.
         """
         try:
             make_folder(self.path)
@@ -67,28 +80,64 @@ class RunFolder:
             raise FolderError(
                 f"run_dir {self.path}: cannot be written ({error.strerror}): name another"
             ) from error
-        if self.release.exists() and ledger_is_missing(self.private):
+        shutil.rmtree(self.pending_cache, ignore_errors=True)
+        stack.callback(shutil.rmtree, self.pending_cache, ignore_errors=True)
+        missing = ledger_is_missing(self.private)
+        if missing and os.path.lexists(self.release):
             raise FolderError(
                 f"{self.release}: is of a run whose private folder is gone: move it away, or set another run_dir"
             )
+        begun = not (missing or (key_is_cut(self.private) and self.secret_file.exists()))
+        sealed = begun and self._read_ledger().sealed is not None
         self._compare_config(config)
-        if config.logging.show_private_metrics:
-            write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")
-        if ledger_is_missing(self.private) or (key_is_cut(self.private) and self.secret_file.exists()):
-            return False
-        self._ledger = Ledger.read(self.private)
-        return self._ledger.sealed is not None
+        if not sealed:
+            self._require_no_release()
+        return sealed
 
-    def claim_for_export(self, stack: ExitStack) -> None:
-        """Opens what is there of a run, to seal and export it; raises FolderError where there is no run."""
+    def claim_for_export(self, stack: ExitStack, end_run: bool) -> None:
+        """Opens what is there of a run, to export it and, with `end_run`, to seal it if it is not sealed yet.
+
+        Raises FolderError where there is no run, or one that is not finished without `end_run`.
+        """
         if not (self.private / CONFIG).exists():
             raise FolderError(f"{self.path} holds no run: name a run's folder, such as runs/digits")
         stack.enter_context(RunLock(self.private))
-        self._ledger = Ledger.read(self.private)
-        if self._ledger.sealed is None:
+        if ledger_is_missing(self.private):
+            raise FolderError(f"{self.path} holds a run that has not begun: there is nothing to export")
+        ledger = self._read_ledger()
+        config = self._config()
+        if ledger.sealed is None:
+            self._require_no_release()
+            self._require_end(ledger, end_run)
             self._ledger = Ledger.open(self.private, RunSecret.load(self.secret_file), {}, None)
             stack.callback(self._ledger.close)
-        self._attach(self._config(), None)
+        self._attach(config, None)
+
+    def _read_ledger(self) -> Ledger:
+        """Read the ledger; of a sealed run, erase the secret that a kill right after the seal left behind."""
+        self._ledger = Ledger.read(self.private)
+        if self._ledger.sealed is not None and self.secret_file.exists():
+            # Of a process killed between write and sync, only memory may hold the seal.
+            sync_folder(self.private / LEDGER)
+            self.forget_secret()
+        return self._ledger
+
+    def _require_no_release(self) -> None:
+        """Refuse a release beside a run that is not sealed: it is written after the seal, so private/ is older."""
+        if os.path.lexists(self.release):
+            raise FolderError(
+                f"{self.release}: lies beside a run that is not finished, so {self.private} was rolled back or "
+                "copied: bring its newest state back, or set another run_dir"
+            )
+
+    def _require_end(self, ledger: Ledger, end_run: bool) -> None:
+        """Refuse to end an unfinished run without being told to."""
+        if not end_run:
+            made, planned = (sum(row.count for row in rows) for rows in (ledger.releases(), ledger.planned))
+            raise FolderError(
+                f"{self.path}: the run is not finished, and an export would end it for good after {made} of "
+                f"{planned} planned releases: resume training, or add --end-run"
+            )
 
     def _saved(self) -> dict[str, Any]:
         """The options that were written down last; raises FolderError if they cannot be read."""
@@ -133,7 +182,20 @@ class RunFolder:
                     + (f" (and {len(changed) - 1} more)" if changed[1:] else "")
                     + ": change it back, or set another run_dir"
                 )
-        write_whole(file, json.dumps(config.resolved(), indent=1).encode())
+
+    def accept(self, config: Config) -> None:
+        """Write down the options of a command that trains from here on; to be called before it shows anything."""
+        self._keep_config(config)
+        if config.logging.show_private_metrics:
+            write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")
+        if self.pending_cache.is_dir():
+            self.cache.mkdir(mode=0o700, exist_ok=True)
+            for file in self.pending_cache.iterdir():
+                file.replace(self.cache / file.name)
+            self.pending_cache.rmdir()
+
+    def _keep_config(self, config: Config) -> None:
+        write_whole(self.private / CONFIG, json.dumps(config.resolved(), indent=1).encode())
 
     def open_ledger(
         self, stack: ExitStack, config: Config, images: ImageSet, parameters: int, secret: RunSecret | None
@@ -152,6 +214,7 @@ class RunFolder:
                 check_capacity(config.data.units, release.noise_multiplier)
             if shared := dataset_ledger(config):
                 shared.require_room(plan.releases())
+            self._keep_config(config)  # a ledger without it could not be exported
             made = secret or RunSecret.create()
             made.save(self.secret_file)
             record = facts | {"phases": plan.record(), "releases": [asdict(r) for r in plan.releases()]}
@@ -173,6 +236,20 @@ class RunFolder:
         state.load(found[1])
         return config, state
 
+    def release_problem(self, untrained: Callable[[Config, torch.device], State]) -> str | None:
+        """Tell what is wrong with the release of this sealed run, or None: it is whole, and of this very run.
+
+        A run whose last checkpoint was removed or damaged after its end is told by its certificate alone.
+        """
+        config, weights, damaged = self._config(), None, list[str]()
+        found = self.latest(damaged.append)
+        if found is not None and not damaged:
+            state = untrained(config, torch.device("cpu"))
+            state.load(found[1])
+            weights = weights_of(state)
+        guarantee = guarantee_of(config, self.ledger, self.metrics_shown)
+        return other_release(self.release, guarantee, weights) or damage(self.release)
+
     def latest(self, warn: Callable[[str], None]) -> tuple[Position, dict[str, torch.Tensor]] | None:
         """The latest whole checkpoint, or None; the ledger must be one that goes on from the one it saw."""
         found = load_latest(self.private / CHECKPOINTS, self.ledger.checkpoint_key, warn)
@@ -190,9 +267,10 @@ class RunFolder:
         )
 
     def seal(self, reason: str) -> None:
-        """Ends the ledger ("planned", "budget", "operator"); after this nothing can be charged."""
+        """Ends the ledger ("planned", "budget", "operator") and erases the secret: nothing is drawn after this."""
         if self.ledger.sealed is None:
             self.ledger.seal(reason)
+        self.forget_secret()
 
     def forget_secret(self) -> None:
         """Erases the secret: no draw of this run can be made again. The ledger's key stays."""
@@ -244,9 +322,13 @@ def write_whole(file: Path, content: bytes) -> None:
     """Replaces a private file by `content`, wholly or not at all, whatever happens."""
     beside = file.with_name(f".{file.name}.unfinished")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.rename(file)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.rename(file)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     sync_folder(file.parent)

@@ -6,6 +6,7 @@ ledger's first entry), the secret, the checkpoint, the incarnation; then steps, 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import torch
 
+from curriculumdp.certificate import CertificateError
 from curriculumdp.config import Config, without_paths
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
-from curriculumdp.curriculum.folder import RunFolder
+from curriculumdp.curriculum.folder import FolderError, RunFolder
 from curriculumdp.curriculum.phase import FreshIncarnation, OutOfBudget, Phase, Run, State, flat_state
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
@@ -28,8 +30,12 @@ from curriculumdp.curriculum.warmup import WarmupPhase, public_seed
 from curriculumdp.data.images import DataError, ImageSet
 from curriculumdp.data.sources import load_images
 from curriculumdp.diffusion.networks import build_unet, check_trainable, load_public_weights
+from curriculumdp.diffusion.sample import SamplingError
+from curriculumdp.export import ExportError
 from curriculumdp.metrics import Metrics
 from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.release import AccountingError
+from curriculumdp.signature import SignatureError
 from curriculumdp.world import World
 
 PHASES: dict[str, Callable[[Run], Phase]] = {
@@ -37,6 +43,8 @@ PHASES: dict[str, Callable[[Run], Phase]] = {
     "warmup": WarmupPhase,
     "private": PrivatePhase,
 }
+# By which errors a release is refused before anything of it is at its place.
+UNPUBLISHED = (ExportError, CertificateError, AccountingError, SignatureError, SamplingError)
 PREEMPTED = 143  # 128 + SIGTERM: what a scheduler takes for "stopped as asked"
 
 
@@ -87,7 +95,8 @@ def run_curriculum(
         if world.from_main(lambda: b"sealed" if folder.claim(stack, config) else b""):
             world.from_main(lambda: publish_sealed(folder))
             return Outcome(folder.path, folder.release)
-        images = load_declared(config, folder.private / "cache" if world.is_main else None)
+        kept = (folder.cache, folder.pending_cache) if world.is_main else (None, None)
+        images = load_declared(config, *kept)
         world.require_equal("the data", content_digest(images))
         state = initial_state(config, world.device)
         size = state.weights.numel()
@@ -102,6 +111,7 @@ def run_curriculum(
             stopping=stopping,
         )
         restore(run, state, folder)
+        world.from_main(lambda: folder.accept(config))
         run.begin(fingerprint(config, world), nonce)
         try:
             reason = train(run, state, folder)
@@ -211,7 +221,7 @@ def initial_state(config: Config, device: torch.device) -> State:
     return flat_state(net, device)
 
 
-def load_declared(config: Config, cache: Path | None) -> ImageSet:
+def load_declared(config: Config, cache: Path | None, pending: Path | None = None) -> ImageSet:
     """PRIVATE: the sensitive set, checked against what the config declares of it."""
     data = config.data
     images = load_images(
@@ -226,6 +236,7 @@ def load_declared(config: Config, cache: Path | None) -> ImageSet:
         roster=data.roster,
         window=data.window,
         cache=cache,
+        pending=pending,
     )
     if data.unit == "one image" and images.counts.max() > 1:
         raise DataError(
@@ -252,31 +263,57 @@ def content_digest(images: ImageSet) -> bytes:
 
 
 def finish(folder: RunFolder, config: Config, state: State, reason: str) -> None:
-    """Seals the run, writes its release, and only then erases its secret: killed in between, it goes on here."""
+    """Seals the run, which erases its secret, and only then writes its release: killed in between, it goes on here."""
     folder.seal(reason)
-    publish(folder.release, config, folder.ledger, state, metrics_shown=folder.metrics_shown)
-    folder.forget_secret()
+    hand_over(folder, folder.release, config, state)
 
 
 def publish_sealed(folder: RunFolder) -> None:
-    """Makes up for what a kill between seal and release left undone; does nothing for a finished run."""
-    if not folder.release.exists():
-        config, state = folder.checkpointed(initial_state)
-        publish(folder.release, config, folder.ledger, state, metrics_shown=folder.metrics_shown)
-    folder.forget_secret()
+    """Makes up for what a kill between seal and release left undone; does nothing for a finished run.
+
+    Raises FolderError for a release that is damaged or not this run's.
+    """
+    if not os.path.lexists(folder.release):
+        hand_over(folder, folder.release, *folder.checkpointed(initial_state))
+    elif problem := folder.release_problem(initial_state):
+        raise FolderError(
+            f"{folder.release}: is not the release of the run in {folder.private} ({problem}): move it away and run "
+            "the same command again, which writes the run's own"
+        )
 
 
-def export_run(run: Path, out: Path, sign: Path | None) -> Path:
-    """Writes the release of a run to `out`, signed if `sign` names an Ed25519 key; ends a run that goes on (operator).
+def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False) -> Path:
+    """Writes the release of a run to `out`, signed if `sign` names an Ed25519 key.
 
-    The weights are the latest checkpoint's; the certificate covers the whole ledger. Raises FolderError, one line,
-    where there is no run or nothing to export yet.
+    With `end_run` a run that is not finished is ended by this (operator): sealed once the release lies whole beside
+    its place, so that a place, a key, a disk or an accounting that fails ends nothing. The weights are the latest
+    checkpoint's; the certificate covers the whole ledger. Raises FolderError, one line, where there is no run or
+    nothing to export yet, or where the run is not finished and `end_run` is not given.
     """
     folder = RunFolder(run)
     with ExitStack() as stack:
-        folder.claim_for_export(stack)
+        folder.claim_for_export(stack, end_run)
         config, state = folder.checkpointed(initial_state)
-        folder.seal("operator")
-        publish(out, config, folder.ledger, state, metrics_shown=folder.metrics_shown, sign=sign)
-        folder.forget_secret()
+        hand_over(folder, out, config, state, sign)
     return out
+
+
+def hand_over(folder: RunFolder, out: Path, config: Config, state: State, sign: Path | None = None) -> None:
+    """Publish to `out`, sealing the run (operator) if it is not sealed; a failure after the seal is told as such."""
+    try:
+        publish(
+            out,
+            config,
+            folder.ledger,
+            state,
+            metrics_shown=folder.metrics_shown,
+            sign=sign,
+            seal=lambda: folder.seal("operator"),
+        )
+    except UNPUBLISHED as error:
+        if folder.ledger.sealed is None:
+            raise
+        raise ExportError(
+            f"the run is sealed ({folder.ledger.sealed}), but its release was not written to {out}: {error}; "
+            "then run the same command again"
+        ) from error

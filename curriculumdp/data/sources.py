@@ -40,13 +40,15 @@ def load_images(
     window: tuple[float, float] | None = None,
     split: Literal["train", "test"] = "train",
     cache: Path | None = None,
+    pending: Path | None = None,
 ) -> ImageSet:
     """PRIVATE: the images of a source as uint8 [N, channels, size, size], checked against what is declared.
 
     `units` is the declared number of units, which a training set must match exactly; None for a test set, in
     which each image is its own unit. `unit` says what one is: if more than an image, the images must name
     theirs. digits and idx hold both splits; the others hold what `path` names.
-    `cache` is a private folder in which decoded images are kept. Raises DataError, one line.
+    `cache` is a private folder in which decoded images are kept; what it lacks is written to `pending` instead,
+    where that is given. Raises DataError, one line.
     """
     if split == "train" and units is None:
         raise DataError("data.units is missing: a training set must declare its number of units")
@@ -58,14 +60,16 @@ def load_images(
     check_labels(listing, classes)
     check_owners(listing, unit)
     places, unit_count = unit_places(listing, wanted)
-    return ImageSet(_pixels(listing, wanted, source, cache), listing.labels, places, unit_count)
+    return ImageSet(_pixels(listing, wanted, source, cache, pending), listing.labels, places, unit_count)
 
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser()
 
 
-def _pixels(listing: Listing, wanted: Wanted, source: str, cache: Path | None) -> np.ndarray:
+def _pixels(
+    listing: Listing, wanted: Wanted, source: str, cache: Path | None, pending: Path | None
+) -> np.ndarray:
     if cache is None or not listing.files:
         return listing.pixels()
     shape = (len(listing.labels), wanted.channels, wanted.size, wanted.size)
@@ -75,5 +79,5 @@ def _pixels(listing: Listing, wanted: Wanted, source: str, cache: Path | None) -
     images = load_pixels(file, key, shape)
     if images is None:
         images = listing.pixels()
-        save_pixels(file, key, images)
+        save_pixels((pending or cache) / file.name, key, images)
     return images

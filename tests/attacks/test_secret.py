@@ -158,7 +158,7 @@ def test_no_file_output_or_process_list_shows_the_secret(
 
     with Disk(tmp_path / "run", before), pytest.raises(Fault):
         run_curriculum(small(tmp_path / "run", data), one_process())
-    export_run(tmp_path / "run", tmp_path / "out", key)
+    export_run(tmp_path / "run", tmp_path / "out", key, end_run=True)
     shown = "".join(capfd.readouterr()).encode()
     assert len(set(seen)) == 1
     assert not (tmp_path / "run" / "private" / "secret").exists()

@@ -19,12 +19,14 @@ from curriculumdp.config import Config
 from curriculumdp.curriculum import folder, phase, private, run
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.warmup import WarmupPhase
+from curriculumdp.export import ExportError
 from curriculumdp.privacy.ledger import Ledger
 from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import one_process
 from tests.curriculum.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
 
 MOMENTS: dict[str, Callable[[], None]] = {
+    "before the ledger's first entry": lambda: kill_at(Ledger, "create", 1),
     "after the ledger's first entry": lambda: kill_at(Ledger, "create", 1, after=True),
     "inside a central query": lambda: kill_at(run.CentralPhase, "step", 2),
     "a central query is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 2, after=True),
@@ -37,8 +39,9 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "a checkpoint's tensors are half written": lambda: kill_at(checkpoint, "save_file", 4),
     "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "_fsync", 15),
     "all is trained, nothing sealed": lambda: kill_at(Ledger, "seal", 1),
+    "sealed, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
     "sealed, not released": lambda: kill_at(run, "publish", 1),
-    "released, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
+    "released": lambda: kill_at(run, "publish", 1, after=True),
 }
 
 
@@ -85,6 +88,57 @@ def test_a_finished_run_is_pointed_to_and_not_touched(tmp_path, never_killed):
     finish(config)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "release").rglob("*")} == before
     assert not (tmp_path / "private" / "secret").exists()
+
+
+def test_the_secret_is_erased_before_anything_is_published(tmp_path, monkeypatch):
+    """Nothing is drawn after the seal: a publication that fails, or takes long, must not keep the secret alive."""
+    original, secret = run.publish, tmp_path / "private" / "secret"
+
+    def checked(out: Path, *args: object, **kwargs: object) -> Path:
+        assert not secret.exists()
+        return original(out, *args, **kwargs)
+
+    monkeypatch.setattr(run, "publish", checked)
+    finish(tiny(tmp_path))
+    assert not secret.exists()
+
+
+@pytest.mark.parametrize("command", ["train", "train another config", "export"])
+def test_a_kill_between_seal_and_erasure_is_made_up_for_by_the_next_command_first(
+    tmp_path, monkeypatch, command
+):
+    def killed() -> None:
+        kill_at(folder, "erase_private", 1)
+        finish(tiny(tmp_path / "run"))
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert (tmp_path / "run" / "private" / "secret").exists()
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise ExportError("no space")
+
+    monkeypatch.setattr(run, "publish", full_disk)
+    changes = {"privacy__epsilon": 2.0} if "another" in command else {}
+    work = (
+        (lambda: run.export_run(tmp_path / "run", tmp_path / "out", None))
+        if command == "export"
+        else (lambda: finish(tiny(tmp_path / "run", **changes)))
+    )
+    with pytest.raises(ValueError, match="epsilon" if changes else "no space"):
+        work()
+    assert not (tmp_path / "run" / "private" / "secret").exists()
+
+
+def test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_do(tmp_path):
+    """The mark is on disk before the first figure is shown."""
+
+    def killed() -> None:
+        kill_at(run.CentralPhase, "begin", 1)
+        finish(tiny(tmp_path, logging={"show_private_metrics": True}))
+
+    assert in_child(killed) == -signal.SIGKILL
+    release = finish(tiny(tmp_path))
+    assert json.loads((release / "privacy.json").read_text())["guarantee"]["private_metrics_shown"]
 
 
 def entries(run_dir: Path) -> list[dict]:

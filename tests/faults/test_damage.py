@@ -161,7 +161,7 @@ def test_no_certificate_comes_from_a_config_that_was_changed_by_hand(
     run_dir = tmp_path / "it" / "run"
     before = (run_dir / "private" / "ledger.jsonl").read_bytes()
     edit_unit(run_dir)
-    refused = refusal_of(lambda: export_run(run_dir, tmp_path / "out", None))
+    refused = refusal_of(lambda: export_run(run_dir, tmp_path / "out", None, end_run=True))
     assert "config.json" in str(refused)
     assert not (tmp_path / "out").exists()
     assert (run_dir / "private" / "ledger.jsonl").read_bytes() == before, "the run was ended"
@@ -182,4 +182,4 @@ def test_a_ruined_config_is_named(killed: Path, tmp_path: Path, data: Path, cont
     run_dir = tmp_path / "it" / "run"
     (run_dir / "private" / "config.json").write_bytes(content)
     assert str(run_dir) in str(run_or_refusal(run_dir, data))
-    assert "config.json" in str(refusal_of(lambda: export_run(run_dir, tmp_path / "out", None)))
+    assert "config.json" in str(refusal_of(lambda: export_run(run_dir, tmp_path / "out", None, end_run=True)))

@@ -32,15 +32,15 @@ def test_help_needs_no_library() -> None:
 def test_arguments_are_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[object] = []
 
-    def work(run: Path, out: Path, sign: Path | None) -> Path:
-        seen.append((run, out, sign))
+    def work(run: Path, out: Path, sign: Path | None, *, end_run: bool) -> Path:
+        seen.append((run, out, sign, end_run))
         return out
 
     assert export(monkeypatch, work, "runs/a", "--out", "there", "--sign", "key.pem") == 0
-    assert export(monkeypatch, work, "runs/a", "--out", "there") == 0
+    assert export(monkeypatch, work, "runs/a", "--out", "there", "--end-run") == 0
     assert seen == [
-        (Path("runs/a"), Path("there"), Path("key.pem")),
-        (Path("runs/a"), Path("there"), None),
+        (Path("runs/a"), Path("there"), Path("key.pem"), False),
+        (Path("runs/a"), Path("there"), None, True),
     ]
     assert "release: there" in capsys.readouterr().out
 
@@ -48,7 +48,7 @@ def test_arguments_are_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_refusals_end_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def work(run: Path, out: Path, sign: Path | None) -> Path:
+    def work(run: Path, out: Path, sign: Path | None, *, end_run: bool) -> Path:
         raise ExportError(f"{run} is no run")
 
     with pytest.raises(SystemExit) as stopped:
