@@ -9,6 +9,8 @@ LEDGER = "tests.privacy.test_ledger:"
 DATASET = "tests.privacy.test_dataset_ledger:"
 CHAIN = "tests.privacy.test_chain:"
 RANDOMNESS = "tests.privacy.test_randomness:"
+REFUSALS = "tests.curriculum.test_refusals:"
+RESUME = "tests.curriculum.test_resume:"
 OPEN = "curriculumdp.curriculum.folder:RunFolder.open_ledger"
 APPLY = "curriculumdp.privacy.ledger:Ledger._apply"
 
@@ -171,6 +173,53 @@ LEDGER_FAULTS = [
         "erase_private(self.secret_file)",
         "pass",
         Check("tests.curriculum.test_refusals:test_export_ends_a_run_early_and_certifies_the_whole_ledger"),
+    ),
+    Fault(
+        "a secret kept until the release is written",
+        "curriculumdp.curriculum.run:finish",
+        "folder.seal(reason)",
+        "folder.ledger.seal(reason)",
+        Check(RESUME + "test_the_secret_is_erased_before_anything_is_published"),
+    ),
+    Fault(
+        "a secret that a kill right after the seal keeps",
+        "curriculumdp.curriculum.folder:RunFolder._read_ledger",
+        "self.forget_secret()",
+        "pass",
+        Check(
+            RESUME + "test_a_kill_between_seal_and_erasure_is_made_up_for_by_the_next_command_first",
+            {"command": "train"},
+        ),
+    ),
+    Fault(
+        "a run trained on beside its release",
+        "curriculumdp.curriculum.folder:RunFolder._require_no_release",
+        "if os.path.lexists(self.release):",
+        "if self.release.is_symlink():",
+        Check(
+            REFUSALS + "test_a_run_rolled_back_behind_its_release_is_neither_trained_on_nor_ended",
+            {"command": "train"},
+        ),
+    ),
+    Fault(
+        "an export that ends the run before it looks",
+        "curriculumdp.curriculum.run:export_run",
+        "config, state = folder.checkpointed(initial_state)",
+        "folder.seal('operator'); config, state = folder.checkpointed(initial_state)",
+        Check(
+            REFUSALS + "test_an_export_that_is_refused_does_not_end_the_run",
+            {"kind": "a place that is taken"},
+        ),
+    ),
+    Fault(
+        "an export that ends the run unasked",
+        "curriculumdp.curriculum.folder:RunFolder._require_end",
+        "if not end_run:",
+        "if ledger.sealed:",
+        Check(
+            REFUSALS + "test_an_export_that_is_refused_does_not_end_the_run",
+            {"kind": "no word of ending the run"},
+        ),
     ),
     Fault(
         "a checkpoint that anybody could have written",

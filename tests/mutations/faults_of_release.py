@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from curriculumdp.certificate import CertificateError
+from curriculumdp.export import ExportError
 from curriculumdp.privacy.noise import add_noise, from_grid
 from tests.mutations.planting import Check, Fault
 
@@ -12,7 +13,7 @@ P3 = "tests.curriculum.test_purity:"
 CENTRAL = "tests.curriculum.test_central:"
 QUERY = "curriculumdp.curriculum.central:CentralPhase.step"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
-PUBLISH = "curriculumdp.curriculum.publish:publish"
+PROMISE = "curriculumdp.curriculum.publish:guarantee_of"
 CERTIFIED = "releases=certified_releases(ledger.releases(), clip_norms),"
 IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
 SHARES = "shares = data.class_counts or (data.units / data.classes,) * data.classes"
@@ -129,31 +130,60 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a certificate that names fewer steps than were taken",
-        PUBLISH,
+        PROMISE,
         CERTIFIED,
-        "releases=certified_releases([replace(row, count=min(row.count, max(1, state.step)))"
+        "releases=certified_releases([replace(row, count=min(row.count, 2))"
         " for row in ledger.releases()], clip_norms),",
         WHOLE_LEDGER,
         uses={"replace": dataclasses.replace},
     ),
     Fault(
         "a certificate without the central stage",
-        PUBLISH,
+        PROMISE,
         CERTIFIED,
         CERTIFIED.replace("ledger.releases()", "ledger.releases()[1:]"),
         WHOLE_LEDGER,
     ),
     Fault(
         "a certificate that is silent on the weights that training began from",
-        PUBLISH,
+        PROMISE,
         'initial_weights=without_paths(config)["init_from"],',
         "initial_weights=None,",
         Check("tests.curriculum.test_refusals:test_a_run_that_began_from_given_weights_is_certified_so"),
-        raises=(CertificateError,),
+        raises=(ExportError,),
+    ),
+    Fault(
+        "private metrics that are shown before they are marked",
+        "curriculumdp.curriculum.folder:RunFolder.accept",
+        "if config.logging.show_private_metrics:",
+        "if config.logging.show_private_metrics and self.ledger.releases():",
+        Check(
+            "tests.curriculum.test_resume:"
+            "test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_do"
+        ),
+    ),
+    Fault(
+        "another run's release replaced",
+        "curriculumdp.export:_check_place",
+        "if difference := other_release(folder, guarantee, weights):",
+        "if difference := other_release(folder, guarantee, None):",
+        Check(
+            "tests.test_export:test_a_release_of_another_run_is_never_replaced", {"other": "other weights"}
+        ),
+    ),
+    Fault(
+        "another run's release pointed to",
+        "curriculumdp.curriculum.run:publish_sealed",
+        "elif problem := folder.release_problem(initial_state):",
+        "elif problem := None:",
+        Check(
+            "tests.curriculum.test_refusals:test_a_finished_run_points_to_no_release_but_its_own_and_whole",
+            {"kind": "another run of the same config"},
+        ),
     ),
     Fault(
         "a certificate at another delta",
-        PUBLISH,
+        PROMISE,
         "delta=config.privacy.delta,",
         "delta=1 / data.units,",
         WHOLE_LEDGER,
