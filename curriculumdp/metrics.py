@@ -6,6 +6,7 @@ states). The bar's times depend on batch sizes: a side channel for whoever watch
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -54,13 +55,16 @@ class Metrics:
             return
         epsilon = self._spent(phase, step)
         self._bar.set_description_str(f"{phase:8s} ε ≤ {epsilon:.3g}", refresh=False)
+        known = {name: value for name, value in figures.items() if math.isfinite(value)}
         if self._show:
-            self._bar.set_postfix(figures, refresh=False)
+            self._bar.set_postfix(known, refresh=False)
         self._bar.update()
-        row = {"time": time.time(), "phase": phase, "step": step, "epsilon": epsilon, **figures}
-        self._log.write(json.dumps(row) + "\n")
+        # JSON has no NaN: a figure that is none, as a ruined warm-up's loss, is null.
+        logged = dict.fromkeys(figures) | known
+        row = {"time": time.time(), "phase": phase, "step": step, "epsilon": epsilon, **logged}
+        self._log.write(json.dumps(row, allow_nan=False) + "\n")
         if self._board is not None:
-            for name, value in figures.items():
+            for name, value in known.items():
                 self._board.add_scalar(f"{phase}/{name}", value, step)
 
     def __enter__(self) -> "Metrics":

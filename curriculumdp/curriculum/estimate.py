@@ -58,7 +58,8 @@ def estimate(config: Config, plan: Plan) -> Estimate:
     rows = np.arange(config.compute.microbatch)
     total, _ = phase.clipped_sum(run, state, 0, rows)
     begun = time.perf_counter()
-    total, _ = phase.clipped_sum(run, state, 1, rows)  # its figures wait for the GPU
+    total, seen = phase.clipped_sum(run, state, 1, rows)
+    phase.figures(run, rows, seen)  # waits for the GPU
     summed = time.perf_counter()
     phase.update(state, 0, total, bytes(32))
     if on_gpu:

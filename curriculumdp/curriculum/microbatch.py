@@ -83,15 +83,27 @@ class Microbatch:
         }
 
 
-def figures_of(seen: list[Seen]) -> dict[str, float]:
-    """PRIVATE figures of a step: how many units were left out as not finite; mean loss, median norm if any counted."""
-    if not seen:
-        return {"excluded": 0.0}
-    present = torch.cat([part.present for part in seen])
-    losses, norms = (
-        torch.cat([getattr(part, name) for part in seen])[present] for name in ("losses", "norms")
-    )
-    excluded = {"excluded": float(sum(part.excluded for part in seen))}
-    if not len(norms):
-        return excluded
-    return excluded | {"loss": float(losses.mean()), "norm": float(norms.median())}
+def figures_table(seen: list[Seen], rank: int, ranks: int, microbatches: int, units: int) -> Tensor:
+    """PRIVATE float64 [microbatches, 4, units]: loss, norm, whether both count, how many were left out; this rank's.
+
+    `seen` are the microbatches rank, rank + ranks, …. Units that are absent or not finite do not count: what stands
+    in their place is 0, since NaN would spoil the sum over ranks.
+    """
+    device = seen[0].losses.device if seen else None
+    table = torch.zeros((microbatches, 4, units), dtype=torch.float64, device=device)
+    for row, part in zip(table[rank::ranks], seen, strict=True):
+        counted = part.present & part.losses.isfinite() & part.norms.isfinite()
+        row[0] = torch.where(counted, part.losses.double(), 0.0)
+        row[1] = torch.where(counted, part.norms.double(), 0.0)
+        row[2], row[3, 0] = counted, part.excluded
+    return table
+
+
+def figures_of(table: Tensor) -> dict[str, float]:
+    """PRIVATE figures of a step: how many units were left out as not finite; mean loss, median norm of the others."""
+    losses, norms, counted, excluded = table.transpose(0, 1).flatten(1).cpu()
+    found = {"excluded": float(excluded.sum())}
+    if not bool(counted.any()):
+        return found
+    kept = counted > 0
+    return found | {"loss": float(losses[kept].mean()), "norm": float(norms[kept].median())}

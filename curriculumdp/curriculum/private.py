@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curriculumdp.checkpoint import weights_digest
 from curriculumdp.curriculum.engine import build_engine
-from curriculumdp.curriculum.microbatch import Microbatch, UnitBatch, figures_of
+from curriculumdp.curriculum.microbatch import Microbatch, Seen, UnitBatch, figures_of, figures_table
 from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.denoiser import Denoiser
@@ -47,7 +47,8 @@ class PrivatePhase:
 
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
         rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)
-        total, figures = self.clipped_sum(run, state, step, rows)
+        total, seen = self.clipped_sum(run, state, step, rows)
+        figures = self.figures(run, rows, seen)
         key = run.charge(self.release, step, self.config.clip_norm, total)
         self.update(state, step, total, key)
         return figures | {"units": float(len(rows))}
@@ -76,10 +77,8 @@ class PrivatePhase:
         left = (self.steps - step) / decaying if decaying else 1.0
         return self.config.learning_rate * min(1.0, left)
 
-    def clipped_sum(
-        self, run: Run, state: State, step: int, rows: np.ndarray
-    ) -> tuple[Tensor, dict[str, float]]:
-        """PRIVATE: this rank's share of the un-noised sum on the grid, int64 [P], and its figures.
+    def clipped_sum(self, run: Run, state: State, step: int, rows: np.ndarray) -> tuple[Tensor, list[Seen]]:
+        """PRIVATE: this rank's share of the un-noised sum on the grid, int64 [P], and what its microbatches saw.
 
         Microbatch number i is rank i mod world's; no collective runs in here. What a microbatch computes
         depends on its rows alone, so neither the world nor the order can show in the sum.
@@ -91,7 +90,17 @@ class PrivatePhase:
             work.add(self._draw(run, step, units))
             for units in microbatches(rows, compute.microbatch)[world.rank :: world.size]
         ]
-        return work.total.clone(), figures_of(seen)
+        return work.total.clone(), seen
+
+    def figures(self, run: Run, rows: np.ndarray, seen: list[Seen]) -> dict[str, float]:
+        """PRIVATE: the figures of all ranks' units, on every rank; nothing that is released may depend on them.
+
+        One collective, which every rank joins whatever its share: the sample and hence the table's shape are shared.
+        """
+        world, size = run.world, run.config.compute.microbatch
+        table = figures_table(seen, world.rank, world.size, -(-len(rows) // size), size).to(world.device)
+        world.gather_figures_(table)
+        return figures_of(table)
 
     def _microbatch(self, run: Run, state: State) -> Microbatch:
         """The work that every microbatch of this phase is: built once, captured on a GPU."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from curriculumdp.clipping.capture import PerUnitGradients
 from curriculumdp.clipping.clip import ClipResult
-from curriculumdp.curriculum.microbatch import Microbatch
+from curriculumdp.curriculum.microbatch import Microbatch, Seen
 from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import initial_state
@@ -133,9 +133,7 @@ class AuditedPhase(PrivatePhase):
         self._coordinates = coordinates
         self._coming: Iterator[np.ndarray] = iter(())
 
-    def clipped_sum(
-        self, run: Run, state: State, step: int, rows: np.ndarray
-    ) -> tuple[Tensor, dict[str, float]]:
+    def clipped_sum(self, run: Run, state: State, step: int, rows: np.ndarray) -> tuple[Tensor, list[Seen]]:
         self._coming = iter(microbatches(rows, run.config.compute.microbatch))
         return super().clipped_sum(run, state, step, rows)
 

@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 from curriculumdp.clipping.capture import PerUnitGradients
 from curriculumdp.clipping.captured import Captured, Static
 from curriculumdp.clipping.fused import FusedGradients
-from curriculumdp.curriculum.microbatch import Microbatch, Seen, UnitBatch, figures_of
+from curriculumdp.curriculum.microbatch import Microbatch, Seen, UnitBatch, figures_of, figures_table
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
 from dpkernels import device
@@ -176,13 +176,39 @@ def test_the_figures_of_a_step_leave_out_padding_and_say_nothing_of_no_one():
     here, gone = torch.tensor([True, False]), torch.tensor([False, False])
     values = torch.tensor([3.0, 99.0])
     counted = Seen(values, values, here, torch.tensor(0))
-    assert figures_of([counted, Seen(values, values, gone, torch.tensor(2))]) == {
+    assert of_ranks([[counted, Seen(values, values, gone, torch.tensor(2))]]) == {
         "excluded": 2.0,
         "loss": 3.0,
         "norm": 3.0,
     }
-    assert figures_of([]) == {"excluded": 0.0}
-    assert figures_of([Seen(values, values, gone, torch.tensor(0))]) == {"excluded": 0.0}
+    assert of_ranks([[]]) == {"excluded": 0.0}
+    assert of_ranks([[Seen(values, values, gone, torch.tensor(0))]]) == {"excluded": 0.0}
+
+
+def of_ranks(shares: list[list[Seen]]) -> dict[str, float]:
+    """The figures of a step whose microbatches were dealt out to ranks."""
+    microbatches, ranks = sum(map(len, shares)), len(shares)
+    return figures_of(
+        sum(
+            (figures_table(seen, rank, ranks, microbatches, 2) for rank, seen in enumerate(shares)),
+            start=torch.zeros(microbatches, 4, 2, dtype=torch.float64),
+        )
+    )
+
+
+def test_the_figures_of_a_step_are_those_of_all_ranks_and_never_nan():
+    both = torch.tensor([True, True])
+    nan, inf = float("nan"), float("inf")
+    seen = [
+        Seen(torch.tensor([1.0, nan]), torch.tensor([2.0, inf]), both, torch.tensor(1)),
+        Seen(torch.tensor([3.0, inf]), torch.tensor([4.0, 9.0]), both, torch.tensor(0)),
+        Seen(torch.tensor([8.0, 5.0]), torch.tensor([5.0, nan]), both, torch.tensor(1)),
+    ]
+    found = of_ranks([seen])
+    assert found == {"excluded": 2.0, "loss": 4.0, "norm": 4.0}
+    assert of_ranks([seen[::2], seen[1::2]]) == found
+    assert of_ranks([seen[:1], seen[1:2], seen[2:]]) == found
+    assert of_ranks([[Seen(both * nan, both * nan, both, torch.tensor(2))]]) == {"excluded": 2.0}
 
 
 @pytest.mark.gpu

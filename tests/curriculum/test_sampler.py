@@ -56,7 +56,7 @@ def watch_rows(patch: pytest.MonkeyPatch) -> Watch:
 
     patch.setattr(private, "draw_batch", drawn)
     patch.setattr(microbatch.Microbatch, "add", lambda *_: None)
-    patch.setattr(private, "figures_of", lambda _: {})
+    patch.setattr(PrivatePhase, "figures", lambda *_: {})
     patch.setattr(PrivatePhase, "update", lambda *_: None)
     patch.setattr(central, "query_sum", queried)
     patch.setattr(Run, "charge", charged)

@@ -199,8 +199,8 @@ NOISE_FAULTS = [
     Fault(
         "division by the realised batch",
         STEP,
-        "total, figures = self.clipped_sum(run, state, step, rows)",
-        "total, figures = self.clipped_sum(run, state, step, rows); self.expected_units = max(1, len(rows))",
+        "total, seen = self.clipped_sum(run, state, step, rows)",
+        "total, seen = self.clipped_sum(run, state, step, rows); self.expected_units = max(1, len(rows))",
         VARIANCE,
     ),
 ]

@@ -31,8 +31,8 @@ SUM_FAULTS = [
     Fault(
         "a mean for a sum",
         STEP,
-        "return work.total.clone(), figures_of(seen)",
-        "return work.total // max(1, int(sum(part.present.sum() for part in seen))), figures_of(seen)",
+        "return work.total.clone(), seen",
+        "return work.total // max(1, int(sum(part.present.sum() for part in seen))), seen",
         ADDITIVE,
     ),
     Fault(
