@@ -36,9 +36,16 @@ def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUni
 
 
 def repeat_to_the_bit() -> None:
-    """A step that is replayed after a crash must give the same sum, or it is charged again (design D1)."""
+    """A step that is replayed after a crash must give the same sum, or it is charged again (design D1).
+
+    fp32 is fp32 from here on: TF32, cuDNN's default, keeps 10 bits of a product's operands.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)  # attention's backward, for one, has a choice
+    # Under warn_only=True attention's backward keeps the algorithm that does not repeat, and merely says so.
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    torch.backends.cudnn.benchmark = False  # it times algorithms, and may pick another one in another process
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     # Filling new tensors would cost a pass over each; torch gives the switch no type.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
