@@ -19,7 +19,7 @@ from curriculumdp.privacy.accountant import (
     epsilon_prv,
     epsilon_replace_one,
 )
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.release import MAX_CERTIFIED_CLIP_NORM, Release
 
 FORMAT = "curriculumdp privacy certificate 1"
 LONGEST = 1_000_000  # bytes of a certificate that are read
@@ -70,7 +70,7 @@ class CertifiedRelease(Values):
     mechanism: Literal["gaussian", "subsampled_gaussian"]
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
-    clip_norm: Annotated[float, Field(gt=0, le=1e12)]
+    clip_norm: Annotated[float, Field(gt=0, le=MAX_CERTIFIED_CLIP_NORM)]
     count: Annotated[int, Field(ge=0, le=10**6)]
 
     @property

@@ -14,6 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from curriculumdp.config_checks import disagreements
 from curriculumdp.config_file import ConfigError, and_more, options_of, read_values, shown, validated
+from curriculumdp.privacy.release import CLIP_NORMS, MAX_CERTIFIED_CLIP_NORM
+from dpkernels.limits import LEAST_CLIP_NORM, MAX_UNITS, MOST_CLIP_NORM
 
 __all__ = [
     "Config",
@@ -48,6 +50,11 @@ Positive = Annotated[Float, Field(gt=0)]
 NotNegative = Annotated[Float, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0, le=1)]
 Share = Annotated[Float, Field(ge=0, lt=1)]
+# What the clipped sums carry and a certificate states: a value outside would fail after it was paid for.
+CentralClipNorm = Annotated[Float, Field(ge=CLIP_NORMS[0], le=min(CLIP_NORMS[1], MAX_CERTIFIED_CLIP_NORM))]
+PrivateClipNorm = Annotated[Float, Field(ge=LEAST_CLIP_NORM, le=min(MOST_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
+# That of `dataset_ledger.state_folder`, where it names a folder.
+DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class Section(BaseModel):
@@ -84,13 +91,13 @@ class DataConfig(Section):
     size: Annotated[Int, Field(ge=4, le=1024)] = Field(
         description="height and width that the model sees, in pixels"
     )
-    class_counts: tuple[Annotated[Int, Field(ge=0)], ...] | None = Field(
+    class_counts: tuple[Annotated[Int, Field(ge=0, le=10**12)], ...] | None = Field(
         default=None, description="units per class, only where they are public"
     )
     window: tuple[Float, Float] | None = Field(
         default=None, description="[low, high] of 16-bit values that become black and white"
     )
-    name: str | None = Field(
+    name: DataName | None = Field(
         default=None, description="name of the data set in the ledger that composes runs on it"
     )
     ledger: str | None = Field(
@@ -117,7 +124,7 @@ class ModelConfig(Section):
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         description="width of each level, the finest first"
     )
-    blocks: Count = Field(default=2, description="residual blocks a level")
+    blocks: Annotated[Int, Field(ge=1, le=64)] = Field(default=2, description="residual blocks a level")
     attention: tuple[Count, ...] = Field(
         default=(), description="resolutions in pixels at which levels attend to themselves"
     )
@@ -143,7 +150,7 @@ class CentralConfig(Section):
     size: Annotated[Int, Field(ge=1)] = Field(
         description="height and width that images are averaged at, in pixels"
     )
-    clip_norm: Positive | None = Field(
+    clip_norm: CentralClipNorm | None = Field(
         default=None, description="L2 bound of a unit's vector (default: 0.5·√d for mean, √d for mode)"
     )
     bins: Annotated[Int, Field(ge=2, le=256)] = Field(default=16, description="bins of the mode's histogram")
@@ -160,7 +167,9 @@ class CentralConfig(Section):
 class AugmentConfig(Section):
     """A mild random augmentation of central images."""
 
-    operations: Count = Field(default=2, description="operations applied to each image")
+    operations: Annotated[Int, Field(ge=1, le=7)] = Field(
+        default=2, description="operations applied to each image"
+    )
     magnitude: Annotated[Int, Field(ge=0, le=30)] = Field(default=3, description="strength, of 30")
 
 
@@ -185,7 +194,7 @@ class PrivateConfig(Section):
         description="probability that a unit is in a step; times units: the expected batch"
     )
     draws: Count = Field(description="K: draws of image and noise level a unit and step")
-    clip_norm: Positive = Field(default=1.0, description="C: L2 bound of a unit's gradient")
+    clip_norm: PrivateClipNorm = Field(default=1.0, description="C: L2 bound of a unit's gradient")
     learning_rate: Positive = Field(description="Adam's learning rate")
     decay: Annotated[Float, Field(ge=0, le=1)] = Field(
         default=0.0, description="last share of the steps, with decay to 0"
@@ -207,8 +216,12 @@ class ComputeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where to train", json_schema_extra=FRESH
     )
-    threads: Count = Field(default=2, description="CPU threads of each process", json_schema_extra=FRESH)
-    microbatch: Count = Field(description="units whose gradients are held at once", json_schema_extra=FRESH)
+    threads: Annotated[Int, Field(ge=1, le=1024)] = Field(
+        default=2, description="CPU threads of each process", json_schema_extra=FRESH
+    )
+    microbatch: Annotated[Int, Field(ge=1, le=MAX_UNITS)] = Field(
+        description="units whose gradients are held at once", json_schema_extra=FRESH
+    )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16: autocast", json_schema_extra=FRESH
     )
@@ -255,10 +268,10 @@ class SamplingConfig(Section):
         description="EDM sampler; churn: Heun that adds fresh noise at each step",
         json_schema_extra=NEUTRAL,
     )
-    steps: Annotated[Int, Field(ge=2)] = Field(
+    steps: Annotated[Int, Field(ge=2, le=1000)] = Field(
         default=18, description="sampling steps", json_schema_extra=NEUTRAL
     )
-    per_class: Count = Field(
+    per_class: Annotated[Int, Field(ge=1, le=1000)] = Field(
         default=10, description="images a class in samples.png", json_schema_extra=NEUTRAL
     )
 

@@ -7,10 +7,7 @@ from torch import Tensor
 
 from dpkernels.clip_sum import add_rounded_rows, squared_norms
 from dpkernels.grid import AIM, GRID
-
-# Inside these no scale overflows fp32, and squares that underflow it (with denormals flushed, too) are far below
-# the margin of AIM.
-LEAST_CLIP_NORM, MOST_CLIP_NORM = 2.0**-24, 2.0**40
+from dpkernels.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM
 
 
 @dataclass(frozen=True)

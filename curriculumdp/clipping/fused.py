@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curriculumdp.clipping.capture import GradientError, PerUnitGradients, Segment
-from curriculumdp.clipping.clip import LEAST_CLIP_NORM, MOST_CLIP_NORM, ClipResult
+from curriculumdp.clipping.clip import ClipResult
 from curriculumdp.clipping.layers import RULES, Rule
 from curriculumdp.clipping.planner import EnginePlan
 from dpkernels.clip_sum_triton import add_scaled_rows, clip_scale, squared_row_norms
@@ -19,6 +19,7 @@ from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, 
 from dpkernels.device import precision_of
 from dpkernels.embedding_triton import embedding_grads, embedding_parts
 from dpkernels.group_norm_triton import group_norm_forward, group_norm_input_and_unit_grads
+from dpkernels.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM
 from dpkernels.linear_triton import as_image, linear_squares, shared_input_grads
 
 

@@ -17,6 +17,7 @@ import torch
 from curriculumdp.certificate import CertificateError
 from curriculumdp.config import Config, without_paths
 from curriculumdp.curriculum.central import CentralPhase
+from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
 from curriculumdp.curriculum.folder import FolderError, RunFolder
@@ -25,6 +26,7 @@ from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.publish import publish
+from curriculumdp.curriculum.soundness import require_finite, require_sound, ruined
 from curriculumdp.curriculum.spent import SpentSoFar, counting_repeats
 from curriculumdp.curriculum.warmup import WarmupPhase, public_seed
 from curriculumdp.data.images import DataError, ImageSet
@@ -69,10 +71,6 @@ class Outcome:
         )
 
 
-class TrainingError(ValueError):
-    """Training that cannot go on to any use; the message is one line."""
-
-
 class Preempted(Exception):
     """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
 
@@ -95,10 +93,12 @@ def run_curriculum(
         if world.from_main(lambda: b"sealed" if folder.claim(stack, config) else b""):
             world.from_main(lambda: publish_sealed(folder))
             return Outcome(folder.path, folder.release)
+        require_memory(config)
         kept = (folder.cache, folder.pending_cache) if world.is_main else (None, None)
         images = load_declared(config, *kept)
         world.require_equal("the data", content_digest(images))
         state = initial_state(config, world.device)
+        dry_step(config, world, state)  # before the ledger: what cannot be trained is refused uncharged
         size = state.weights.numel()
         record = world.from_main(lambda: folder.open_ledger(stack, config, images, size, secret))
         run = Run(
@@ -130,10 +130,11 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
     with open_metrics(run, state, folder) as metrics:
         while state.phase < len(names):
             phase = PHASES[names[state.phase]](run)
+            require_before(run, state, phase)
             if state.step == 0:
-                require_finite(state, phase.name)
                 phase.begin(run, state)
             while state.step < phase.steps:
+                require_weights(run, state, phase)
                 if run.world.any(run.stopping.is_set() or launcher_is_gone()):
                     save(run, phase, state, folder)
                     raise Preempted
@@ -155,13 +156,26 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
     return "planned"
 
 
-def require_finite(state: State, phase: str) -> None:
-    """Raises TrainingError rather than let a phase spend on weights that an earlier one has ruined."""
-    if not bool(state.weights.isfinite().all()):
-        raise TrainingError(
-            f"the weights are not finite before the phase {phase}, which is not begun: begin a new run in another "
-            "folder with a lower warmup.learning_rate, or another init_from"
-        )
+def require_before(run: Run, state: State, phase: Phase) -> None:
+    """Raises TrainingError, by rank 0's state, where `phase` would spend on a network that is ruined already."""
+
+    def check() -> None:
+        if state.step == 0:
+            require_finite(state, phase.name)
+        else:
+            require_sound(state, phase.name, run.config.run_dir)
+
+    run.world.from_main(check)
+
+
+def require_weights(run: Run, state: State, phase: Phase) -> None:
+    """Raises TrainingError on every rank before a step that weights which are no numbers would be charged for.
+
+    A look at the weights alone, so that it costs next to nothing: a checkpoint asks the network too. It stops at the
+    same step however often the same command is run again, since what leads there is replayed and charged nothing.
+    """
+    if run.world.any(not bool(state.weights.isfinite().all())):
+        raise ruined("the weights hold NaN or infinity", state.step, phase.name, run.config.run_dir)
 
 
 def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
@@ -179,8 +193,9 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
 
 
 def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:
-    """A checkpoint, once every rank has rank 0's state."""
+    """A checkpoint, once every rank has rank 0's state; raises TrainingError rather than save a ruined network."""
     phase.sync(run, state)
+    run.world.from_main(lambda: require_sound(state, phase.name, run.config.run_dir))
     run.world.from_main(lambda: folder.save(run.config, state))
 
 

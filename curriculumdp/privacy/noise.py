@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from curriculumdp.privacy.randomness import gaussian
+from curriculumdp.privacy.release import CLIP_NORMS
 
 GRID_BITS = 36
 GRID = 2.0**GRID_BITS
 AIM = 1 - 2.0**-12
 # √(2 ln 2⁶⁵) = 9.493: no normal of `gaussian` is farther out.
 FARTHEST_NORMAL = 9.5
-CLIP_NORMS = 1e-30, 1e30
 
 
 class NoiseError(ValueError):

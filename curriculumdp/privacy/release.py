@@ -11,6 +11,9 @@ MIN_NOISE_MULTIPLIER = 0.1
 # Above these, accountants lose digits or patience (dp_accounting raises an int to the count's power).
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_COUNT = 10**6
+# What the grid's float64 scales carry, and the most that a certificate states.
+CLIP_NORMS = 1e-30, 1e30
+MAX_CERTIFIED_CLIP_NORM = 1e12
 
 
 class AccountingError(ValueError):

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from dpkernels.grid import GRID_BITS
+from dpkernels.limits import MAX_UNITS
 
-# A float64 holds every integer up to 2^53: so many units of at most 2^36 are summed exactly in it.
-MAX_UNITS = 2 ** (53 - GRID_BITS) - 1
 # Elements whose squares are summed in the gradients' own precision before float64 takes over: in whatever order,
 # 1024 fp32 terms err by less than 2^-14 relative, a quarter of the margin of `AIM`.
 NORM_CHUNK = 1 << 10

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from curriculumdp.clipping.clip import LEAST_CLIP_NORM, MOST_CLIP_NORM, ClipResult, add_clipped_rows
-from dpkernels.clip_sum import MAX_UNITS, NORM_CHUNK
+from curriculumdp.clipping.clip import ClipResult, add_clipped_rows
+from dpkernels.clip_sum import NORM_CHUNK
 from dpkernels.grid import AIM, GRID
+from dpkernels.limits import LEAST_CLIP_NORM, MAX_UNITS, MOST_CLIP_NORM
 
 LIMIT = 2**72
 CLIP = 0.75

@@ -25,14 +25,15 @@ from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.world import one_process
 from tests.curriculum.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
 
+# Each process first does a step of each phase on made images, which counts where it is counted.
 MOMENTS: dict[str, Callable[[], None]] = {
     "before the ledger's first entry": lambda: kill_at(Ledger, "create", 1),
     "after the ledger's first entry": lambda: kill_at(Ledger, "create", 1, after=True),
     "inside a central query": lambda: kill_at(run.CentralPhase, "step", 2),
     "a central query is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 2, after=True),
-    "inside the warm-up": lambda: kill_at(WarmupPhase, "step", 4),
-    "between phases": lambda: kill_at(PrivatePhase, "begin", 1),
-    "inside a DP-SGD step": lambda: kill_at(PerUnitGradients, "backward", 6),
+    "inside the warm-up": lambda: kill_at(WarmupPhase, "step", 5),
+    "between phases": lambda: kill_at(PrivatePhase, "begin", 2),
+    "inside a DP-SGD step": lambda: kill_at(PerUnitGradients, "backward", 7),
     "a step is summed, not charged": lambda: kill_at(Ledger, "charge", 5),
     "a step is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 6, after=True),
     "noise is drawn, weights not updated": lambda: kill_at(private, "add_noise", 4, after=True),

@@ -17,9 +17,24 @@ ONE_PASS = Check(
     "tests.curriculum.test_step_of_a_gpu:"
     "test_the_update_in_one_pass_is_noise_then_the_expected_batch_then_adam_and_ema"
 )
+REPEATS = Check("tests.curriculum.test_repeats:test_algorithms_that_do_not_repeat_raise_and_fp32_is_fp32")
 TWICE = 'raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")'
 
 GPU_FAULTS = [
+    Fault(
+        "attention whose backward does not repeat",
+        "curriculumdp.curriculum.engine:repeat_to_the_bit",
+        "torch.use_deterministic_algorithms(True, warn_only=False)",
+        "torch.use_deterministic_algorithms(True, warn_only=True)",
+        REPEATS,
+    ),
+    Fault(
+        "TF32 for fp32",
+        "curriculumdp.curriculum.engine:repeat_to_the_bit",
+        "torch.backends.cudnn.allow_tf32 = False",
+        "pass",
+        REPEATS,
+    ),
     Fault(
         "the warm-up of a graph counts",
         "curriculumdp.curriculum.microbatch:Microbatch.add",

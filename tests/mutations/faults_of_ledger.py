@@ -8,6 +8,7 @@ FOLDER = "tests.curriculum.test_folder:"
 LEDGER = "tests.privacy.test_ledger:"
 DATASET = "tests.privacy.test_dataset_ledger:"
 CHAIN = "tests.privacy.test_chain:"
+RUIN = "tests.curriculum.test_ruin:"
 RANDOMNESS = "tests.privacy.test_randomness:"
 REFUSALS = "tests.curriculum.test_refusals:"
 RESUME = "tests.curriculum.test_resume:"
@@ -227,6 +228,39 @@ LEDGER_FAULTS = [
         "return hmac.new(key, ",
         "return hmac.new(b'checkpoint', ",
         Check("tests.test_checkpoint:test_another_runs_checkpoint_is_refused"),
+    ),
+    Fault(
+        "a checkpoint of a ruined network",
+        "curriculumdp.curriculum.run:save",
+        "run.world.from_main(lambda: require_sound(state, phase.name, run.config.run_dir))",
+        "pass",
+        Check(
+            RUIN + "test_a_ruined_network_stops_the_run_at_the_next_checkpoint_at_the_latest",
+            {"kind": "weights too large to answer"},
+        ),
+    ),
+    Fault(
+        "weights that are no numbers trained on until the next checkpoint",
+        "curriculumdp.curriculum.run:train",
+        "require_weights(run, state, phase)",
+        "pass",
+        Check(RUIN + "test_checkpoints_that_are_farther_apart_do_not_let_a_ruined_run_spend_on"),
+    ),
+    Fault(
+        "made images that leave a trace in the weights",
+        "curriculumdp.curriculum.dry_step:_no_trace",
+        "state.load(buffers)",
+        "pass",
+        Check("tests.curriculum.test_dry_step:test_it_leaves_no_trace"),
+    ),
+    Fault(
+        "a dry step after the ledger is made",
+        "curriculumdp.curriculum.run:run_curriculum",
+        "dry_step(config, world, state)",
+        "pass",
+        Check(
+            "tests.curriculum.test_dry_step:test_an_engine_that_does_not_fit_is_refused_before_there_is_a_ledger"
+        ),
     ),
     Fault(
         "noise for an entry that the mirror refused",

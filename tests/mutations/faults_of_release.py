@@ -49,6 +49,13 @@ RELEASE_FAULTS = [
         STEPS,
     ),
     Fault(
+        "a run that stops because units were left out",
+        STEP,
+        "self.update(state, step, total, key)",
+        "self.update(state, step, total, key); state.ema.mul_(float('nan') if figures['excluded'] > 0 else 1.0)",
+        Check(P3 + "test_a_unit_whose_gradient_is_not_finite_shows_in_nothing_public"),
+    ),
+    Fault(
         "division by the units that were there",
         STEP,
         "self.update(state, step, total, key)",

@@ -1,0 +1,280 @@
+"""Each phase's step once on made images, before the ledger is made: what cannot be trained is refused uncharged.
+
+PUBLIC: it reads no image of the set and draws nothing from the run's secret. Its draws come from a fixed secret of
+its own, so that the same config on the same machine is always answered the same. It leaves no trace in the state.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from curriculumdp.config import Config
+from curriculumdp.curriculum.central import (
+    UNITS_AT_ONCE,
+    CentralPhase,
+    images_of_sum,
+    query_sum,
+    unit_vectors,
+)
+from curriculumdp.curriculum.phase import CentralImages, Run, State
+from curriculumdp.curriculum.plan import Plan, PlannedPhase
+from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.soundness import fault_of
+from curriculumdp.curriculum.warmup import WarmupPhase
+from curriculumdp.data.images import ImageSet
+from curriculumdp.diffusion.sample import denoise
+from curriculumdp.privacy.randomness import KEY_BYTES, RunSecret
+from curriculumdp.privacy.release import Mechanism
+from curriculumdp.world import World
+from dpkernels.noise_step import noise_step
+
+GIB = 2**30
+# Close to the most noise that the grid carries: the plan is not solved yet, and Adam takes any of it.
+STAND_IN_NOISE = 1e4
+MECHANISM: Mechanism = "subsampled_gaussian"
+SAMPLED_STEPS = 4
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class DryStepError(ValueError):
+    """A config that cannot be trained on this machine; nothing was charged for finding out."""
+
+
+def require_memory(config: Config, memory: int | None = None) -> None:
+    """Raises DryStepError, naming the option, where one thing that a run holds is larger than all of the memory.
+
+    memory: bytes, by default this machine's. Such requests would not fail: the system ends the process.
+    """
+    memory = _machine_memory() if memory is None else memory
+    for key, what, bytes_ in _needs(config):
+        if bytes_ > memory:
+            raise DryStepError(
+                f"{key}: {what} alone take at least {bytes_ / GIB:.3g} GiB, but this machine has "
+                f"{memory / GIB:.3g} GiB: lower {key}"
+            )
+
+
+def _needs(config: Config) -> Iterator[tuple[str, str, int]]:
+    """(option, what it makes, the least bytes of that); from the config alone."""
+    data, model, compute, private = config.data, config.model, config.compute, config.private
+    pixels, widest = data.channels * data.size**2, model.channels[0] * data.size**2
+    parameters = 9 * model.blocks * sum(width**2 for width in model.channels)
+    embeddings = 4 * model.channels[0] * data.classes
+    # Weights, their average and Adam's moments in fp32, a sum in int64.
+    yield "model.channels", "the weights and the optimiser", 24 * parameters
+    yield "data.classes", "the embeddings of the classes", 24 * embeddings
+    yield "data.size", "the images", data.units * pixels
+    if compute.device == "cpu":
+        yield "compute.microbatch", "the gradients of a microbatch", 4 * compute.microbatch * parameters
+    per_image = 32 * pixels + 8 * widest
+    yield "compute.microbatch", "the images of a microbatch", compute.microbatch * per_image
+    drawn = compute.microbatch * private.draws * per_image
+    yield "private.draws", "the draws of a microbatch", drawn
+    if config.warmup is not None:
+        yield "warmup.batch", "the images of a warm-up step", config.warmup.batch * per_image
+    if (central := config.central) is not None:
+        cells = data.classes * data.channels * central.size**2
+        bins = central.bins if central.statistic == "mode" else 1
+        yield "central.size", "the vectors of a query", 16 * min(UNITS_AT_ONCE, data.units) * cells * bins
+        yield "central.queries", "the central images", 2 * central.queries * data.classes * pixels
+        yield "central.median", "the windows of the median", 8 * data.classes * pixels * central.median**2
+    yield "sampling.per_class", "the samples", 5 * config.sampling.per_class * data.classes * pixels
+
+
+def _machine_memory() -> int:
+    """Bytes that this process can ever have: the machine's, or what its control group is given."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    given = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    return min(physical, int(given)) if given.isdecimal() else physical
+
+
+def dry_step(config: Config, world: World, state: State) -> None:
+    """Raises DryStepError, or another error of this package, on every rank where one cannot do a step.
+
+    About one microbatch, one warm-up step and one query's work on each rank. Weights, moments, generators and flags
+    are afterwards what they were.
+    """
+    error: Exception | None = None
+    try:
+        with _no_trace(state):
+            _each_phase(config, world.device, state)
+    except ValueError as raised:
+        error = raised
+    if world.any(error is not None):
+        raise error or DryStepError("another process cannot do a step of this config: its line says why")
+
+
+def _each_phase(config: Config, device: torch.device, state: State) -> None:
+    _require_tensorboard(config)
+    _require_room_for_gradients(config, state)
+    run = _stand_in(config, device)
+    for stage in config.curriculum:
+        with _told(stage):
+            _require(
+                fault_of(state), stage, "another init_from" if config.init_from else "other options of model"
+            )
+            DRY[stage](run, state)
+    with _told("sampling"):
+        _sample(config, state)
+
+
+def _stand_in(config: Config, device: torch.device) -> Run:
+    """A run of the config on made images under a fixed secret, alone in its world, without a ledger."""
+    private, central = config.private, config.central
+    rows = [PlannedPhase("private", MECHANISM, private.sample_rate, STAND_IN_NOISE, 1, 0.0, None)]
+    if central is not None:
+        rows.append(
+            PlannedPhase("central", MECHANISM, central.sample_rate, central.noise_multiplier, 1, 0.0, None)
+        )
+    count = max(config.compute.microbatch, min(UNITS_AT_ONCE, config.data.units))
+    return Run(
+        config,
+        Plan(tuple(rows), config.privacy.epsilon, config.privacy.delta, config.privacy.epsilon, "none"),
+        World(0, 1, device),
+        RunSecret.from_bytes(bytes(KEY_BYTES)),
+        _made_images(config, count),
+    )
+
+
+def _made_images(config: Config, count: int) -> ImageSet:
+    """Public noise: `count` units with an image each."""
+    data = config.data
+    shape = (count, data.channels, data.size, data.size)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return ImageSet(
+        pixels, np.arange(count, dtype=np.int64) % data.classes, np.arange(count, dtype=np.int64), count
+    )
+
+
+def _central(run: Run, state: State) -> None:
+    phase = CentralPhase(run)
+    query, units = phase.query, torch.arange(min(UNITS_AT_ONCE, run.config.data.units))
+    norms = torch.linalg.vector_norm(unit_vectors(query, run.images, units[:1]), dim=1)
+    if not bool(norms.isfinite().all()):
+        raise DryStepError(
+            "central: a unit's vector is not finite, and would be left out: lower central.count_weight"
+        )
+    images_of_sum(query, query_sum(query, run.images, units), phase.size, phase.config.median)
+
+
+def _warmup(run: Run, state: State) -> None:
+    images = run.images
+    state.central = CentralImages(torch.from_numpy(images.images[:1]), torch.from_numpy(images.labels[:1]))
+    phase = WarmupPhase(run)
+    phase.begin(run, state)
+    phase.step(run, state, 0)
+    _require(
+        _fault_after(state),
+        "warmup",
+        "a lower warmup.learning_rate, or other private.p_mean, p_std or sigma_data",
+    )
+
+
+def _private(run: Run, state: State) -> None:
+    phase = PrivatePhase(run)
+    phase.begin(run, state)
+    total, seen = phase.clipped_sum(run, state, 0, np.arange(run.config.compute.microbatch))
+    for part in seen:
+        if not bool(part.losses.isfinite().all() and part.norms.isfinite().all()):
+            raise DryStepError(
+                "private: the loss or gradient of made images is not finite: change private.p_mean, private.p_std or "
+                "private.sigma_data"
+            )
+    private = run.config.private
+    key, rate = bytes(KEY_BYTES), private.learning_rate
+    noise_step(
+        total, key, STAND_IN_NOISE, private.clip_norm, phase.expected_units, state, 0, rate, private.ema
+    )
+    _require(
+        _fault_after(state), "private", "a lower private.learning_rate or clip_norm, or a higher sample_rate"
+    )
+
+
+DRY: dict[str, Callable[[Run, State], None]] = {"central": _central, "warmup": _warmup, "private": _private}
+
+
+def _sample(config: Config, state: State) -> None:
+    """A sample as the release will draw it, in a few steps, by the untrained network."""
+    net, sampling = state.net, config.sampling
+    shape = (1 + SAMPLED_STEPS, 1, config.data.channels, config.data.size, config.data.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        image = denoise(
+            net,
+            noise,
+            torch.zeros(1, dtype=torch.int64),
+            steps=min(sampling.steps, SAMPLED_STEPS),
+            sampler=sampling.sampler,
+            sigma_data=config.private.sigma_data,
+        )
+    finite = bool(image.isfinite().all())
+    _require(None if finite else "a sample is not finite", "sampling", "another private.sigma_data")
+
+
+def _fault_after(state: State) -> str | None:
+    """What a step has made of the state that is not finite, or None."""
+    if not bool(state.exp_avg.isfinite().all() and state.exp_avg_sq.isfinite().all()):
+        return "Adam's moments hold NaN or infinity"
+    return fault_of(state)
+
+
+def _require(fault: str | None, stage: str, instead: str) -> None:
+    if fault is not None:
+        raise DryStepError(f"{stage}: after one step on made images {fault}: give {instead}")
+
+
+def _require_tensorboard(config: Config) -> None:
+    if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise DryStepError(
+            "logging.tensorboard is true but tensorboard is not installed: install it, or set logging.tensorboard=false"
+        )
+
+
+def _require_room_for_gradients(config: Config, state: State) -> None:
+    """On a CPU per-unit gradients are stored whole; on a GPU the engine's plan sees to its memory."""
+    bytes_, memory = 4 * config.compute.microbatch * state.weights.numel(), _machine_memory()
+    if not state.weights.is_cuda and bytes_ > memory:
+        raise DryStepError(
+            f"compute.microbatch is {config.compute.microbatch}: its gradients take {bytes_ / GIB:.3g} GiB, but this "
+            f"machine has {memory / GIB:.3g} GiB: lower compute.microbatch"
+        )
+
+
+@contextmanager
+def _told(stage: str) -> Iterator[None]:
+    """Makes what torch and others say of a step that they cannot do into one line; the package's errors pass."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OverflowError, MemoryError, ZeroDivisionError) as error:
+        if type(error).__module__.startswith("curriculumdp"):
+            raise
+        said = (" ".join(str(error).split()) or type(error).__name__)[:300]
+        raise DryStepError(f"{stage}: a step on made images fails: {said}: {_remedy(said, stage)}") from error
+
+
+def _remedy(said: str, stage: str) -> str:
+    if "deterministic" in said:
+        return "a step must repeat to the bit: set compute.device=cpu, or a model without that operation"
+    if "memory" in said:
+        return "lower compute.microbatch, private.draws or model.channels"
+    return f"change the options of {stage}, private or model that are far from the shipped configs"
+
+
+@contextmanager
+def _no_trace(state: State) -> Iterator[None]:
+    """Puts the state and torch's generators back as they were; the copies are on the CPU, where there is room."""
+    buffers = {name: tensor.to("cpu", copy=True) for name, tensor in state.tensors().items()}
+    central, device = state.central, state.weights.device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        state.load(buffers)
+        state.central = central
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
