@@ -1,14 +1,24 @@
 """What single options of a run cannot see: pairs that do not go together."""
 
 from collections.abc import Iterator
+from math import log
 from typing import TYPE_CHECKING
 
 from curriculumdp.config_file import shown
 
 if TYPE_CHECKING:
-    from curriculumdp.config import CentralConfig, Config, DataConfig, ModelConfig, PrivacyConfig
+    from curriculumdp.config import (
+        CentralConfig,
+        Config,
+        DataConfig,
+        ModelConfig,
+        PrivacyConfig,
+        PrivateConfig,
+    )
 
 STAGES = ("central", "warmup", "private")
+# No normal of 32-bit words lies farther out; and e^±80, a square's, is well inside what fp32 holds.
+FARTHEST_LEVEL, MOST_LOG_LEVEL = 7.0, 40.0
 
 
 def disagreements(config: "Config") -> Iterator[str]:
@@ -16,6 +26,7 @@ def disagreements(config: "Config") -> Iterator[str]:
     yield from _curriculum_problems(config)
     yield from _data_problems(config.data, config.privacy)
     yield from _model_problems(config.model, config.data.size)
+    yield from _level_problems(config.private)
     if config.central is not None:
         yield from _central_problems(config.central, config.data)
     if config.compute.precision == "bf16" and config.compute.device != "cuda":
@@ -101,6 +112,16 @@ def _model_problems(model: "ModelConfig", size: int) -> Iterator[str]:
                 "model.groups"
             )
             return
+
+
+def _level_problems(private: "PrivateConfig") -> Iterator[str]:
+    reach = abs(private.p_mean) + FARTHEST_LEVEL * private.p_std + abs(log(private.sigma_data))
+    if reach > MOST_LOG_LEVEL:
+        yield (
+            f"private.p_mean is {private.p_mean:g}, private.p_std {private.p_std:g} and private.sigma_data "
+            f"{private.sigma_data:g}: the loss of some noise levels would be infinite; |p_mean| + "
+            f"{FARTHEST_LEVEL:g}·p_std + |ln sigma_data| must be at most {MOST_LOG_LEVEL:g}"
+        )
 
 
 def _central_problems(central: "CentralConfig", data: "DataConfig") -> Iterator[str]:

@@ -28,10 +28,6 @@ def nothing_was_begun(run_dir: Path) -> bool:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("private__sigma_data", 1e-30),
-        ("private__sigma_data", 1e200),
-        ("private__p_mean", 1e5),
-        ("private__p_std", 1e30),
         ("private__learning_rate", 1e39),
         ("private__learning_rate", 1e30),
         ("warmup__learning_rate", 1e30),
@@ -55,6 +51,10 @@ def test_what_cannot_be_trained_is_refused_before_there_is_a_ledger(tmp_path, ke
         ("central__clip_norm", 1e-31),
         ("central__clip_norm", 1.05e12),
         ("compute__microbatch", 2**17),
+        ("private__sigma_data", 1e-30),
+        ("private__sigma_data", 1e200),
+        ("private__p_mean", -1e5),
+        ("private__p_std", 64.0),
         ("compute__threads", 10**6),
         ("data__name", "../up"),
         ("data__class_counts", [10**400] * 10),
