@@ -102,12 +102,12 @@ class DataConfig(Section):
     )
     ledger: str | None = Field(
         default=None,
-        description="folder of that ledger (default: the user's state folder)",
+        description="folder of that ledger, an absolute path (default: the user's state folder)",
         json_schema_extra=NEUTRAL,
     )
     budget: Annotated[Float, Field(gt=0, le=100)] | None = Field(
         default=None,
-        description="ε that all runs on the named data set may cost together; fixed by its first run",
+        description="ε that all runs on the named data set may cost together; launch/budget.py makes its ledger",
     )
 
 

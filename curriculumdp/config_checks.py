@@ -1,5 +1,6 @@
 """What single options of a run cannot see: pairs that do not go together."""
 
+import os
 from collections.abc import Iterator
 from math import log
 from typing import TYPE_CHECKING
@@ -69,6 +70,11 @@ def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str
         yield f"data.window is {list(data.window)}: low must be below high"
     if data.ledger is not None and data.name is None:
         yield "data.ledger is given without data.name: name the data set that it composes, or remove it"
+    if data.ledger is not None and not os.path.isabs(data.ledger):
+        yield (
+            f"data.ledger is {shown(data.ledger)}: another working directory or home would find another ledger, "
+            "and spend data.budget again; write an absolute path"
+        )
     if data.budget is not None and data.name is None:
         yield (
             "data.budget is given without data.name: name the data set whose runs it limits together, or remove it"

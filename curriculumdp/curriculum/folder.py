@@ -19,15 +19,23 @@ from numpy.typing import NDArray
 
 from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
 from curriculumdp.config import Config, config_from, resume_differences
+from curriculumdp.curriculum.dataset import attach, dataset_ledger
 from curriculumdp.curriculum.phase import State
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.curriculum.publish import guarantee_of, weights_of
 from curriculumdp.data.images import ImageSet
 from curriculumdp.export import damage, other_release
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
-from curriculumdp.privacy.ledger import CHECKPOINTS, SECRET, Ledger, RunLock, ledger_is_missing
-from curriculumdp.privacy.ledger_files import LEDGER, key_is_cut
+from curriculumdp.privacy.dataset_ledger import NoRoom
+from curriculumdp.privacy.ledger import (
+    CHECKPOINTS,
+    SECRET,
+    Ledger,
+    LedgerError,
+    RunLock,
+    ledger_is_missing,
+)
+from curriculumdp.privacy.ledger_files import LEDGER, forget_unbegun, key_is_cut
 from curriculumdp.privacy.noise import check_capacity
 from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folder, sync_folder
 from curriculumdp.privacy.release import AccountingError, Release
@@ -90,7 +98,9 @@ class RunFolder:
         begun = not (missing or (key_is_cut(self.private) and self.secret_file.exists()))
         sealed = begun and self._read_ledger().sealed is not None
         self._compare_config(config)
-        if not sealed:
+        if sealed:
+            self._settle(config)
+        else:
             self._require_no_release()
         return sealed
 
@@ -163,13 +173,26 @@ class RunFolder:
         return config
 
     def _attach(self, config: Config, data: Sequence[NDArray[Any]] | None) -> None:
-        """Ties the run to its named data set's ledger, which composes all runs on it and notices copied folders.
+        """Ties the run to its data set's ledger; one that finds no room there may begin anew with another plan."""
+        try:
+            attach(config, self.ledger, data)
+        except NoRoom:
+            if len(self.ledger.macs) == 1:  # the plan alone: nothing was drawn
+                self.ledger.close()
+                forget_unbegun(self.private)
+            raise
 
-        Raises LedgerError if the run has no room within `data.budget`. Without `data` the run can only end.
+    def _settle(self, config: Config) -> None:
+        """Gives back what a sealed run did not use, where a kill came before that; what is released is not refused.
+
+        Raises LedgerError, before there is a release, where the data set's ledger tells of a copy that went on.
         """
-        shared = dataset_ledger(config)
-        for warning in shared.attach(self.ledger, config.privacy.epsilon, data) if shared else ():
-            print(f"warning: {warning}", flush=True)
+        try:
+            self._attach(config, None)
+        except LedgerError as error:
+            if not self.release.exists():
+                raise
+            print(f"warning: {error}", flush=True)
 
     def _compare_config(self, config: Config) -> None:
         file = self.private / CONFIG
@@ -280,21 +303,6 @@ class RunFolder:
     @property
     def metrics_shown(self) -> bool:
         return (self.private / SHOWN).exists()
-
-
-def dataset_ledger(config: Config) -> DatasetLedger | None:
-    """The ledger of the config's named data set, or None; LedgerError if other runs have defined it otherwise."""
-    data = config.data
-    if data.name is None:
-        return None
-    place = Path(data.ledger).expanduser() if data.ledger else state_folder(data.name)
-    definition = {
-        "unit": data.unit,
-        "units": data.units,
-        "delta": config.privacy.delta,
-        "budget": data.budget,
-    }
-    return DatasetLedger.open(place, definition)
 
 
 def within(config: Config) -> Callable[[Sequence[Release]], bool]:

@@ -6,22 +6,22 @@ each entry of its own ledger, before the noise, its head (count, MAC) is mirrore
 
 | file         | holds                                                                                    |
 |--------------|------------------------------------------------------------------------------------------|
-| ledger.jsonl | a chain: `definition` (unit, δ, …) once; `reserve` (run, releases, epsilon, content MAC) |
+| ledger.jsonl | a chain: `definition` (unit, δ, …); `reserve` (run, releases, epsilon, content MAC)      |
 | dataset.key  | its key                                                                                  |
 | mirrors/RUN  | the run's head (`mirror.py`)                                                             |
 | lock         | held while the chain is read or written                                                  |
 
 A definition with a `budget` makes the ledger a limit (`filter.py`): what is reserved, over all runs, never
-passes it. It is set by the data set's first run and never changed, and every run on the data must name it.
+passes it. Such a ledger is made by an operator, never by a run, which would spend the budget again wherever it
+finds none. From the first reservation on the definition never changes, and every run on the data must name it.
 """
 
 import hmac
 import json
-import math
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class Reservation:
     releases: tuple[Release, ...]
     epsilon: float
     content: str
+    sealed: bool = False
+
+
+class NoRoom(LedgerError):
+    """A new run's plan would pass the budget: nothing is reserved for it, and nothing of it was drawn."""
 
 
 class DatasetLedger:
@@ -71,39 +76,74 @@ class DatasetLedger:
     rolled back. `limit` is the filter that sees to it, else None.
     """
 
-    def __init__(self, folder: Path, key: bytes) -> None:
-        self.folder, self._key = folder, key
+    def __init__(self, folder: Path, key: bytes, definition: Mapping[str, object]) -> None:
+        self.folder, self._key, self.definition = folder, key, dict(definition)
         self.limit: RenyiFilter | None = None
+        self.is_new = False
+
+    @classmethod
+    def find(cls, folder: Path, definition: Mapping[str, object]) -> "DatasetLedger | None":
+        """The data set's ledger, or None where there is none: nothing is made. Raises as `open` does."""
+        try:
+            if not (folder / LEDGER).exists():
+                return None
+        except OSError:
+            return None
+        with waiting_lock(folder / LOCK):
+            opened = cls(folder, read_key(folder / KEY), definition)
+            opened._take_definition()
+            return opened
 
     @classmethod
     def open(cls, folder: Path, definition: Mapping[str, object]) -> "DatasetLedger":
-        """The data set's ledger, made (mode 0700) if there is none. `definition`: unit, units, δ, budget or None.
+        """The ledger for a run that begins. `definition`: unit, units, δ, budget or None.
 
-        Raises LedgerError, naming the field and both values, if the data set was defined otherwise by its
-        first run; and if the ledger or its key is gone but runs were reserved in it.
+        One without a budget is made (mode 0700) if there is none, and `is_new` then. Raises LedgerError if there
+        is none and `definition` has a budget; naming the field and both values, if the data set was defined
+        otherwise; and if the ledger or its key is gone but runs were reserved in it.
         """
+        if definition.get("budget") is None:
+            return cls._made(folder, definition, lambda before: before.get("budget") is None)
+        found = cls.find(folder, definition)
+        if found is None:
+            cls._require_no_mirrors(folder)
+            raise LedgerError(
+                f"{folder}: holds no ledger of the data set, and a run with data.budget makes none, lest the "
+                "budget be spent twice: mount it or correct data.ledger; if no run was ever made on these data, "
+                "run launch/budget.py CONFIG --create"
+            )
+        return found
+
+    @classmethod
+    def create(cls, folder: Path, definition: Mapping[str, object]) -> "DatasetLedger":
+        """The ledger as an operator orders it: made, or defined anew where no run was ever reserved in it."""
+        return cls._made(folder, definition, lambda _: True)
+
+    @classmethod
+    def _made(
+        cls, folder: Path, definition: Mapping[str, object], may_replace: Callable[[dict[str, Any]], bool]
+    ) -> "DatasetLedger":
+        first = _definition_entry(definition)
         try:
             make_folder(folder, 0o700)
             make_folder(folder / MIRRORS, 0o700)
         except OSError as error:
             raise LedgerError(f"{folder}: the data set's ledger cannot be made ({error.strerror})") from error
         with waiting_lock(folder / LOCK):
-            if not (folder / LEDGER).exists():
-                cls._create(folder, definition)
-            opened = cls(folder, read_key(folder / KEY))
-            opened._take_definition(definition)
+            is_new = not (folder / LEDGER).exists()
+            if is_new:
+                cls._create(folder, first)
+            opened = cls(folder, read_key(folder / KEY), definition)
+            before = opened._defined()["definition"]
+            if canonical(before) != canonical(first["definition"]) and may_replace(before):
+                is_new = opened._define_anew(first)
+            opened._take_definition()
+            opened.is_new = is_new
             return opened
 
     @classmethod
-    def _create(cls, folder: Path, definition: Mapping[str, object]) -> None:
-        if any((folder / MIRRORS).iterdir()):
-            raise LedgerError(
-                f"{folder / LEDGER}: the data set's ledger is missing, but runs were mirrored beside it: "
-                "bring it back"
-            )
-        first = {"kind": "definition", "version": VERSION, "definition": dict(definition)}
-        if definition.get("budget") is not None:  # the order is fixed here, before any query, and kept
-            first["order"] = _filter(definition).order
+    def _create(cls, folder: Path, first: Mapping[str, object]) -> None:
+        cls._require_no_mirrors(folder)
         path = folder / KEY
         if path.exists() and path.stat().st_size != KEY_BYTES:
             path.unlink()  # cut by a kill; nothing was written under it
@@ -111,8 +151,24 @@ class DatasetLedger:
             write_key(path, secrets.token_bytes(KEY_BYTES))
         Chain.create(folder / LEDGER, subkey(read_key(path), "chain"), KIND, first).close()
 
+    @classmethod
+    def _require_no_mirrors(cls, folder: Path) -> None:
+        mirrors = folder / MIRRORS
+        if mirrors.is_dir() and any(mirrors.iterdir()):
+            raise LedgerError(
+                f"{folder / LEDGER}: the data set's ledger is missing, but runs were mirrored beside it: "
+                "bring it back"
+            )
+
+    def _define_anew(self, entry: Mapping[str, object]) -> bool:
+        """Whether the definition was replaced: only as long as no run was reserved under it."""
+        if self._reservations():
+            return False
+        self._append(entry)
+        return True
+
     def require_room(self, planned: Sequence[Release]) -> None:
-        """Raises LedgerError, one line, if a new run's plan would pass the budget as things stand now.
+        """Raises NoRoom, one line, if a new run's plan would pass the budget as things stand now.
 
         `attach` asks again, and reserves: this is to stop before anything of the run is made.
         """
@@ -125,11 +181,12 @@ class DatasetLedger:
         To be called once, right after the run's ledger was made or opened; without `data` (a run that only
         ends) nothing is reserved for a run that is not known. Returns warnings: lines for the user, such as
         that the data are not what an earlier run of that name saw. Raises LedgerError if the run's ledger is
-        not the one that was mirrored last, or one entry ahead of it (a crash between them), and if there is
-        no room for the run within the budget.
+        not the one that was mirrored last, or one entry ahead of it (a crash between them), and NoRoom if there
+        is no room for a new run within the budget.
         """
         mirror = RunMirror(self.folder / MIRRORS / ledger.run, subkey(self._key, "mirror"), self._extend)
         with waiting_lock(self.folder / LOCK):
+            self._take_definition()  # as it is now: until a run is reserved it may be replaced
             known = self._reservations()
             content = "" if data is None else data_mac(subkey(self._key, "content"), *data)
             if ledger.run in known:
@@ -145,7 +202,7 @@ class DatasetLedger:
             else:
                 self._require_room(known, ledger.planned)
                 mirror.create(*ledger.head())
-                self._append(Reservation(ledger.run, tuple(ledger.planned), float(epsilon), content))
+                self._reserve(Reservation(ledger.run, tuple(ledger.planned), float(epsilon), content))
         ledger.mirror = mirror
         return [
             f"{self.folder}: the data are not those that run {other.run} saw under this name; the cost of "
@@ -175,38 +232,42 @@ class DatasetLedger:
         with waiting_lock(self.folder / LOCK):
             return 1 - self._share(self._reservations())
 
-    def _extend(self, run: str, releases: Sequence[Release]) -> bool:
+    def _extend(self, run: str, releases: Sequence[Release], sealed: bool) -> bool:
         """Whether another cost of a run is in force now: more than planned, or at its end what it really was.
 
         False, and the cost before stays in force, where the budget has no room for it.
         """
         with waiting_lock(self.folder / LOCK):
             known = self._reservations()
-            return self._replace(known, replace(known[run], releases=tuple(releases)))
+            return self._replace(known, replace(known[run], releases=tuple(releases), sealed=sealed))
 
     def _replace(self, known: dict[str, Reservation], wanted: Reservation) -> bool:
         before = known[wanted.run]
-        if before.releases == wanted.releases:
+        if before == wanted:
             return True
         if self.limit is not None:
             more = self.limit.share(wanted.releases) - self.limit.share(before.releases)
             if more > 0 and self._share(known) + more > 1:
                 return False
-        self._append(wanted)
+        self._reserve(wanted)
         return True
 
     def _settle(self, known: dict[str, Reservation], ledger: Ledger) -> None:
-        """Puts in force what a run may do without asking, where a kill has left another reservation.
+        """Makes a run and its reservation agree, where a kill came between a change of the two.
 
-        A sealed run's unused steps are given back; a plan from which an extension took is made whole again.
+        A sealed run's unused steps are given back. Any other keeps to what is reserved: after an extension that
+        traded later steps away, another run may have taken their room.
         """
-        before, granted = known[ledger.run], ledger.granted()
-        if ledger.sealed is None and all(
-            count <= _counted(before.releases).get(row, 0) for row, count in _counted(granted).items()
-        ):
-            return
-        if not self._replace(known, replace(before, releases=tuple(granted))):
-            raise LedgerError(f"{self.folder}: {self._no_room(known, granted)}")
+        before = known[ledger.run]
+        if ledger.sealed is not None:
+            settled = self._replace(known, replace(before, releases=tuple(ledger.releases()), sealed=True))
+        else:
+            settled = ledger.keep_within(before.releases)
+        if not settled:
+            raise LedgerError(
+                f"{self.folder}: run {ledger.run} has charged more than is reserved for it: the data set's "
+                "ledger was rolled back; bring the newest back"
+            )
 
     def _share(self, known: Mapping[str, Reservation]) -> float:
         assert self.limit is not None
@@ -214,27 +275,30 @@ class DatasetLedger:
 
     def _require_room(self, known: Mapping[str, Reservation], planned: Sequence[Release]) -> None:
         if self.limit is not None and self._share(known) + self.limit.share(planned) > 1:
-            raise LedgerError(f"{self.folder}: {self._no_room(known, planned)}")
+            raise NoRoom(f"{self.folder}: {self._no_room(known, planned)}")
 
     def _no_room(self, known: Mapping[str, Reservation], planned: Sequence[Release]) -> str:
         assert self.limit is not None
         left = max(0.0, 1 - self._share(known))
-        worth = self.limit.worth(left)
+        fitting = self.limit.fitting_epsilon(planned, left)
         return (
             f"data.budget is {self.limit.budget:g} for all runs on this data set together (δ = "
             f"{self.limit.delta:g}): {left:.1%} of it is left, and this run's plan takes "
             f"{self.limit.share(planned):.1%}: "
-            + (f"set privacy.epsilon to about {_floored(worth)}, or " if worth and worth >= 0.01 else "")
+            + (f"set privacy.epsilon to {fitting}, or " if fitting else "take fewer or noisier queries, or ")
             + "end unfinished runs by launch/export.py, which gives back what they did not use"
         )
 
     def _chain(self, to_append: bool) -> Chain:
         return Chain.open(self.folder / LEDGER, subkey(self._key, "chain"), KIND, to_append)
 
-    def _append(self, reservation: Reservation) -> None:
+    def _reserve(self, reservation: Reservation) -> None:
+        self._append({"kind": "reserve", **asdict(reservation)})
+
+    def _append(self, entry: Mapping[str, object]) -> None:
         chain = self._chain(to_append=True)
         try:
-            chain.append({"kind": "reserve", **asdict(reservation)})
+            chain.append(entry)
         finally:
             chain.close()
 
@@ -247,7 +311,10 @@ class DatasetLedger:
         """The last reservation of each run, from a freshly checked file; the lock must be held."""
         found: dict[str, Reservation] = {}
         for number, entry in enumerate(self._entries()[1:], start=2):
-            if entry.pop("kind") != "reserve":
+            kind = entry.pop("kind")
+            if kind == "definition" and not found:
+                continue
+            if kind != "reserve":
                 raise LedgerError(
                     f"{self.folder / LEDGER}: line {number} is of another version of this program"
                 )
@@ -255,20 +322,37 @@ class DatasetLedger:
             found[entry["run"]] = Reservation(**entry)
         return found
 
-    def _take_definition(self, definition: Mapping[str, object]) -> None:
-        entry = self._entries()[0]
+    def _defined(self) -> dict[str, Any]:
+        """The entry of the definition in force, the last one; the lock must be held."""
+        first, *later = self._entries()
+        entry = next((late for late in reversed(later) if late["kind"] == "definition"), first)
         if entry["kind"] != "definition" or entry["version"] != VERSION:
             raise LedgerError(f"{self.folder / LEDGER}: was made by another version of this program")
+        return entry
+
+    def _take_definition(self) -> None:
+        entry, definition = self._defined(), self.definition
         was = entry["definition"]
         for field in sorted({*was, *definition}):
             if canonical(was.get(field)) != canonical(definition.get(field)):
                 now, first = definition.get(field), was.get(field)
+                advice = (
+                    f"it can no longer change, set it to {first!r}"
+                    if self._reservations()
+                    else f"set it to {first!r}, or run launch/budget.py CONFIG --create: no run has used it yet"
+                )
                 raise LedgerError(
-                    f"{self.folder}: {field} is {now!r} here and {first!r} for the data set's first run: "
-                    "all runs on one data set must agree, or name another data set"
+                    f"{self.folder}: {field} is {now!r} here and {first!r} for the data set: {advice}"
                 )
         if was.get("budget") is not None:
             self.limit = _filter(was, entry["order"])
+
+
+def _definition_entry(definition: Mapping[str, object]) -> dict[str, Any]:
+    entry = {"kind": "definition", "version": VERSION, "definition": dict(definition)}
+    if definition.get("budget") is not None:  # the order is fixed here, before any query, and kept
+        entry["order"] = _filter(definition).order
+    return entry
 
 
 def _filter(definition: Mapping[str, Any], order: int | None = None) -> RenyiFilter:
@@ -285,9 +369,3 @@ def _counted(releases: Sequence[Release]) -> dict[Release, int]:
         row = replace(release, count=0)
         counts[row] = counts.get(row, 0) + release.count
     return counts
-
-
-def _floored(value: float) -> str:
-    """Two digits, never above the value."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return f"{math.floor(value / unit) * unit:.2g}"

@@ -26,9 +26,10 @@ What follows, and what does not:
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from curriculumdp.privacy.accountant import AccountingError, check_delta, epsilon, rdp_curve
-from curriculumdp.privacy.calibrate import check_budget
+from curriculumdp.privacy.calibrate import check_budget, solve_noise_multiplier
 from curriculumdp.privacy.release import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, Release
 
 # Whole orders: their divergence is a finite binomial sum, without the series that fractional ones need.
@@ -83,3 +84,47 @@ class RenyiFilter:
             return None
         alike = Release("run", "gaussian", 1.0, max(noise, MIN_NOISE_MULTIPLIER), 1)
         return epsilon([alike], self.delta) or None
+
+    def fitting_epsilon(self, planned: Sequence[Release], share: float) -> str | None:
+        """The largest ε, of two digits, at which this plan fits into this part of the limit; None without one.
+
+        The plan at another ε is its own queries and another noise multiplier of DP-SGD, its last row. The number
+        was solved and held against the share: four to eight evaluations of the accountant, a second each.
+        """
+        *fixed, last = planned
+        if last.name != "private":
+            return None
+        noise = self._fitting_noise(fixed, last, share)
+        if noise is None:
+            return None
+        try:
+            text = _floored(epsilon([*fixed, replace(last, noise_multiplier=noise)], self.delta))
+            solved = solve_noise_multiplier(fixed, last.sample_rate, last.count, float(text), self.delta)
+        except AccountingError:  # the queries alone cost more than what the plan comes to, rounded down
+            return None
+        fits = self.share([*fixed, replace(last, noise_multiplier=solved)]) <= share
+        return text if fits else None
+
+    def _fitting_noise(self, fixed: Sequence[Release], last: Release, share: float) -> float | None:
+        """The least noise multiplier of `last`, to 0.01 %, with which it and `fixed` take at most `share`."""
+
+        def fits(noise: float) -> bool:
+            return self.share([*fixed, replace(last, noise_multiplier=noise)]) <= share
+
+        low, high = last.noise_multiplier, 2 * last.noise_multiplier
+        while high <= MAX_NOISE_MULTIPLIER and not fits(high):
+            low, high = high, 2 * high
+        if high > MAX_NOISE_MULTIPLIER:
+            return None
+        while high > low * 1.0001:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if fits(middle) else (middle, high)
+        return high
+
+
+def _floored(value: float) -> str:
+    """Two digits, never above the value."""
+    if value <= 0:
+        raise AccountingError("nothing is left")
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{float(f'{math.floor(value / unit) * unit:.2g}'):g}"

@@ -77,6 +77,9 @@ class Mirror(Protocol):
     def reserve(self, releases: Sequence[Release]) -> bool:
         """Whether the run may cost up to `releases` in all, from now on."""
 
+    def end(self, releases: Sequence[Release]) -> None:
+        """The run is sealed and has cost `releases`."""
+
 
 def no_allowance(_: Sequence[Release]) -> bool:
     """Allows nothing beyond the plan."""
@@ -238,6 +241,10 @@ class Ledger:
         """PUBLIC: what this run may come to without asking anybody again; of a sealed one, what it came to."""
         return self.releases() if self.sealed is not None else self._spending.granted()
 
+    def keep_within(self, reserved: Sequence[Release]) -> bool:
+        """Whether `reserved` covers all that was charged, and is what this run may come to without asking."""
+        return self._spending.bind(reserved)
+
     def begin(self, fingerprint: Mapping[str, object], nonce: str) -> int:
         """Begin a process's part of the run, and return the incarnation's number. Called before any charge.
 
@@ -309,7 +316,7 @@ class Ledger:
         """Ends the ledger: nothing can be charged any more. `reason`: planned, budget or operator."""
         self._append({"kind": "sealed", "reason": reason})
         if self.mirror is not None:
-            self.mirror.reserve(self.releases())
+            self.mirror.end(self.releases())
 
     def close(self) -> None:
         """Closes the file; what was read can still be asked for."""

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curriculumdp.privacy.chain import Chain, LedgerError, canonical, unfinished
-from curriculumdp.privacy.randomness import KEY_BYTES, RunSecret, SecretError, read_private, write_private
+from curriculumdp.privacy.randomness import (
+    KEY_BYTES,
+    RunSecret,
+    SecretError,
+    read_private,
+    sync_folder,
+    write_private,
+)
 
 LEDGER, KEY, SECRET, CHECKPOINTS = "ledger.jsonl", "ledger.key", "secret", "checkpoints"
 KIND = "run ledger"
@@ -57,6 +64,16 @@ def ledger_is_missing(folder: Path) -> bool:
     unfinished(folder / LEDGER).unlink(missing_ok=True)
     (folder / SECRET).unlink(missing_ok=True)  # without a ledger nothing was ever drawn from it
     return True
+
+
+def forget_unbegun(folder: Path) -> None:
+    """Removes a ledger of the plan alone, from which nothing was drawn: another plan may begin in its folder.
+
+    In an order that, killed anywhere, leaves what a creation killed half-way leaves.
+    """
+    for name in (KEY, LEDGER, SECRET):
+        (folder / name).unlink(missing_ok=True)
+        sync_folder(folder)
 
 
 def read_key(path: Path) -> bytes:

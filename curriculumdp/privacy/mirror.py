@@ -23,9 +23,11 @@ ELSEWHERE = "this run folder was rolled back, or a copy of it has gone on: bring
 
 
 class RunMirror:
-    """The mirror of the run named by `path.name`; `extend(run, releases)` changes what it has reserved."""
+    """The mirror of the run named by `path.name`; `extend(run, releases, sealed)` changes what it has reserved."""
 
-    def __init__(self, path: Path, key: bytes, extend: Callable[[str, Sequence[Release]], bool]) -> None:
+    def __init__(
+        self, path: Path, key: bytes, extend: Callable[[str, Sequence[Release], bool], bool]
+    ) -> None:
         self.path, self._key, self._extend = path, key, extend
 
     def create(self, count: int, mac: str) -> None:
@@ -70,7 +72,11 @@ class RunMirror:
 
     def reserve(self, releases: Sequence[Release]) -> bool:
         """Changes what the run has reserved, and says whether that was granted."""
-        return self._extend(self.path.name, releases)
+        return self._extend(self.path.name, releases, False)
+
+    def end(self, releases: Sequence[Release]) -> None:
+        """Gives back what the run, now sealed, had reserved beyond the `releases` that it made."""
+        self._extend(self.path.name, releases, True)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:

@@ -25,12 +25,12 @@ class Accountant:
         return sum(release.count for release in releases) <= self.most
 
 
-def charge_until_spent(spending: Spending, planned: Release) -> int:
+def charge_until_spent(spending: Spending, planned: Release, reserve: "Reserve | None" = None) -> int:
     """How many were charged before BudgetSpent."""
     charged = 0
     while True:
         try:
-            charge(spending, planned)
+            charge(spending, planned, reserve)
         except BudgetSpent:
             return charged
         charged += 1
@@ -108,11 +108,77 @@ def test_what_is_granted_is_the_plan_until_a_row_passes_it_and_then_what_was_res
     spending = Spending([CENTRAL, PRIVATE], Accountant(13))
     for _ in range(4):
         charge(spending, CENTRAL)
-    assert {r.name: r.count for r in spending.granted()} == {"central": 11, "private": 0}
+    assert {r.name: r.count for r in spending.granted()} == {"central": 4, "private": 9}
     resumed = Spending([CENTRAL, PRIVATE], Accountant(13))
     for _ in range(4):
         resumed.add(replace(CENTRAL, count=0))
     assert resumed.granted() == [replace(CENTRAL, count=4)]
+
+
+@pytest.mark.parametrize("room", [14, 21, 77, 200])
+def test_an_extension_that_fits_beside_the_plan_keeps_all_of_it(room):
+    spending, reserve = Spending([CENTRAL, PRIVATE], Accountant(room)), Reserve()
+    for _ in range(4):
+        charge(spending, CENTRAL, reserve)
+    assert {r.name: r.count for r in spending.granted()}["private"] == 10
+    for _ in range(10):
+        charge(spending, PRIVATE, reserve)
+    assert len(reserve.granted) == 1
+
+
+@pytest.mark.parametrize("within", ["accountant", "reserve"])
+@pytest.mark.parametrize("redone", [1, 2, 3, 7, 10])
+def test_where_the_plan_and_one_more_do_not_fit_the_fewest_later_ones_are_given_up(redone, within):
+    most = {"accountant": math.inf, "reserve": math.inf, within: 13}
+    spending, reserve = Spending([CENTRAL, PRIVATE], Accountant(most["accountant"])), Reserve(most["reserve"])
+    for number in range(3 + redone):
+        charge(spending, CENTRAL, reserve)
+        left = 10 - max(0, number - 2)
+        assert {r.name: r.count for r in spending.granted()} == {
+            "central": max(3, number + 1),
+            "private": left,
+        }
+        if number > 2:
+            assert reserve.granted[-1] == spending.granted()
+    assert charge_until_spent(spending, PRIVATE, reserve) == 10 - redone
+
+
+def test_nothing_is_given_up_for_a_release_that_cannot_be_had_all_the_same():
+    spending, reserve = Spending([CENTRAL, PRIVATE], Accountant(3)), Reserve()
+    for _ in range(3):
+        charge(spending, CENTRAL, reserve)
+    with pytest.raises(BudgetSpent):
+        charge(spending, CENTRAL, reserve)
+    assert reserve.granted == []
+    assert spending.granted() == [CENTRAL, PRIVATE]
+
+
+@pytest.mark.parametrize("given_up", [1, 7, 200, 2250])
+def test_an_extension_asks_the_accountant_some_twenty_times_at_most(given_up):
+    accountant = Accountant(3 + 2251 - given_up)
+    spending = Spending([CENTRAL, replace(PRIVATE, count=2250)], accountant)
+    for _ in range(4):
+        charge(spending, CENTRAL)
+    assert spending.granted()[1].count == 2250 - given_up
+    assert accountant.asked <= len(AHEAD) + 2 + 2 * math.log2(2 * given_up)
+
+
+def test_a_run_that_goes_on_unmirrored_after_an_extension_keeps_what_fits_too():
+    spending = Spending([CENTRAL, PRIVATE], Accountant(13))
+    for _ in range(5):
+        spending.add(replace(CENTRAL, count=0))
+    assert charge_until_spent(spending, PRIVATE) == 8
+
+
+def test_a_reservation_is_a_runs_bound_unless_more_was_counted():
+    spending = Spending([CENTRAL, PRIVATE], Accountant(0))
+    charge(spending, CENTRAL)
+    reserved = [replace(CENTRAL, count=1), replace(PRIVATE, count=6)]
+    assert spending.bind(reserved)
+    assert spending.granted() == reserved
+    assert charge_until_spent(spending, PRIVATE) == 6
+    assert not spending.bind([replace(PRIVATE, count=9)])
+    assert spending.granted() == reserved
 
 
 def test_more_releases_than_can_be_counted_end_the_run_like_a_spent_budget():

@@ -1,0 +1,36 @@
+"""python launch/budget.py CONFIG [key.path=value ...] [--create]: what all runs on a data set may cost together.
+
+Lists the runs on the data set that CONFIG names, and what is left. --create makes its ledger: once, before the
+first run with data.budget, which makes none itself. Exit status: 0 done, 2 a bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a file of configs/, or your own, with data.name")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace the file's settings")
+    parser.add_argument("--create", action="store_true", help="make the ledger of a data set without runs")
+    asked = parser.parse_intermixed_args()
+
+    from curriculumdp.command import one_line_errors
+
+    with one_line_errors():
+        from curriculumdp.config import load_config
+        from curriculumdp.curriculum.dataset import create, described
+
+        config = load_config(asked.config, asked.overrides)
+        print(create(config) if asked.create else described(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
