@@ -7,6 +7,8 @@ P2 = "tests.curriculum.test_noise_of_step:"
 FOLDER = "tests.curriculum.test_folder:"
 LEDGER = "tests.privacy.test_ledger:"
 DATASET = "tests.privacy.test_dataset_ledger:"
+DATA_SET = "tests.curriculum.test_dataset:"
+BUDGET = "tests.privacy.test_budget:"
 CHAIN = "tests.privacy.test_chain:"
 RUIN = "tests.curriculum.test_ruin:"
 RANDOMNESS = "tests.privacy.test_randomness:"
@@ -78,6 +80,61 @@ LEDGER_FAULTS = [
         Check(LEDGER + "test_within_the_plan_nobody_is_asked_and_beyond_it_the_budget_ends_the_run"),
     ),
     Fault(
+        "an extension that reserves less than the run may do",
+        "curriculumdp.privacy.spending:Spending.admit",
+        "if self._allowance(_listed(wider)) and reserve(_listed(wider)):",
+        "if self._allowance(_listed(wider)) and reserve(_listed(self._counts | {row: most})):",
+        Check(BUDGET + "test_an_extension_keeps_the_plan_that_is_still_to_come"),
+    ),
+    Fault(
+        "steps given up that the run may do all the same",
+        "curriculumdp.privacy.spending:Spending._trade",
+        "self._bound = _cut(counts, kept, unused - cut)",
+        "self._bound = _cut(counts, kept, unused)",
+        Check(BUDGET + "test_where_plan_and_extension_do_not_fit_the_fewest_steps_are_given_up"),
+    ),
+    Fault(
+        "a plan taken for reserved after an extension gave up a part of it",
+        "curriculumdp.privacy.dataset_ledger:DatasetLedger._settle",
+        "settled = ledger.keep_within(before.releases)",
+        "settled = True",
+        Check(
+            BUDGET + "test_a_run_killed_between_an_extension_and_its_entry_goes_on_within_what_is_reserved"
+        ),
+    ),
+    Fault(
+        "a ledger that lies where the run is started",
+        "curriculumdp.config_checks:_data_problems",
+        "if data.ledger is not None and not os.path.isabs(data.ledger):",
+        "if data.ledger is not None and not data.ledger:",
+        Check(
+            DATA_SET + "test_a_ledger_whose_place_depends_on_where_a_run_is_started_is_refused",
+            {"place": "./state"},
+        ),
+    ),
+    Fault(
+        "a budget given anew by every ledger that is not found",
+        "curriculumdp.privacy.dataset_ledger:DatasetLedger.open",
+        'if definition.get("budget") is None:',
+        "if definition:",
+        Check(DATA_SET + "test_a_run_with_a_budget_makes_no_ledger_wherever_it_looks", {"home": "one"}),
+    ),
+    Fault(
+        "a budget that a run replaces by its own",
+        "curriculumdp.privacy.dataset_ledger:DatasetLedger.open",
+        'lambda before: before.get("budget") is None)',
+        "lambda before: before is not None)",
+        Check(DATA_SET + "test_a_ledger_that_no_run_has_used_is_defined_anew_and_one_in_use_is_not"),
+    ),
+    Fault(
+        "a budget that is raised after runs have used it",
+        "curriculumdp.privacy.dataset_ledger:DatasetLedger._define_anew",
+        "if self._reservations():",
+        "if len(self._reservations()) > 9:",
+        Check(BUDGET + "test_the_budget_is_the_first_runs_for_ever", {"budget": 2.1}),
+        raises=(LedgerError,),
+    ),
+    Fault(
         "the noise solved anew on resume",
         OPEN,
         'return json.dumps(self.ledger.plan["phases"]).encode()',
@@ -139,6 +196,23 @@ LEDGER_FAULTS = [
         "if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):",
         "if len(macs) > count + 1:",
         Check(DATASET + "test_of_two_copies_that_are_resumed_in_turn_the_second_is_refused"),
+    ),
+    Fault(
+        "a copy that seals itself and is released",
+        "curriculumdp.curriculum.folder:RunFolder.claim",
+        "self._settle(config)",
+        "pass",
+        Check(DATA_SET + "test_a_copy_that_sealed_itself_after_the_other_went_on_gets_no_release"),
+    ),
+    Fault(
+        "a run that goes on without the ledger that knows it",
+        "curriculumdp.curriculum.dataset:attach",
+        "if shared is None and ledger.sealed is None and (data is not None or ledger.releases()):",
+        "if shared is None and ledger.sealed is None and not ledger.macs:",
+        Check(
+            DATA_SET + "test_an_unsealed_run_that_has_spent_is_refused_without_its_ledger_and_makes_none",
+            {"command": "train"},
+        ),
     ),
     Fault(
         "a line's MAC that forgets the lines before",
