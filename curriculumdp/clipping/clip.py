@@ -40,6 +40,10 @@ def add_clipped_rows(grads: Tensor, total: Tensor, clip_norm: float, present: Te
 
     Why: the norm is short by less than 2⁻¹⁴ relative (`squared_norms`), two fp32 roundings add at most 2⁻²²,
     and rounding to integers √P/2; the margin is 2⁻¹², or 2²⁴ steps of the grid.
+
+    The margin bounds one unit's vector. That the sums of two neighbours differ by that vector alone is the packing's
+    doing: a removed unit's slot is still sampled and packed (`PrivatePhase.clipped_sum`), so that no other unit's
+    position, microbatch or arithmetic changes. Under bf16 a shift could move every other unit by more than the margin.
     """
     if not LEAST_CLIP_NORM <= clip_norm <= MOST_CLIP_NORM:
         raise ValueError(

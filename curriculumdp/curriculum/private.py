@@ -81,7 +81,9 @@ class PrivatePhase:
         """PRIVATE: this rank's share of the un-noised sum on the grid, int64 [P], and what its microbatches saw.
 
         Microbatch number i is rank i mod world's; no collective runs in here. What a microbatch computes
-        depends on its rows alone, so neither the world nor the order can show in the sum.
+        depends on its rows alone, so neither the world nor the order can show in the sum. A unit without images keeps
+        its slot: were it dropped, the units behind it would move, their arithmetic with them, and two neighbours'
+        sums would differ by more than one unit's vector. That, not the clip's margin, bounds the sensitivity.
         """
         compute, world = run.config.compute, run.world
         work = self.work = self.work or self._microbatch(run, state)

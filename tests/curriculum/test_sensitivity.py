@@ -136,6 +136,44 @@ def test_a_steps_sum_is_exactly_the_sum_of_what_each_unit_adds_alone(make_run, d
     assert torch.equal(alone, together)
 
 
+def let_arithmetic_depend_on_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives each place in a microbatch an arithmetic of its own, as kernels may: then a unit that moves shows."""
+    original = private.draw_batch
+
+    def placed(images: ImageSet, units: torch.Tensor, draws: int, *rest: object) -> private.UnitBatch:
+        batch = original(images, units, draws, *rest)
+        places = torch.arange(len(units)).repeat_interleave(draws)
+        return dataclasses.replace(batch, images=batch.images * (1 + places / 64)[:, None, None, None])
+
+    monkeypatch.setattr(private, "draw_batch", placed)
+
+
+@pytest.mark.parametrize(("microbatch", "worlds"), [(1, 1), (3, 2), (4, 1), (4, 3), (16, 1)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_sums_of_two_neighbours_differ_by_exactly_the_units_own_vector(
+    monkeypatch, make_run, digits, precision, microbatch, worlds
+):
+    """A removed unit's slot is still sampled and packed: nobody else moves, whatever arithmetic a place has."""
+    let_arithmetic_depend_on_the_place(monkeypatch)
+
+    def in_precision(*given: object, **changes: object) -> object:
+        run, state = make_run(*given, **changes)
+        compute = run.config.compute.model_copy(
+            update={"precision": precision}
+        )  # a config asks for a GPU first
+        run.config = run.config.model_copy(update={"compute": compute})
+        return run, state
+
+    mine = digits.units == PLACE
+    only = ImageSet(digits.images[mine], digits.labels[mine], digits.units[mine], digits.unit_count)
+    whole, without, own = (
+        full_sum(in_precision, images, worlds, compute__microbatch=microbatch)
+        for images in (digits, digits.without_unit(PLACE), only)
+    )
+    assert own.any()
+    assert torch.equal(whole - without, own)
+
+
 def test_a_steps_sum_has_nothing_of_the_step_before(make_run, digits):
     run, state = make_run(digits, World(0, 1, torch.device("cpu")))
     phase = PrivatePhase(run)

@@ -22,6 +22,10 @@ PACKING = Check(P1 + "test_the_bound_holds_whatever_the_world_the_packing_and_th
 ADDITIVE = Check(P1 + "test_a_steps_sum_is_exactly_the_sum_of_what_each_unit_adds_alone")
 COPIES = Check(P1 + "test_many_copies_of_an_image_in_one_unit_count_once")
 NEIGHBOURS = Check(P1 + "test_taking_a_unit_out_changes_no_other_units_draws_or_gradient")
+OWN_VECTOR = Check(
+    P1 + "test_the_sums_of_two_neighbours_differ_by_exactly_the_units_own_vector",
+    {"precision": "bf16", "microbatch": 4, "worlds": 1},
+)
 LAYOUT = Check(
     "tests.dpkernels.test_reference_layers:test_convolution",
     {"case": "3x3", "layout": "channels_last", "draws": 3},
@@ -85,6 +89,21 @@ SUM_FAULTS = [
         "present = (units >= 0) & (counts > 0)",
         "present = counts > 0",
         Check(P1 + "test_padding_and_empty_places_contribute_exactly_nothing"),
+    ),
+    Fault(
+        "slots of units without images dropped before microbatches are cut",
+        STEP,
+        PACKED,
+        PACKED.replace("(rows,", "(rows[run.images.counts[rows] > 0],"),
+        OWN_VECTOR,
+    ),
+    Fault(
+        "units without images packed behind the others",
+        STEP,
+        PACKED,
+        PACKED.replace("(rows,", "(rows[np.argsort(run.images.counts[rows] == 0, kind='stable')],"),
+        OWN_VECTOR,
+        uses={"np": np},
     ),
     Fault(
         "a unit's images treated as units",
