@@ -1,10 +1,17 @@
-"""What every command shares: a bad input ends in one clear line and exit status 2, a fault of ours in a traceback."""
+"""What every command shares: a bad input ends in one clear line and exit status 2, a fault of ours in a traceback.
 
+Standard library alone, so that `--help` and a bad command line are answered at once.
+"""
+
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+from curriculumdp.printable import printable
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -22,6 +29,16 @@ MACHINE_FAULTS = {
 }
 # These tell of the disk even where the system names no file, as when one that is open cannot grow.
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose faults are told as those of any other input are: in one line."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        _stop(f"{message}; see {self.prog} --help")
 
 
 @contextmanager
@@ -51,7 +68,6 @@ def one_line_errors() -> Iterator[None]:
         _stop("interrupted: nothing is lost; run the same command again to go on", INTERRUPTED)
 
 
-def _stop(message: str, status: int = BAD_INPUT) -> None:
-    printable = "".join(letter if letter.isprintable() else " " for letter in message)
-    print("error: " + " ".join(printable.split()), file=sys.stderr, flush=True)
+def _stop(message: str, status: int = BAD_INPUT) -> NoReturn:
+    print("error: " + " ".join(printable(message).split()), file=sys.stderr, flush=True)
     sys.exit(status)

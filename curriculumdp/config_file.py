@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from curriculumdp.printable import printable
+
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST = 1_000_000  # bytes of a config file that are read
 LONGEST_NUMBER = 100
@@ -73,7 +75,7 @@ def and_more(found: int) -> str:
 
 def _flat(text: object) -> str:
     """Text of unknown origin on one line, fit for a terminal."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    return " ".join(printable(text).split())
 
 
 class _Loader(yaml.SafeLoader):

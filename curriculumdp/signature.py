@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 MAKE_KEY = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
 MAKE_PUBLIC = "take it from the private key with: openssl pkey -in key.pem -pubout -out key.pub"
 
+LONGEST_KEY = 100_000  # bytes of a key file that are read
+
 
 class SignatureError(ValueError):
     """A key that cannot be used; the message is one line and never shows the key."""
@@ -18,8 +20,9 @@ class SignatureError(ValueError):
 
 def sign(content: bytes, private_key: Path) -> bytes:
     """The signature of `content` as a line of base64, by the Ed25519 key of a PEM file."""
+    pem = _read(private_key)
     try:
-        key = load_pem_private_key(_read(private_key), password=None)
+        key = load_pem_private_key(pem, password=None)
     except TypeError:
         raise SignatureError(f"{private_key} is encrypted: decrypt it first (openssl pkey)") from None
     except (ValueError, UnsupportedAlgorithm):
@@ -31,8 +34,9 @@ def sign(content: bytes, private_key: Path) -> bytes:
 
 def load_signer(public_key: Path) -> Ed25519PublicKey:
     """The Ed25519 public key of a PEM file. Raises SignatureError."""
+    pem = _read(public_key)
     try:
-        key = load_pem_public_key(_read(public_key))
+        key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         raise SignatureError(f"{public_key} is not a public key in PEM: {MAKE_PUBLIC}") from None
     if not isinstance(key, Ed25519PublicKey):
@@ -56,6 +60,10 @@ def _line(signature: bytes) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LONGEST_KEY)
     except OSError as error:
         raise SignatureError(f"{path}: {error.strerror}: name a key in a PEM file") from None
+    if not content.strip():
+        raise SignatureError(f"{path}: the file is empty: name a key in a PEM file")
+    return content

@@ -5,7 +5,6 @@ Information beside the certificate, never its proof. Reads no image of yours, un
 writes RUN_DIR/audit/. Exit status: 0 done, 1 a bound lies above the certificate's ε, 2 a bad input.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,9 +15,9 @@ ON_CPU = ["compute.device=cpu", "compute.precision=fp32"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("config", help="a file of configs/, or your own")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace the file's settings")
     parser.add_argument("--long", action="store_true", help="{} canaries, {} runs, {} steps".format(*LONG))
@@ -31,8 +30,6 @@ def main() -> int:
     usual = LONG if asked.long else QUICK
     given = (asked.canaries, asked.runs, asked.steps)
     canaries, runs, steps = (u if g is None else g for g, u in zip(given, usual, strict=True))
-
-    from curriculumdp.command import one_line_errors
 
     with one_line_errors():
         from curriculumdp.config import load_config

@@ -3,7 +3,6 @@
 Figures are those of launch/evaluate.py. Runs that differ in name and seed alone also get their mean and spread.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,14 +11,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also compare.csv, compare.json, compare.png")
-    asked = parser.parse_args()
-
-    from curriculumdp.command import one_line_errors
+    asked = parser.parse_intermixed_args()
 
     with one_line_errors():
         from curriculumdp.evaluation.compare import read_run, remarks, table, text_of, write_comparison

@@ -5,7 +5,6 @@ precision, recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:
 set that is public go to OUT/evaluation/, all others to OUT/private/evaluation/, which may not leave.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,9 +13,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("release", type=Path, help="a release folder, runs/NAME/release")
     parser.add_argument("--real", required=True, help="real images to test on, none of which was trained on")
     parser.add_argument("--public-real", action="store_true", help="the real set is public (digits is)")
@@ -28,9 +27,7 @@ def main() -> int:
     parser.add_argument("--classifiers", help="of logistic,mlp,cnn,wrn (default: all; wrn on a GPU only)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--out", type=Path, help="folder for the figures (default: the release's run)")
-    asked = parser.parse_args()
-
-    from curriculumdp.command import one_line_errors
+    asked = parser.parse_intermixed_args()
 
     with one_line_errors():
         from curriculumdp.evaluation.evaluate import Request, evaluate_release

@@ -5,7 +5,6 @@ operator) once its release is written. KEY is an Ed25519 private key in PEM: ope
 -out key.pem. Exit status: 0 done, 2 a bad input.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,9 +13,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="the folder of a run, such as runs/digits")
     parser.add_argument(
         "--out",
@@ -27,9 +26,7 @@ def main() -> int:
     )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="private key that signs the certificate")
     parser.add_argument("--end-run", action="store_true", help="end a run that is not finished, for good")
-    asked = parser.parse_args()
-
-    from curriculumdp.command import one_line_errors
+    asked = parser.parse_intermixed_args()
 
     with one_line_errors():
         from curriculumdp.curriculum.run import export_run

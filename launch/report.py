@@ -4,7 +4,6 @@ Writes RUN/report_public.html (only what is differentially private) and RUN/priv
 it may not leave). Figures of launch/evaluate.py are in them if it ran before.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,13 +12,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
-    asked = parser.parse_args()
+    from curriculumdp.command import Parser, one_line_errors
 
-    from curriculumdp.command import one_line_errors
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
+    asked = parser.parse_intermixed_args()
 
     with one_line_errors():
         from curriculumdp.evaluation.report import write_reports

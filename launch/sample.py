@@ -3,7 +3,6 @@
 images.npz holds images (uint8 [N, H, W, C]) and labels (int64 [N]). The same command gives the same images.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,9 +11,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("release", type=Path, help="the folder of a release")
     parser.add_argument("--num", type=int, required=True, metavar="N", help="number of images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for images.npz")
@@ -25,9 +24,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=18, help="sampling steps (default 18)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256, help="images at once (default 256)")
-    asked = parser.parse_args()
-
-    from curriculumdp.command import one_line_errors
+    asked = parser.parse_intermixed_args()
 
     with one_line_errors():
         from curriculumdp.synthetic import sample_release

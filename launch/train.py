@@ -4,7 +4,6 @@ Run the same command again after a crash or a preemption. Exit status: 0 done (o
 (one line says which), 143 stopped by SIGTERM with everything saved.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,9 +12,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("config", help="a file of configs/, or your own")
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
@@ -23,9 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--show-private-metrics", action="store_true", help="losses on the console; certified so"
     )
-    asked = parser.parse_args()
-
-    from curriculumdp.command import one_line_errors
+    asked = parser.parse_intermixed_args()
 
     with one_line_errors():
         from curriculumdp.config import load_config

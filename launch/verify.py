@@ -4,7 +4,6 @@ Recomputes ε from the certificate's releases by two libraries, checks every fil
 Exit status: 0 all of it holds, 1 it does not (a line for each reason), 2 a bad input.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,40 +12,30 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("release", type=Path, help="the folder of a release")
     parser.add_argument(
         "--signer", type=Path, metavar="PUB", help="Ed25519 public key (PEM) of who must have made it"
     )
-    asked = parser.parse_args()
-
-    from curriculumdp.command import one_line_errors
+    asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.verify import read_certificate, verify_release
+        from curriculumdp.printable import printable
+        from curriculumdp.verify import check_release, summary
 
-        problems = verify_release(asked.release, asked.signer)
-        for problem in problems:
-            print(f"WRONG: {problem}")
-        if problems:
+        checked = check_release(asked.release, asked.signer)
+        for problem in checked.problems:
+            print(printable(f"WRONG: {problem}"))
+        if checked.certificate is None or checked.recomputed is None or checked.problems:
             return 1
-        certificate = read_certificate(asked.release)
-        said, cost = certificate.guarantee, certificate.accounting
-        print(f"files: {len(certificate.files)}, each as certified")
-        print(f"promised: ε = {said.epsilon:.6g} at δ = {said.delta:g}, zero-out; a unit is {said.unit}")
-        print(f"cost, recomputed: PLD {cost.epsilon_of_releases:.6g}, Opacus RDP {cost.opacus_rdp:.6g}")
-        if cost.opacus_prv is not None:
-            print(
-                "and by Opacus PRV: {:.4g} (from {:.4g} to {:.4g})".format(
-                    *(cost.opacus_prv[i] for i in (1, 0, 2))
-                )
-            )
-        print(
-            f"stopped: {said.stopped}; private figures shown: {'yes' if said.private_metrics_shown else 'no'}"
+        for line in summary(checked.certificate, checked.recomputed):
+            print(printable(line))
+        origin = (
+            f"origin: signed by {asked.signer}" if asked.signer else "origin not proved: give --signer PUB"
         )
-        print(f"origin: signed by {asked.signer}" if asked.signer else "origin not proved: give --signer PUB")
+        print(printable(origin))
         return 0
 
 

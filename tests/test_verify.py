@@ -22,7 +22,7 @@ from curriculumdp.certificate import (
     parse_certificate,
 )
 from curriculumdp.export import certified_releases
-from curriculumdp.signature import SignatureError
+from curriculumdp.signature import SignatureError, load_signer, sign
 from curriculumdp.verify import REQUIRED, WEIGHTS, file_sha256, read_certificate, verify_release
 from tests.tiny_release import CONFIG, RELEASES, guarantee, write_keys, write_release
 
@@ -212,12 +212,11 @@ def test_weights_that_training_began_from_are_certified_as_taken_for_public(tmp_
 
 
 def test_a_run_of_central_images_alone_verifies(tmp_path: Path) -> None:
-    settings = {**CONFIG, "private": {**CONFIG["private"], "steps": 40}}
-    config = {**settings, "curriculum": ["central", "warmup"]}
+    config = {**CONFIG, "curriculum": ["central", "warmup"]}
     said = guarantee(releases=certified_releases(RELEASES[:1], {"central": 4.0}))
     release = write_release(tmp_path / "release", config=config, guarantee=said)
     assert verify_release(release) == []
-    (release / "training_config.yaml").write_text(yaml.safe_dump(settings))
+    (release / "training_config.yaml").write_text(yaml.safe_dump(CONFIG))
     assert any(line.startswith("private.steps") for line in verify.config_problems(release, said))
 
 
@@ -343,6 +342,33 @@ def test_unusable_signer_keys_are_named(release: Path, tmp_path: Path) -> None:
         with pytest.raises(SignatureError, match=key.name) as raised:
             verify_release(release, key)
         assert "\n" not in str(raised.value)
+
+
+def test_a_key_file_that_cannot_be_read_is_told_for_what_it_is(tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "ours")
+    (tmp_path / "empty.pem").write_bytes(b"\n")
+    (tmp_path / "folder").mkdir()
+    told = {"missing": "No such file", "folder": "Is a directory", "empty.pem": "the file is empty"}
+    for name, words in told.items():
+        for use in (lambda key: sign(b"", key), load_signer):
+            with pytest.raises(SignatureError, match=words) as raised:
+                use(tmp_path / name)
+            assert "PEM: " not in str(raised.value)
+            assert str(raised.value).startswith(str(tmp_path / name))
+    with pytest.raises(SignatureError, match="not a private key in PEM"):
+        sign(b"", public)
+    with pytest.raises(SignatureError, match="not a public key in PEM"):
+        load_signer(private)
+
+
+def test_a_key_file_without_leave_to_read_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    for use in (lambda key: sign(b"", key), load_signer):
+        with pytest.raises(SignatureError, match=r"key\.pem: Permission denied"):
+            use(tmp_path / "key.pem")
 
 
 def test_a_certificate_is_the_same_bytes_after_reading(release: Path) -> None:

@@ -1,0 +1,67 @@
+"""A bad command line ends in one line and exit status 2, in every command, before any library is loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+COMMANDS = sorted(file.name for file in LAUNCH.glob("*.py"))
+# What each needs at least, and, where it takes a number, an option that is none.
+NEEDED = {
+    "audit.py": ["config"],
+    "compare.py": ["run"],
+    "evaluate.py": ["release", "--real", "digits"],
+    "export.py": ["run", "--out", "there"],
+    "plan.py": ["config"],
+    "report.py": ["run"],
+    "sample.py": ["release", "--num", "3", "--out", "there"],
+    "train.py": ["config"],
+    "verify.py": ["release"],
+}
+NUMBERS = {"audit.py": "--runs", "evaluate.py": "--num", "sample.py": "--steps"}
+
+
+def refusal(name: str, *arguments: str) -> str:
+    """The one line by which a command refuses its arguments, without any package at hand."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(LAUNCH / name), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.rstrip("\n").isprintable()
+    assert f"see {name} --help" in done.stderr
+    return done.stderr
+
+
+def test_all_commands_are_here() -> None:
+    assert sorted(NEEDED) == COMMANDS
+    for name in COMMANDS:
+        assert len((LAUNCH / name).read_text().splitlines()) < 60, name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_named(name: str) -> None:
+    assert "--flag" in refusal(name, *NEEDED[name], "--flag")
+    assert "--flag" in refusal(name, *NEEDED[name], "--flag\n\x1b[31m")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_missing_argument_is_named(name: str) -> None:
+    assert "required" in refusal(name)
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS.items())
+def test_a_bad_number_is_named(name: str, option: str) -> None:
+    assert "'many'" in refusal(name, *NEEDED[name], option, "many")
+
+
+@pytest.mark.parametrize("name", ["audit.py", "plan.py", "train.py"])
+def test_an_option_may_stand_between_overrides(name: str) -> None:
+    """What is refused is the unknown option alone, not the override behind a known one."""
+    known = {"audit.py": "--long", "plan.py": "--json", "train.py": "--show-private-metrics"}[name]
+    said = refusal(name, "config", "privacy.epsilon=1", known, "privacy.delta=1e-5", "--flag")
+    assert "privacy" not in said
