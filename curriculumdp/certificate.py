@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from curriculumdp.printable import printable, require_line
 from curriculumdp.privacy.accountant import (
     ACCOUNTANT,
     AccountingError,
@@ -19,16 +20,21 @@ from curriculumdp.privacy.accountant import (
     epsilon_prv,
     epsilon_replace_one,
 )
-from curriculumdp.privacy.release import MAX_CERTIFIED_CLIP_NORM, Release
+from curriculumdp.privacy.release import MAX_CERTIFIED_CLIP_NORM, Release, rounded_up
 
-FORMAT = "curriculumdp privacy certificate 1"
+FORMAT = "curriculumdp privacy certificate 2"
 LONGEST = 1_000_000  # bytes of a certificate that are read
 SLACK = 1e-6  # relative: two versions of an accountant may differ in the last digits
 
 ADJACENCY = (
-    "Zero-out: a unit's contribution is there or is nothing; the declared number of units stays public. "
-    "Its epsilon equals add/remove's. Replace-one costs about twice as much: accounting.epsilon_replace_one."
+    "Zero-out: a unit's contribution is there or is nothing; the declared number of units stays public. A removed "
+    "unit's slot is still sampled and packed, so no other unit's position, microbatch or arithmetic changes: the "
+    "sums of two neighbours differ by exactly that unit's clipped vector. Its epsilon equals add/remove's. "
 )
+REPLACE_ONE = (
+    "Under replace-one, where another unit takes its place, epsilon is {}: accounting.epsilon_replace_one."
+)
+NO_REPLACE_ONE = "Under replace-one, where another unit takes its place, no finite epsilon was found."
 PUBLIC = "The training config, the number of units and of classes, and the image shape count as public."
 BEGAN_FROM = " The weights that training began from count as public too: {}. No check can see that they are."
 CONDITIONS = (
@@ -48,7 +54,10 @@ STOPPED = {
     "operator": "The operator ended the run early.",
 }
 
-Line = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Line = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(require_line)]
+# No version can be recomputed: they may hold a version's characters alone, and so no sentence.
+Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Version = Annotated[str, Field(pattern=r"^(not installed|[0-9][A-Za-z0-9.+!_-]{0,99})$")]
 Cost = Annotated[float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
@@ -109,7 +118,7 @@ class Accounting(Values):
     accountant: Line
     epsilon_of_releases: Cost
     epsilon_replace_one: Cost | None
-    opacus: Line
+    opacus: Version
     opacus_rdp: Cost
     opacus_prv: tuple[Cost, Cost, Cost] | None
 
@@ -119,7 +128,7 @@ class Certificate(Values):
 
     guarantee: Guarantee
     accounting: Accounting
-    versions: dict[Line, Line]
+    versions: dict[Package, Version]
     files: dict[Line, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 
@@ -158,27 +167,28 @@ def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
     if found.opacus_prv:
         costs.append(("Opacus's PRV, at least,", found.opacus_prv[0]))
     return [
-        f"the certificate promises ε = {guarantee.epsilon:.6g} at δ = {guarantee.delta:g}, but its releases "
-        f"cost {cost:.6g} by {method}"
+        f"the certificate promises ε = {rounded_up(guarantee.epsilon)} at δ = {rounded_up(guarantee.delta)}, but "
+        f"its releases cost {rounded_up(cost, 9)} by {method}"
         for method, cost in costs
         if cost > guarantee.epsilon * (1 + SLACK)
     ]
 
 
-def statement(guarantee: Guarantee) -> dict[str, str]:
-    """The certificate's fixed words, with its figures in them."""
-    begun = guarantee.public.initial_weights
+def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
+    """The certificate's fixed words, with its figures in them, rounded up."""
+    begun, replaced = guarantee.public.initial_weights, cost.epsilon_replace_one
     shown = (
         "figures computed from the sensitive images without noise (losses) were shown on the console. "
         "What was passed on from there is not covered."
     )
     return {
         "guarantee": (
-            f"All that this release was computed from the sensitive images is ({guarantee.epsilon:.6g}, "
-            f"{guarantee.delta:g})-differentially private for one unit, under zero-out adjacency. "
+            f"All that this release was computed from the sensitive images is ({rounded_up(guarantee.epsilon)}, "
+            f"{rounded_up(guarantee.delta)})-differentially private for one unit, under zero-out adjacency. "
             f"A unit is {guarantee.unit}."
         ),
-        "adjacency": ADJACENCY,
+        "adjacency": ADJACENCY
+        + (NO_REPLACE_ONE if replaced is None else REPLACE_ONE.format(rounded_up(replaced))),
         "public": PUBLIC + (BEGAN_FROM.format(begun) if begun else ""),
         "conditional_on": CONDITIONS,
         "private_metrics": shown if guarantee.private_metrics_shown else "none were shown outside the run.",
@@ -190,7 +200,8 @@ def statement(guarantee: Guarantee) -> dict[str, str]:
 
 def certificate_bytes(certificate: Certificate) -> bytes:
     """privacy.json: the one text form of a certificate, UTF-8."""
-    whole: dict[str, Any] = {"format": FORMAT, "statement": statement(certificate.guarantee)}
+    words = statement(certificate.guarantee, certificate.accounting)
+    whole: dict[str, Any] = {"format": FORMAT, "statement": words}
     whole |= certificate.model_dump(mode="json")
     public = whole["guarantee"]["public"]
     if public["initial_weights"] is None:
@@ -233,4 +244,4 @@ def _values(whole: Any) -> Mapping[str, Any]:
 
 def _one_line(text: str) -> str:
     """Text of unknown origin, fit for a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:200]
+    return printable(text)[:200]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from curriculumdp.config_checks import disagreements
 from curriculumdp.config_file import ConfigError, and_more, options_of, read_values, shown, validated
+from curriculumdp.printable import require_line
 from curriculumdp.privacy.release import CLIP_NORMS, MAX_CERTIFIED_CLIP_NORM
 from dpkernels.limits import LEAST_CLIP_NORM, MAX_UNITS, MOST_CLIP_NORM
 
@@ -55,6 +56,7 @@ CentralClipNorm = Annotated[Float, Field(ge=CLIP_NORMS[0], le=min(CLIP_NORMS[1],
 PrivateClipNorm = Annotated[Float, Field(ge=LEAST_CLIP_NORM, le=min(MOST_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
 # That of `dataset_ledger.state_folder`, where it names a folder.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Line = Annotated[str, Field(min_length=1), AfterValidator(require_line)]
 
 
 class Section(BaseModel):
@@ -83,7 +85,7 @@ class DataConfig(Section):
         json_schema_extra=NEUTRAL,
     )
     units: Count = Field(description="number of units (people; images where no units are given)")
-    unit: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] = Field(
+    unit: Annotated[Line, Field(max_length=200)] = Field(
         "one image", description="what a unit is, in the certificate's words: 'all images of one patient'"
     )
     classes: Count = Field(description="number of classes; labels are 0..classes-1")
@@ -289,7 +291,7 @@ class Config(Section):
         default=0, description="seed of what touches no sensitive row: first weights, warm-up, sampling"
     )
     curriculum: tuple[Stage, ...] = Field(default=STAGES, description="the stages, in order")
-    init_from: Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = Field(
+    init_from: Line | None = Field(
         default=None, description="folder of a PUBLIC diffusers model to start from"
     )
     data: DataConfig = Field(description="the sensitive set")

@@ -6,6 +6,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 from curriculumdp.config_file import shown
+from curriculumdp.privacy.release import as_typed
 
 if TYPE_CHECKING:
     from curriculumdp.config import (
@@ -81,8 +82,8 @@ def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str
         )
     if data.budget is not None and data.budget < privacy.epsilon:
         yield (
-            f"privacy.epsilon is {privacy.epsilon:g} and data.budget {data.budget:g}: one run cannot cost more "
-            "than all runs on the data set together; lower privacy.epsilon"
+            f"privacy.epsilon is {as_typed(privacy.epsilon)} and data.budget {as_typed(data.budget)}: one run "
+            "cannot cost more than all runs on the data set together; lower privacy.epsilon"
         )
     counts = data.class_counts
     if counts is not None and (len(counts) != data.classes or not any(counts)):
@@ -92,7 +93,7 @@ def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str
         )
     if privacy.delta * data.units >= 1:
         yield (
-            f"privacy.delta is {privacy.delta:g} with {data.units} units: a δ of 1/units or more permits "
+            f"privacy.delta is {as_typed(privacy.delta)} with {data.units} units: a δ of 1/units or more permits "
             f"publishing a unit outright; set it below 1/{data.units}"
         )
 

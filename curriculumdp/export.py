@@ -125,7 +125,8 @@ def export_release(
         if central is not None and len(central):
             _central_grid(np.asarray(central), guarantee.public.classes).save(place / "central.png")
         (place / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        card = model_card(str(config["name"]), guarantee, samples.steps, (place / "central.png").exists())
+        has_central = (place / "central.png").exists()
+        card = model_card(str(config["name"]), guarantee, accounting, samples.steps, has_central)
         (place / "README.md").write_text(card)
         _certify(place, guarantee, accounting, signing_key)
         _check_place(folder, guarantee, weights)

@@ -16,6 +16,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from curriculumdp.privacy.release import rounded_up
+
 
 class Metrics:
     """Rank 0's bar and logs; with no `private` folder (the other ranks) every call does nothing.
@@ -54,7 +56,7 @@ class Metrics:
         if not self._on:
             return
         epsilon = self._spent(phase, step)
-        self._bar.set_description_str(f"{phase:8s} ε ≤ {epsilon:.3g}", refresh=False)
+        self._bar.set_description_str(f"{phase:8s} ε ≤ {rounded_up(epsilon, 3)}", refresh=False)
         known = {name: value for name, value in figures.items() if math.isfinite(value)}
         if self._show:
             self._bar.set_postfix(known, refresh=False)

@@ -2,17 +2,18 @@
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from curriculumdp.certificate import Guarantee, statement
+from curriculumdp.certificate import Accounting, Guarantee, statement
+from curriculumdp.privacy.release import rounded_up
 
 
-def model_card(name: str, guarantee: Guarantee, steps: int, has_central: bool) -> str:
+def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, has_central: bool) -> str:
     """The card's text: metadata, how to sample, what is guaranteed and what is not."""
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["differential-privacy", "synthetic-data", "image-generation", "edm"],
     ).to_yaml()
-    said, public = statement(guarantee), guarantee.public
+    said, public = statement(guarantee, cost), guarantee.public
     channels, height, width = public.image_shape
     kind = "grey" if channels == 1 else "RGB"
     rows = "\n".join(
@@ -57,7 +58,7 @@ Always pass `num_inference_steps` (the pipeline's default is one step, which giv
 
 ## Privacy
 
-**(ε = {guarantee.epsilon:.6g}, δ = {guarantee.delta:g})-differential privacy.**
+**(ε = {rounded_up(guarantee.epsilon)}, δ = {rounded_up(guarantee.delta)})-differential privacy.**
 
 - {said["guarantee"]}
 - {said["adjacency"]}

@@ -1,9 +1,12 @@
 """Checks a release against its own certificate: files, ε, signature. Trusts nothing that it reads."""
 
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,21 @@ from safetensors import SafetensorError, safe_open
 
 from curriculumdp.certificate import (
     LONGEST,
+    SLACK,
     Accounting,
     Certificate,
     CertificateError,
     Guarantee,
     account,
+    contradictions,
     parse_certificate,
 )
 from curriculumdp.config_file import parse_yaml
+from curriculumdp.privacy.accountant import ACCOUNTANT
+from curriculumdp.privacy.release import rounded_up
 from curriculumdp.signature import is_signed, load_signer
 
-CERTIFICATE, SIGNATURE = "privacy.json", "privacy.json.sig"
+CERTIFICATE, SIGNATURE, CENTRAL = "privacy.json", "privacy.json.sig", "central.png"
 WEIGHTS, CONFIG = "unet/diffusion_pytorch_model.safetensors", "training_config.yaml"
 REQUIRED = frozenset(
     {
@@ -35,15 +42,33 @@ REQUIRED = frozenset(
     }
 )
 # All that a release may hold; weights are safetensors, and nothing here is ever unpickled.
-ALLOWED = REQUIRED | {"central.png", CERTIFICATE, SIGNATURE}
+ALLOWED = REQUIRED | {CENTRAL, CERTIFICATE, SIGNATURE}
 # How often a stage releases, by its key in the config; a run that did all that was planned did no less.
 STEPS = {"central": "queries", "private": "steps"}
-# Between versions of the accountants; what a figure of the certificate may differ from a recomputed one.
-FIGURES = {"epsilon_of_releases": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2}
+# How far a stated figure may lie above the recomputed one, times (1 + it), where another version of the accountant
+# made it. None may lie below by more than SLACK: that would promise too much.
+FIGURES = {"epsilon_of_releases": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2, "opacus_prv": 5e-2}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found in a release: `problems`, one line each; None for what could not be read or recomputed."""
+
+    problems: list[str]
+    certificate: Certificate | None = None
+    recomputed: Accounting | None = None
 
 
 def verify_release(folder: Path, signer_public_key: Path | None = None) -> list[str]:
-    """What is wrong with a release, one line each; an empty list if it is what its certificate says.
+    """Return what is wrong with a release, one line each; nothing if it is what its certificate says.
+
+    As `check_release`, which also returns what was read and recomputed.
+    """
+    return check_release(folder, signer_public_key).problems
+
+
+def check_release(folder: Path, signer_public_key: Path | None = None) -> Checked:
+    """Hold a release against its own certificate.
 
     ε is recomputed from the certificate's releases by PLD and by Opacus. With `signer_public_key` (Ed25519,
     PEM) the certificate must also be signed by it; without one nothing is said about who made the release.
@@ -51,24 +76,52 @@ def verify_release(folder: Path, signer_public_key: Path | None = None) -> list[
     """
     signer = load_signer(signer_public_key) if signer_public_key is not None else None
     if not folder.is_dir():
-        return [f"{folder} is not a folder"]
+        return Checked([f"{folder} is not a folder"])
     found, problems = list_files(folder)
     if CERTIFICATE not in found:
-        return [*problems, f"{CERTIFICATE} is missing: nothing says what this release guarantees"]
+        return Checked([*problems, f"{CERTIFICATE} is missing: nothing says what this release guarantees"])
     try:
         content = read_certificate_bytes(folder)
         certificate = parse_certificate(content)
     except CertificateError as error:
-        return [*problems, str(error)]
+        return Checked([*problems, str(error)])
     problems += file_problems(folder, found, certificate)
     problems += config_problems(folder, certificate.guarantee)
-    problems += cost_problems(certificate)
+    problems += version_problems(certificate)
+    recomputed, unpaid = recompute(certificate.guarantee)
+    problems += unpaid
+    if recomputed is not None:
+        problems += contradictions(certificate.guarantee, certificate.accounting)
+        problems += figure_problems(certificate.accounting, recomputed)
     if signer is not None:
         if SIGNATURE not in found:
             problems.append(f"{SIGNATURE} is missing: the release is not signed")
         elif not is_signed(content, _read(folder / SIGNATURE, 1000), signer):
             problems.append(f"{CERTIFICATE} is not signed by {signer_public_key}")
-    return problems
+    return Checked(problems, certificate, recomputed)
+
+
+def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
+    """Return what a release without problems promises and costs, for a person: ε and δ are rounded up."""
+    said = certificate.guarantee
+    lines = [
+        f"files: {len(certificate.files)}, each as certified",
+        f"promised: ε = {rounded_up(said.epsilon)} at δ = {rounded_up(said.delta)}, zero-out; "
+        f"a unit is {said.unit!r}",
+        f"cost, recomputed: PLD {rounded_up(recomputed.epsilon_of_releases)}, "
+        f"Opacus RDP {rounded_up(recomputed.opacus_rdp)}",
+    ]
+    if recomputed.opacus_prv is not None:
+        low, middle, high = map(rounded_up, recomputed.opacus_prv)
+        lines.append(f"and by Opacus PRV: {middle} (from {low} to {high})")
+    if recomputed.epsilon_replace_one is not None:
+        lines.append(f"under replace-one: PLD {rounded_up(recomputed.epsilon_replace_one)}")
+    shown = "yes" if said.private_metrics_shown else "no"
+    return [
+        *lines,
+        f"recomputed with: {recomputed.accountant}; Opacus {recomputed.opacus}",
+        f"stopped: {said.stopped}; private figures shown: {shown}",
+    ]
 
 
 def read_certificate(folder: Path) -> Certificate:
@@ -141,40 +194,100 @@ def _weights_problems(path: Path) -> list[str]:
 
 
 def config_problems(folder: Path, guarantee: Guarantee) -> list[str]:
-    """A line for each figure of the certificate that is not the training config's."""
+    """Return a line for each fact of the certificate that the training config, or a file beside it, contradicts."""
     try:
         config = parse_yaml(_read(folder / CONFIG, LONGEST), CONFIG)
-        data, privacy = config["data"], config["privacy"]
-        logging = config.get("logging") or {}
-        pairs = [
-            ("data.units", data["units"], guarantee.public.units),
-            ("data.classes", data["classes"], guarantee.public.classes),
-            ("image shape", (data["channels"], data["size"], data["size"]), guarantee.public.image_shape),
-            ("privacy.delta", privacy["delta"], guarantee.delta),
-            ("privacy.epsilon", privacy["epsilon"], max(guarantee.epsilon, privacy["epsilon"])),
-            ("data.unit", data.get("unit", guarantee.unit), guarantee.unit),
-            ("init_from", config.get("init_from"), guarantee.public.initial_weights),
-        ]
-        if logging.get("show_private_metrics"):
-            pairs.append(("logging.show_private_metrics", True, guarantee.private_metrics_shown))
-        done = {row.name: row.count for row in guarantee.releases}
-        for row in guarantee.releases:
-            stage = config.get(row.name) or {}
-            for key in ("sample_rate", "noise_multiplier", "clip_norm"):
-                if stage.get(key) is not None:
-                    pairs.append((f"{row.name}.{key}", stage[key], getattr(row, key)))
-        stages = config.get("curriculum", list(STEPS))
-        for name, key in STEPS.items() if guarantee.stopped == "planned" else ():
-            # Central images alone: the settings of DP-SGD are there, for its noise levels, but no step of it.
-            planned = (config.get(name) or {}).get(key, 0) if name in stages else 0
-            pairs.append((f"{name}.{key}", planned, min(planned, done.get(name, 0))))
+        pairs = [*_facts(config, guarantee), *_settings(config, guarantee), *_counts(config, guarantee)]
         return [
-            f"{key} is {_shown(was)} in {CONFIG} and {now!r} in {CERTIFICATE}"
-            for key, was, now in pairs
-            if was != now
+            *(
+                f"{key} is {_shown(was)} in {CONFIG} and {now!r} in {CERTIFICATE}"
+                for key, was, now in pairs
+                if was != now
+            ),
+            *_course_problems(_planned(config), guarantee, (folder / CENTRAL).exists()),
         ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return [f"{CONFIG} is not a training config"]
+
+
+Pairs = Iterator[tuple[str, Any, Any]]
+
+
+def _facts(config: Any, guarantee: Guarantee) -> Pairs:
+    """(key, what the config says, what the certificate says) of what both state as it is."""
+    data, privacy, public = config["data"], config["privacy"], guarantee.public
+    yield "data.units", data["units"], public.units
+    yield "data.classes", data["classes"], public.classes
+    yield "image shape", (data["channels"], data["size"], data["size"]), public.image_shape
+    yield "privacy.delta", privacy["delta"], guarantee.delta
+    yield "privacy.epsilon", privacy["epsilon"], guarantee.epsilon
+    yield "data.unit", data.get("unit", "one image"), guarantee.unit
+    yield "init_from", config.get("init_from"), public.initial_weights
+    if (config.get("logging") or {}).get("show_private_metrics"):
+        yield "logging.show_private_metrics", True, guarantee.private_metrics_shown
+
+
+def _settings(config: Any, guarantee: Guarantee) -> Pairs:
+    """The same of each release's parameters; DP-SGD's noise was solved, and its cost is what shows it."""
+    for row in guarantee.releases:
+        stage = config.get(row.name) or {}
+        yield f"mechanism of {row.name}", "subsampled_gaussian", row.mechanism
+        yield f"{row.name}.sample_rate", stage.get("sample_rate"), row.sample_rate
+        clip_norm = stage.get("clip_norm")
+        if row.name == "central":
+            yield "central.noise_multiplier", stage.get("noise_multiplier"), row.noise_multiplier
+            clip_norm = clip_norm or _widest(stage, config["data"])
+        yield f"{row.name}.clip_norm", clip_norm, row.clip_norm
+
+
+def _widest(central: Any, data: Any) -> float:
+    """The clip norm of a query whose config leaves it open: the largest norm that one image's pixels can have."""
+    scale = 1.0 if central.get("statistic") == "mode" else 0.5
+    return math.sqrt(data["channels"] * central["size"] ** 2) * scale
+
+
+def _planned(config: Any) -> dict[str, int]:
+    """How often each stage of the curriculum was to release; central images alone have no step of DP-SGD."""
+    stages = config.get("curriculum", list(STEPS))
+    return {name: config[name][key] for name, key in STEPS.items() if name in stages}
+
+
+def _counts(config: Any, guarantee: Guarantee) -> Pairs:
+    """The same of how often a run that did all that was planned released."""
+    done = {row.name: row.count for row in guarantee.releases}
+    for name, planned in _planned(config).items() if guarantee.stopped == "planned" else ():
+        yield f"{name}.{STEPS[name]}", planned, min(planned, done.get(name, 0))
+
+
+def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_central: bool) -> Iterator[str]:
+    """A line for each way in which no run of the planned stages can have come to the certificate's releases."""
+    names = [row.name for row in guarantee.releases]
+    done = {row.name: row.count for row in guarantee.releases}
+    reached = {name for name, count in planned.items() if done.get(name, 0) >= count}
+    if names != [name for name in planned if name in done]:
+        yield f"releases are {names} in {CERTIFICATE}: the curriculum has {list(planned)}, in this order, each once"
+    if not any(done.values()):
+        yield f"{CERTIFICATE} lists no release: weights that cost nothing were not trained on the data"
+    if shows_central and not done.get("central"):
+        yield f"{CENTRAL} shows central images, but {CERTIFICATE} lists no query of them"
+    if done.get("private") and "central" in planned and "central" not in reached:
+        yield f"{CERTIFICATE} lists steps of DP-SGD, but not all the queries that come before them"
+    if guarantee.stopped == "budget" and not reached:
+        yield f"stopped is budget in {CERTIFICATE}, but no stage has done what was planned and paid for"
+
+
+def version_problems(certificate: Certificate) -> list[str]:
+    """Return a line for each name of an accountant that no version of this program can have written."""
+    versions, stated = certificate.versions, certificate.accounting
+    written = {
+        "accountant": ACCOUNTANT.replace(version("dp-accounting"), versions.get("dp-accounting", "VERSION")),
+        "opacus": versions.get("opacus", "VERSION"),
+    }
+    return [
+        f"accounting.{name} is {getattr(stated, name)!r}, but the certificate's versions say {text!r}"
+        for name, text in written.items()
+        if getattr(stated, name) != text
+    ]
 
 
 def _shown(value: object) -> str:
@@ -184,33 +297,45 @@ def _shown(value: object) -> str:
     return repr(value)[:80] if isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
-def cost_problems(certificate: Certificate) -> list[str]:
-    """A line for each way in which the releases cost something else than the certificate says."""
+def recompute(guarantee: Guarantee) -> tuple[Accounting | None, list[str]]:
+    """Return what the releases cost, or None and a line that says why that is unknown or more than is promised."""
     try:
-        found = account(certificate.guarantee)
+        return account(guarantee), []
     except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
-        return [f"ε cannot be recomputed: {error}" if not isinstance(error, CertificateError) else str(error)]
-    return figure_problems(certificate.accounting, found)
+        known = isinstance(error, CertificateError)
+        return None, [str(error) if known else f"ε cannot be recomputed: {error}"]
 
 
 def figure_problems(stated: Accounting, found: Accounting) -> list[str]:
-    """A line for each figure of `stated` that is not `found`'s."""
-    pairs: list[tuple[str, Any, float, float]] = [
-        (name, getattr(stated, name), getattr(found, name), tolerance * (1 + getattr(found, name)))
-        for name, tolerance in FIGURES.items()
-        if getattr(stated, name) is not None and getattr(found, name) is not None
-    ]
-    if stated.opacus_prv and found.opacus_prv:
-        pairs += [
-            ("opacus_prv", *both, 0.05) for both in zip(stated.opacus_prv, found.opacus_prv, strict=True)
-        ]
-    elif stated.opacus_prv != found.opacus_prv:
-        return [f"accounting.opacus_prv is {stated.opacus_prv}; recomputed: {found.opacus_prv}"]
-    return [
-        f"accounting.{name} is {was:.6g}, but the certificate's releases cost {now:.6g} by that method"
-        for name, was, now, tolerance in pairs
-        if abs(was - now) > tolerance
-    ]
+    """Return a line for each figure of `stated` that is not `found`'s.
+
+    The same version of an accountant finds the same figure. Another may have found a larger one, none a lower one.
+    """
+    problems = []
+    for name, tolerance in FIGURES.items():
+        was, now = _figures(getattr(stated, name)), _figures(getattr(found, name))
+        by = "opacus" if name.startswith("opacus") else "accountant"
+        same = getattr(stated, by) == getattr(found, by)
+        if len(was) != len(now) or any(
+            not _agrees(one, other, SLACK * other if same else tolerance * (1 + other))
+            for one, other in zip(was, now, strict=True)
+        ):
+            problems.append(
+                f"accounting.{name} is {_told(was)}, but the certificate's releases cost {_told(now)} by that method"
+            )
+    return problems
+
+
+def _figures(value: float | tuple[float, ...] | None) -> tuple[float, ...]:
+    return () if value is None else value if isinstance(value, tuple) else (value,)
+
+
+def _agrees(stated: float, found: float, above: float) -> bool:
+    return found * (1 - SLACK) <= stated <= found + above
+
+
+def _told(values: tuple[float, ...]) -> str:
+    return " / ".join(f"{value:.9g}" for value in values) or "nothing that was found"
 
 
 def file_sha256(path: Path) -> str:

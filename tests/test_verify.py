@@ -5,12 +5,14 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from curriculumdp import verify
@@ -20,10 +22,22 @@ from curriculumdp.certificate import (
     account,
     certificate_bytes,
     parse_certificate,
+    statement,
 )
+from curriculumdp.config import CentralConfig, DataConfig
+from curriculumdp.curriculum.central import clip_norm_of
 from curriculumdp.export import certified_releases
+from curriculumdp.privacy.accountant import ACCOUNTANT
 from curriculumdp.signature import SignatureError, load_signer, sign
-from curriculumdp.verify import REQUIRED, WEIGHTS, file_sha256, read_certificate, verify_release
+from curriculumdp.verify import (
+    REQUIRED,
+    WEIGHTS,
+    check_release,
+    file_sha256,
+    read_certificate,
+    summary,
+    verify_release,
+)
 from tests.tiny_release import CONFIG, RELEASES, guarantee, write_keys, write_release
 
 
@@ -218,6 +232,227 @@ def test_a_run_of_central_images_alone_verifies(tmp_path: Path) -> None:
     assert verify_release(release) == []
     (release / "training_config.yaml").write_text(yaml.safe_dump(CONFIG))
     assert any(line.startswith("private.steps") for line in verify.config_problems(release, said))
+
+
+# What nobody can hold against anything, each with the reason; all else is held against config, files or accountants.
+FREE = {
+    "guarantee.stopped": "who ended a run only its ledger knows; the counts must permit what is said",
+    "guarantee.private_metrics_shown": "where the config is silent, only the run knows; it may say more than was",
+    **{
+        f"versions.{name}": "which program it was shows nowhere else; it may hold a version's characters alone"
+        for name in ("curriculumdp", "torch", "diffusers", "safetensors", "cryptography")
+    },
+}
+
+
+def fields(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Each value of nested JSON, lists and tables included, with the way to it."""
+    if path:
+        yield path, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from fields(item, (*path, key))
+
+
+def edits(value: Any) -> list[Any]:
+    """Other values that a certificate may be able to hold there: nothing, a little less, a little more, another."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1]
+    if isinstance(value, float):
+        return [None, value * (1 - 1e-5), value * (1 + 1e-5), value - 1e-3, value / 2]
+    if isinstance(value, str):
+        near = value[:-1] + ("0" if value[-1] != "0" else "1")
+        return [near, "1.2.3", "operator", "budget", "gaussian", "all images of one patient", None]
+    return [None, value[:-1]] if isinstance(value, list) else [None]
+
+
+def edited(content: bytes, path: tuple[Any, ...], value: Any) -> bytes | None:
+    """The certificate with one field edited, in its one form, or None if no certificate can hold that."""
+    whole = json.loads(content)
+    place = whole
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    values = {key: item for key, item in whole.items() if key not in ("format", "statement")}
+    try:
+        return certificate_bytes(Certificate.model_validate_json(json.dumps(values)))
+    except ValidationError:
+        return None
+
+
+def test_each_edited_field_of_a_certificate_is_noticed_or_declared_free(
+    release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By somebody who signs nothing, and rewrites words and form to fit. What costs seconds is asked last."""
+    content, file = (release / "privacy.json").read_bytes(), release / "privacy.json"
+    found, recompute = verify.recompute(read_certificate(release).guarantee), verify.recompute
+    tried, free = set(), set()
+    for path, value in fields({k: v for k, v in json.loads(content).items() if k != "statement"}):
+        name = ".".join(map(str, path))
+        for other in edits(value):
+            new = edited(content, path, other)
+            if new is None or new == content:
+                continue
+            file.write_bytes(new)
+            tried.add(name)
+            monkeypatch.setattr(verify, "recompute", lambda _: found)
+            if not verify_release(release):
+                monkeypatch.setattr(verify, "recompute", recompute)
+                if not verify_release(release):
+                    free.add(name)
+    assert free == set(FREE)
+    needed = (
+        "guarantee.epsilon",
+        "guarantee.unit",
+        "guarantee.releases.1.noise_multiplier",
+        "accounting.opacus",
+    )
+    assert {
+        *needed,
+        "guarantee.releases",
+        "accounting.epsilon_replace_one",
+        "accounting.opacus_prv.0",
+    } <= tried
+
+
+def restated(release: Path, **changes: Any) -> list[str]:
+    certify_again(release, accounting=read_certificate(release).accounting.model_copy(update=changes))
+    return verify_release(release)
+
+
+@pytest.mark.parametrize("name", ["epsilon_of_releases", "epsilon_replace_one", "opacus_rdp", "opacus_prv"])
+def test_a_figure_may_be_another_versions_larger_one_but_never_a_lower_one(release: Path, name: str) -> None:
+    certificate = read_certificate(release)
+    true = getattr(certificate.accounting, name)
+
+    def scaled(factor: float) -> Any:
+        return tuple(value * factor for value in true) if isinstance(true, tuple) else true * factor
+
+    older = {"dp-accounting": "0.4.1", "opacus": "1.4.0"}
+    texts = {
+        "accountant": certificate.accounting.accountant.replace(
+            version("dp-accounting"), older["dp-accounting"]
+        ),
+        "opacus": older["opacus"],
+    }
+    line = f"accounting.{name}"
+    assert any(line in problem for problem in restated(release, **{name: scaled(1 + 1e-5)}))
+    assert any(line in problem for problem in restated(release, **{name: scaled(1 - 1e-5)}))
+    assert (
+        restated(release, **{name: scaled(1 + 1e-8)}) == restated(release, **{name: scaled(1 - 1e-8)}) == []
+    )
+    certify_again(release, versions=dict(certificate.versions) | older)
+    assert restated(release, **{name: scaled(1 + 1e-4)}, **texts) == []
+    for factor in (1 - 1e-5, 1 - 1e-3, 1.2):
+        assert any(line in problem for problem in restated(release, **{name: scaled(factor)}, **texts)), (
+            factor
+        )
+
+
+def test_a_figure_left_out_or_put_in_is_noticed() -> None:
+    found = account(guarantee())
+    for name in ("epsilon_replace_one", "opacus_prv"):
+        without = found.model_copy(update={name: None})
+        assert [name in line for line in verify.figure_problems(without, found)] == [True]
+        assert [name in line for line in verify.figure_problems(found, without)] == [True]
+    assert verify.figure_problems(found, found) == []
+
+
+COURSES: list[tuple[tuple[str, ...], str, dict[str, int], bool, str]] = [
+    # curriculum, stopped, counts (3 queries and 40 steps are planned), central.png, what is wrong with it
+    (("central", "private"), "planned", {"central": 3, "private": 40}, True, ""),
+    (("central", "private"), "planned", {"central": 4, "private": 41}, True, ""),
+    (("central", "private"), "planned", {}, True, "lists no release"),
+    (("central", "private"), "planned", {"central": 3}, True, "private.steps"),
+    (("central", "private"), "planned", {"private": 40}, False, "central.queries"),
+    (("central", "private"), "planned", {"central": 3, "private": 39}, True, "private.steps"),
+    (("central", "private"), "operator", {"central": 3, "private": 7}, True, ""),
+    (("central", "private"), "operator", {"central": 2}, True, ""),
+    (("central", "private"), "operator", {"central": 1}, False, ""),
+    (("central", "private"), "operator", {}, True, "central.png"),
+    (("central", "private"), "operator", {}, False, "lists no release"),
+    (("central", "private"), "operator", {"central": 0, "private": 0}, False, "lists no release"),
+    (("central", "private"), "operator", {"private": 7}, False, "not all the queries"),
+    (("central", "private"), "operator", {"private": 7}, True, "central.png"),
+    (("central", "private"), "operator", {"central": 2, "private": 7}, True, "not all the queries"),
+    (("central", "private"), "budget", {"central": 3, "private": 40}, True, ""),
+    (("central", "private"), "budget", {"central": 5, "private": 20}, True, ""),
+    (("central", "private"), "budget", {"central": 2}, True, "stopped is budget"),
+    (("central", "private"), "budget", {}, False, "stopped is budget"),
+    (("central", "private"), "planned", {"private": 40, "central": 3}, True, "in this order"),
+    (("central", "private"), "planned", {"central": 3, "private": 40, "more": 1}, True, "in this order"),
+    (("central",), "planned", {"central": 3}, True, ""),
+    (("central",), "planned", {}, True, "central.queries"),
+    (("central",), "operator", {"central": 3, "private": 1}, True, "in this order"),
+    (("private",), "planned", {"private": 40}, False, ""),
+    (("private",), "planned", {"private": 40}, True, "central.png"),
+    (("private",), "operator", {"central": 1, "private": 40}, True, "in this order"),
+    (("private",), "operator", {}, False, "lists no release"),
+    (("private",), "budget", {"private": 39}, False, "stopped is budget"),
+]
+
+
+@pytest.mark.parametrize(("stages", "stopped", "counts", "picture", "wrong"), COURSES)
+def test_releases_must_be_what_a_run_of_the_config_can_have_come_to(
+    tmp_path: Path, stages: tuple[str, ...], stopped: str, counts: dict[str, int], picture: bool, wrong: str
+) -> None:
+    first, second = guarantee().releases
+    kinds = {"central": first, "private": second, "more": second.model_copy(update={"name": "more"})}
+    rows = tuple(kinds[name].model_copy(update={"count": count}) for name, count in counts.items())
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(CONFIG | {"curriculum": list(stages)}))
+    if picture:
+        (tmp_path / "central.png").write_bytes(b"")
+    problems = verify.config_problems(tmp_path, guarantee(releases=rows, stopped=stopped))
+    assert any(wrong in line for line in problems) if wrong else problems == []
+
+
+def test_each_stage_stands_once(tmp_path: Path) -> None:
+    first, second = guarantee().releases
+    half = second.model_copy(update={"count": 20})
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(CONFIG))
+    problems = verify.config_problems(tmp_path, guarantee(releases=(first, half, half)))
+    assert any("each once" in line for line in problems)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_a_clip_norm_that_the_config_leaves_open_is_the_one_that_training_takes(
+    tmp_path: Path, statistic: str
+) -> None:
+    central = CONFIG["central"] | {"statistic": statistic}
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(CONFIG | {"central": central}))
+    taken = clip_norm_of(CentralConfig(**central), DataConfig(source="digits", **CONFIG["data"]))
+    first, second = guarantee().releases
+    for clip_norm in (taken, taken * 2):
+        rows = (first.model_copy(update={"clip_norm": clip_norm}), second)
+        assert bool(verify.config_problems(tmp_path, guarantee(releases=rows))) == (clip_norm != taken)
+
+
+def test_what_is_printed_is_what_was_recomputed(release: Path) -> None:
+    checked = check_release(release)
+    assert checked.certificate is not None
+    assert checked.recomputed is not None
+    other = checked.recomputed.model_copy(
+        update={"epsilon_of_releases": 1.00000049, "epsilon_replace_one": 2.0}
+    )
+    said = checked.certificate.guarantee.model_copy(update={"epsilon": 1.0000049, "delta": 1.0000001e-5})
+    printed = "\n".join(summary(checked.certificate.model_copy(update={"guarantee": said}), other))
+    assert "promised: ε = 1.00001 at δ = 1.00001e-05, zero-out; a unit is 'one image'" in printed
+    assert "PLD 1.00001," in printed
+    assert "under replace-one: PLD 2\n" in printed
+    assert f"recomputed with: {ACCOUNTANT}; Opacus {version('opacus')}" in printed
+
+
+def test_replace_ones_own_figure_is_stated_rounded_up() -> None:
+    cost = account(guarantee())
+    for figure, words in ((2.0000049, "epsilon is 2.00001:"), (None, "no finite epsilon was found")):
+        said = statement(
+            guarantee(epsilon=1.0000049), cost.model_copy(update={"epsilon_replace_one": figure})
+        )
+        assert words in said["adjacency"]
+        assert "still sampled and packed" in said["adjacency"]
+        assert "(1.00001, 0.0001)-differentially private" in said["guarantee"]
 
 
 BOMB = "a: &a [x]\n" + "".join(

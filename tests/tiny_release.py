@@ -20,8 +20,8 @@ CONFIG: dict[str, Any] = {
     "name": "tiny",
     "data": {"units": 1437, "classes": 3, "channels": 1, "size": 8},
     "privacy": {"epsilon": 6.0, "delta": 1e-4},
-    "central": {"sample_rate": 0.1, "noise_multiplier": 5.0, "clip_norm": None},
-    "private": {"sample_rate": 0.2, "clip_norm": 1.0},
+    "central": {"sample_rate": 0.1, "noise_multiplier": 5.0, "queries": 3, "size": 8, "clip_norm": None},
+    "private": {"steps": 40, "sample_rate": 0.2, "clip_norm": 1.0},
 }
 
 

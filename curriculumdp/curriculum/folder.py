@@ -256,6 +256,8 @@ class RunFolder:
         found = self.latest(print)
         if found is None:
             raise FolderError(f"{self.path} has no checkpoint yet: there is nothing to export")
+        if not self.ledger.releases():
+            raise FolderError(f"{self.path} has learnt nothing yet: train it before you export it")
         state.load(found[1])
         return config, state
 

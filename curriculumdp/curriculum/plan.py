@@ -18,7 +18,7 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
-from curriculumdp.privacy.release import AccountingError, Mechanism, Release
+from curriculumdp.privacy.release import AccountingError, Mechanism, Release, as_typed, rounded_up
 
 TABLE_HEAD = (
     "phase",
@@ -150,7 +150,7 @@ def described(plan: Plan) -> str:
             _short(row.noise_multiplier),
             str(row.steps),
             _short(row.expected_units),
-            _short(row.epsilon_alone),
+            rounded_up(row.epsilon_alone, 5),
             f"{row.epsilon_alone / plan.budget:.0%}",
         )
         for row in plan.phases
@@ -162,7 +162,8 @@ def described(plan: Plan) -> str:
         for budget, noise in other_budgets(plan)
     ]
     table.append(
-        f"\ntogether: ε = {plan.epsilon:.5g} of {plan.budget:g} at δ = {plan.delta:g} ({plan.accountant})"
+        f"\ntogether: ε = {rounded_up(plan.epsilon)} of {as_typed(plan.budget)} at δ = {as_typed(plan.delta)} "
+        f"({plan.accountant})"
     )
     if len(plan.releases()) > 1:
         table.append("(costs compose to less than their sum, so the shares pass 100 %)")
@@ -194,8 +195,8 @@ def _central(config: Config) -> Release:
     if alone >= privacy.epsilon:
         raise BudgetTooSmall(
             f"central.queries = {central.queries}, central.sample_rate = {central.sample_rate:g} and "
-            f"central.noise_multiplier = {central.noise_multiplier:g} cost ε = {alone:.4g} alone, but "
-            f"privacy.epsilon is {privacy.epsilon:g}: lower the first two, or raise one of the others"
+            f"central.noise_multiplier = {central.noise_multiplier:g} cost ε = {rounded_up(alone)} alone, but "
+            f"privacy.epsilon is {as_typed(privacy.epsilon)}: lower the first two, or raise one of the others"
         )
     return release
 

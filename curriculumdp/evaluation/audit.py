@@ -20,7 +20,7 @@ from curriculumdp.evaluation.canaries import LEAST_NOISE, Scores, log_ratio, man
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.plots import EASY, HARD, INK, QUIET, axes, figure_bytes
 from curriculumdp.privacy.randomness import RunSecret
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.release import Release, rounded_up
 
 FORMAT = "curriculumdp audit 1"
 RECORD, PLOT = "audit.json", "audit.png"
@@ -147,7 +147,7 @@ def in_words(kind: str, found: dict[str, Any], certificate: dict[str, Any]) -> l
     power += [f"could not have seen noise that is {' or '.join(blind)}"] if blind else []
     return [
         f"{what}: the attack shows ε ≥ {on['plain']:.2f} (≥ {on['gaussian']:.2f} if the mechanism is Gaussian) "
-        f"of the certificate's ε = {epsilon:.3g}, {shown}.",
+        f"of the certificate's ε = {rounded_up(epsilon)}, {shown}.",
         f"{what}: without noise it shows ε ≥ {off['plain']:.2f} (≥ {off['gaussian']:.2f}): missing noise "
         f"{'was' if _best(off) > epsilon else 'WAS NOT'} seen.",
         f"{what}: an ideal attack of this size shows ε ≥ "
@@ -199,7 +199,7 @@ def write_audit(record: dict[str, Any], place: Path) -> Path:
 
 def audit_plot(record: dict[str, Any]) -> bytes:
     """PNG: the certificate's ε as a line; each audit's bounds with noise, without, and of an ideal attack."""
-    figure, plot = axes("ε at δ = {:g}".format(record["certificate"]["delta"]), "")
+    figure, plot = axes(f"ε at δ = {rounded_up(record['certificate']['delta'])}", "")
     names: list[str] = []
     for kind, found in record["audits"].items():
         for bound in ("plain", "gaussian"):

@@ -15,6 +15,7 @@ from curriculumdp.evaluation.plots import scatter_panels
 from curriculumdp.evaluation.record import frechet, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import read_released
 from curriculumdp.evaluation.report_figures import read_metrics, seconds_by_stage
+from curriculumdp.privacy.release import rounded_up
 
 TABLE, PLOT, RECORD = "compare.csv", "compare.png", "compare.json"
 NONE = "–"
@@ -92,8 +93,8 @@ def table(runs: Sequence[RunFigures]) -> list[list[str]]:
         [
             run.name,
             run.stages,
-            f"{run.epsilon:g}",
-            f"{run.delta:g}",
+            rounded_up(run.epsilon),
+            rounded_up(run.delta),
             *(_shown(run.accuracy.get(name), 100, 1) for name in classifiers),
             _shown(run.fd, 1, 2),
             _shown(run.kid, 1, 4),
@@ -129,8 +130,8 @@ def _repeats(runs: Sequence[RunFigures], classifiers: Sequence[str]) -> list[lis
                 [
                     f"mean of {len(group)} like {first.name}",
                     first.stages,
-                    f"{first.epsilon:g}",
-                    f"{first.delta:g}",
+                    rounded_up(first.epsilon),
+                    rounded_up(first.delta),
                     *(_mean([run.accuracy.get(name) for run in group], 100, 1) for name in classifiers),
                     _mean([run.fd for run in group], 1, 2),
                     _mean([run.kid for run in group], 1, 4),

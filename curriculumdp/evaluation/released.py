@@ -14,6 +14,7 @@ from curriculumdp.diffusion.networks import UNet2DModel
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import balanced_labels, sample_images
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
+from curriculumdp.printable import printable
 from curriculumdp.verify import CERTIFICATE, CONFIG, file_sha256, read_certificate
 
 # What a set is called on the command line, and the reader of curriculumdp.data that it means.
@@ -31,7 +32,7 @@ class Released:
 
     @property
     def name(self) -> str:
-        return str(self.config["name"])
+        return printable(self.config["name"])
 
     @property
     def classes(self) -> int:

@@ -30,6 +30,7 @@ from curriculumdp.evaluation.report_sections import (
     images_section,
     settings_section,
 )
+from curriculumdp.privacy.release import rounded_up
 
 PUBLIC_NAME, PRIVATE_NAME = "report_public.html", "report.html"
 PUBLIC_WORDS = "Public edition: holds only what is differentially private or public anyway"
@@ -109,8 +110,8 @@ def _header(released: Released, record: Mapping[str, Any], words: str, edition: 
     promised = released.certificate.guarantee
     channels, height, width = promised.public.image_shape
     cards = [
-        (f"ε = {promised.epsilon:.4g}", "promised for the whole run"),
-        (f"δ = {promised.delta:g}", "what may go beyond that promise"),
+        (f"ε = {rounded_up(promised.epsilon)}", "promised for the whole run"),
+        (f"δ = {rounded_up(promised.delta)}", "what may go beyond that promise"),
         (f"{promised.public.units:,}", f"protected units, each {promised.unit}"),
     ]
     if record.get("utility"):

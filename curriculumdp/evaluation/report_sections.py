@@ -26,6 +26,7 @@ from curriculumdp.evaluation.page import (
 from curriculumdp.evaluation.plots import curve_plot, png_bytes
 from curriculumdp.evaluation.released import Released
 from curriculumdp.privacy.accountant import compose, epsilon_path, losses
+from curriculumdp.privacy.release import rounded_up
 from curriculumdp.verify import CERTIFICATE, WEIGHTS, file_sha256
 
 ALARMS = (0.001, 0.01, 0.1)  # false alarm rates
@@ -63,19 +64,19 @@ def detection_bound(promised: Guarantee, alarms: Sequence[float]) -> list[float]
 def guarantee_section(released: Released) -> Html:
     """The guarantee in words and in numbers."""
     promised, cost = released.certificate.guarantee, released.certificate.accounting
-    said = statement(promised)
+    said = statement(promised, cost)
     rows: list[tuple[str, object]] = [
-        ("promised ε", f"{promised.epsilon:.6g}"),
-        ("δ", f"{promised.delta:g}"),
+        ("promised ε", rounded_up(promised.epsilon)),
+        ("δ", rounded_up(promised.delta)),
         ("what is protected", promised.unit),
-        (f"ε by {cost.accountant}", f"{cost.epsilon_of_releases:.5g}"),
-        (f"ε by Opacus {cost.opacus}, RDP", f"{cost.opacus_rdp:.5g}"),
+        (f"ε by {cost.accountant}", rounded_up(cost.epsilon_of_releases)),
+        (f"ε by Opacus {cost.opacus}, RDP", rounded_up(cost.opacus_rdp)),
     ]
     if cost.opacus_prv is not None:
-        low, middle, high = cost.opacus_prv
-        rows.append((f"ε by Opacus {cost.opacus}, PRV", f"{middle:.5g} ({low:.5g} to {high:.5g})"))
+        low, middle, high = map(rounded_up, cost.opacus_prv)
+        rows.append((f"ε by Opacus {cost.opacus}, PRV", f"{middle} ({low} to {high})"))
     if cost.epsilon_replace_one is not None:
-        rows.append(("ε under replace-one", f"{cost.epsilon_replace_one:.5g}"))
+        rows.append(("ε under replace-one", rounded_up(cost.epsilon_replace_one)))
     return section(
         "What is guaranteed",
         paragraph(tag("strong", said["guarantee"])),
@@ -137,15 +138,15 @@ def budget_section(released: Released) -> Html:
         ("left", "not spent", left),
     )
     shares = [part for part in parts if part[2] >= spent.promised / 1000]
-    label = ", ".join(f"{name}: ε {cost:.3g}" for _, name, cost in shares)
+    label = ", ".join(f"{name}: ε {_part(kind, cost)}" for kind, name, cost in shares)
     bar = tag(
         "div",
         *(Html(f'<i class="{kind}" style="flex:{cost:.6f}"></i>') for kind, _, cost in shares),
-        class_="bar", role="img", aria_label=f"the budget of {spent.promised:.4g}: {label}",
+        class_="bar", role="img", aria_label=f"the budget of {rounded_up(spent.promised)}: {label}",
     )  # fmt: skip
     key = tag(
         "ul",
-        *(tag("li", tag("i", class_=kind), f"{name}: ε {cost:.3g} ({cost / spent.promised:.0%})")
+        *(tag("li", tag("i", class_=kind), f"{name}: ε {_part(kind, cost)} ({cost / spent.promised:.0%})")
           for kind, name, cost in shares),
         class_="key",
     )  # fmt: skip
@@ -160,7 +161,9 @@ def budget_section(released: Released) -> Html:
         key,
         columns(
             _release_table(released.certificate.guarantee.releases),
-            picture(plot, f"ε grows with the steps, from 0 to {spent.total:.4g}", "ε as the run went on."),
+            picture(
+                plot, f"ε grows with the steps, from 0 to {rounded_up(spent.total)}", "ε as the run went on."
+            ),
         ),
         tag(
             "p",
@@ -169,6 +172,11 @@ def budget_section(released: Released) -> Html:
             class_="note",
         ),
     )
+
+
+def _part(kind: str, epsilon: float) -> str:
+    """Return a share of the budget as text: what was spent is rounded up, what is left is not."""
+    return f"{epsilon:.3g}" if kind == "left" else rounded_up(epsilon, 3)
 
 
 def _release_table(rows: Sequence[CertifiedRelease]) -> Html:

@@ -20,6 +20,8 @@ from curriculumdp.privacy.release import (
     MIN_NOISE_MULTIPLIER,
     AccountingError,
     Release,
+    as_typed,
+    rounded_up,
 )
 
 __all__ = [
@@ -218,6 +220,6 @@ def _check_left(alone: float, fixed: Sequence[Release], budget: float) -> None:
 def _too_small(alone: float, fixed: Sequence[Release], budget: float) -> BudgetTooSmall:
     names = ", ".join(dict.fromkeys(release.name for release in fixed)) or "nothing"
     return BudgetTooSmall(
-        f"{names} alone cost{'s' if len(fixed) == 1 else ''} ε = {alone:.4g} of a budget of {budget:g}: take "
-        "fewer uses of it, a lower sample rate or more noise, or raise the budget"
+        f"{names} alone cost{'s' if len(fixed) == 1 else ''} ε = {rounded_up(alone)} of a budget of "
+        f"{as_typed(budget)}: take fewer uses of it, a lower sample rate or more noise, or raise the budget"
     )

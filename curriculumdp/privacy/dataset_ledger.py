@@ -35,7 +35,7 @@ from curriculumdp.privacy.ledger_files import data_mac, read_key, subkey, write_
 from curriculumdp.privacy.lock import waiting_lock
 from curriculumdp.privacy.mirror import RunMirror
 from curriculumdp.privacy.randomness import KEY_BYTES, make_folder
-from curriculumdp.privacy.release import MAX_COUNT, AccountingError, Release
+from curriculumdp.privacy.release import MAX_COUNT, AccountingError, Release, as_typed
 
 LEDGER, KEY, LOCK, MIRRORS = "ledger.jsonl", "dataset.key", "lock", "mirrors"
 KIND, VERSION = "dataset ledger", 1
@@ -282,8 +282,8 @@ class DatasetLedger:
         left = max(0.0, 1 - self._share(known))
         fitting = self.limit.fitting_epsilon(planned, left)
         return (
-            f"data.budget is {self.limit.budget:g} for all runs on this data set together (δ = "
-            f"{self.limit.delta:g}): {left:.1%} of it is left, and this run's plan takes "
+            f"data.budget is {as_typed(self.limit.budget)} for all runs on this data set together (δ = "
+            f"{as_typed(self.limit.delta)}): {left:.1%} of it is left, and this run's plan takes "
             f"{self.limit.share(planned):.1%}: "
             + (f"set privacy.epsilon to {fitting}, or " if fitting else "take fewer or noisier queries, or ")
             + "end unfinished runs by launch/export.py, which gives back what they did not use"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import Literal, get_args
 
 Mechanism = Literal["gaussian", "subsampled_gaussian"]
@@ -64,3 +65,18 @@ class Release:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def rounded_up(value: float, digits: int = 6) -> str:
+    """Return an ε or a δ as text of at most `digits` significant digits that is never below `value`.
+
+    A value of no more digits than that shows as it was typed: 0.1 is 0.1, though its binary form lies above.
+    """
+    exact = Decimal(repr(float(value)))
+    last = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    return f"{float(exact.quantize(last, ROUND_CEILING)):.{digits}g}"
+
+
+def as_typed(value: float) -> str:
+    """Return a setting as text that reads back as `value`: a budget of 6.0 is 6, one of 1.0000049 keeps its digits."""
+    return repr(value).removesuffix(".0")

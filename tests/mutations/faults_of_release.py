@@ -32,6 +32,9 @@ WHOLE_LEDGER = Check(
     "tests.curriculum.test_refusals:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
 )
 
+VERIFY = "tests.test_verify:"
+COURSE = VERIFY + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
+
 RELEASE_FAULTS = [
     Fault(
         "an EMA before the noise",
@@ -72,8 +75,9 @@ RELEASE_FAULTS = [
     Fault(
         "the loss in the bar's text",
         "curriculumdp.metrics:Metrics.step",
-        'self._bar.set_description_str(f"{phase:8s} ε ≤ {epsilon:.3g}", refresh=False)',
-        "self._bar.set_description_str(f\"{phase:8s} ε ≤ {epsilon:.3g} {figures.get('loss')}\", refresh=False)",
+        'self._bar.set_description_str(f"{phase:8s} ε ≤ {rounded_up(epsilon, 3)}", refresh=False)',
+        "self._bar.set_description_str(f\"{phase:8s} ε ≤ {rounded_up(epsilon, 3)} {figures.get('loss')}\","
+        " refresh=False)",
         WHOLE_RUN,
     ),
     Fault(
@@ -195,6 +199,65 @@ RELEASE_FAULTS = [
         "delta=1 / data.units,",
         WHOLE_LEDGER,
         raises=(CertificateError,),
+    ),
+    Fault(
+        "a stated figure that may lie below the recomputed one",
+        "curriculumdp.verify:_agrees",
+        "return found * (1 - SLACK) <= stated <= found + above",
+        "return abs(stated - found) <= above",
+        Check(
+            VERIFY + "test_a_figure_may_be_another_versions_larger_one_but_never_a_lower_one",
+            {"name": "opacus_rdp"},
+        ),
+    ),
+    Fault(
+        "a figure left out of a certificate is taken for one that was not found",
+        "curriculumdp.verify:figure_problems",
+        "if len(was) != len(now) or any(",
+        "if was and now and any(",
+        Check(VERIFY + "test_a_figure_left_out_or_put_in_is_noticed"),
+    ),
+    Fault(
+        "a release that says it has spent nothing",
+        "curriculumdp.verify:_course_problems",
+        "if not any(done.values()):",
+        "if False:",
+        Check(
+            COURSE,
+            {"stages": ("private",), "stopped": "operator", "counts": {}, "picture": False}
+            | {"wrong": "lists no release"},
+        ),
+    ),
+    Fault(
+        "steps of DP-SGD without the queries before them",
+        "curriculumdp.verify:_course_problems",
+        'if done.get("private") and "central" in planned and "central" not in reached:',
+        'if guarantee.stopped == "planned" and "central" not in reached:',
+        Check(
+            COURSE,
+            {"stages": ("central", "private"), "stopped": "operator", "counts": {"private": 7}}
+            | {"picture": False, "wrong": "not all the queries"},
+        ),
+    ),
+    Fault(
+        "an ε printed to the nearest digit",
+        "curriculumdp.privacy.release:rounded_up",
+        "ROUND_CEILING",
+        "'ROUND_HALF_EVEN'",
+        Check(
+            "tests.privacy.test_release:test_a_figure_is_never_printed_below_its_value",
+            {"value": 1.0000049, "digits": 6, "text": "1.00001"},
+        ),
+    ),
+    Fault(
+        "a text that begins a line of its own on a terminal",
+        "curriculumdp.printable:_shows",
+        "return letter.isprintable() and letter not in BLANKS",
+        "return ord(letter) > 31 and ord(letter) != 127",
+        Check(
+            "tests.test_printable:test_what_a_terminal_would_show_otherwise_is_refused_everywhere",
+            {"code": 0x85},
+        ),
     ),
     Fault(
         "a plan at the delta of another N",
