@@ -4,7 +4,6 @@ Lists the runs on the data set that CONFIG names, and what is left. --create mak
 first run with data.budget, which makes none itself. Exit status: 0 done, 2 a bad input.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,15 +12,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from curriculumdp.command import Parser, one_line_errors
+
+    parser = Parser(__doc__)
     parser.add_argument("config", help="a file of configs/, or your own, with data.name")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace the file's settings")
     parser.add_argument("--create", action="store_true", help="make the ledger of a data set without runs")
     asked = parser.parse_intermixed_args()
-
-    from curriculumdp.command import one_line_errors
 
     with one_line_errors():
         from curriculumdp.config import load_config

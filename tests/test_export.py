@@ -21,7 +21,7 @@ from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import SamplingError, denoise
 from curriculumdp.export import ExportError, SampleSettings, certified_releases
 from curriculumdp.signature import SignatureError
-from curriculumdp.verify import ALLOWED, REQUIRED, read_certificate, verify_release
+from curriculumdp.verify import ALLOWED, REQUIRED, verify_release
 from tests.tiny_release import CONFIG, RELEASES, guarantee, write_keys, write_release
 
 
