@@ -114,7 +114,7 @@ def test_a_run_killed_between_its_seal_and_its_giving_back_is_settled_by_the_nex
 
     def killed() -> None:
         kill_at(RunMirror, "end", 1)
-        export_run(tmp_path / "run", tmp_path / "out", None)
+        export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
 
     killed_run_of(config)
     assert in_child(killed) == -signal.SIGKILL
@@ -122,7 +122,7 @@ def test_a_run_killed_between_its_seal_and_its_giving_back_is_settled_by_the_nex
     if command == "train":
         assert run_curriculum(config, one_process()).exit_code == 0
     else:
-        export_run(tmp_path / "run", tmp_path / "out", None)
+        export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
     assert left(config) > before
     assert "sealed" in described(config)
 
@@ -139,7 +139,7 @@ def test_a_sealed_run_is_exported_without_its_data_sets_ledger_and_makes_none(tm
     state = tmp_path / "state"
     finish(named(tmp_path / "run", state))
     shutil.rmtree(state)
-    export_run(tmp_path / "run", tmp_path / "out", None)
+    export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
     assert f"warning: {state}: the data set's ledger is not there" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run" / "release")
     assert run_curriculum(named(tmp_path / "run", state), one_process()).exit_code == 0
@@ -155,7 +155,7 @@ def test_an_unsealed_run_that_has_spent_is_refused_without_its_ledger_and_makes_
     shutil.rmtree(state)
     work = {
         "train": lambda: finish(config),
-        "export": lambda: export_run(tmp_path / "run", tmp_path / "out", None),
+        "export": lambda: export_run(tmp_path / "run", tmp_path / "out", None, end_run=True),
     }[command]
     assert "is not there" in refusal(work)
     assert not state.exists()
