@@ -63,6 +63,7 @@ def ruined(fault: str, step: int, phase: str, run_dir: str) -> TrainingError:
     """The line in which a run ends whose network is gone, which is not that units were left out of a sum."""
     return TrainingError(
         f"the network is ruined by step {step} of the phase {phase}: {fault} (units left out of sums do not do this; a "
-        f"learning rate that is too high does). Nothing more is charged and the last good checkpoint stays: export it "
-        f"with launch/export.py {run_dir}, or begin a new run in another run_dir with a lower {phase}.learning_rate"
+        "learning rate that is too high does). Nothing more is charged and the last good checkpoint stays: export it "
+        f"with launch/export.py {run_dir} --end-run, or begin a new run in another run_dir with a lower "
+        f"{phase}.learning_rate"
     )

@@ -62,7 +62,7 @@ def test_a_ruined_network_stops_the_run_at_the_next_checkpoint_at_the_latest(tmp
         assert str(tmp_path) in str(caught.value)
         assert charges(tmp_path) == spent
         assert checkpoints(tmp_path) == ["2-private-0000002"]
-    out = export_run(tmp_path, tmp_path / "out", None)
+    out = export_run(tmp_path, tmp_path / "out", None, end_run=True)
     guarantee = json.loads((out / "privacy.json").read_text())["guarantee"]
     assert {row["name"]: row["count"] for row in guarantee["releases"]} == {
         "central": 3,
