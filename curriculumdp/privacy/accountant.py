@@ -8,7 +8,7 @@ Nothing here imports torch but the two functions that ask Opacus, which needs it
 | input | what happens |
 |---|---|
 | no releases, or all counts 0 | ε = 0 |
-| δ < 1e-10 or not a number | AccountingError: rounding in the convolution would show in ε |
+| δ < 1e-10 or not a number | AccountingError: the tails that dp_accounting cuts off would show in ε |
 | ε above 300 by RDP | AccountingError, before convolutions that take minutes and gigabytes |
 | rate, noise or count out of range | AccountingError where the `Release` is made |
 """
@@ -16,7 +16,7 @@ Nothing here imports torch but the two functions that ask Opacus, which needs it
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -28,7 +28,8 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
-from curriculumdp.privacy.release import AccountingError, Release
+from curriculumdp.privacy.composition import Losses, Part
+from curriculumdp.privacy.release import MIN_DELTA, AccountingError, Release
 
 __all__ = [
     "ACCOUNTANT",
@@ -50,9 +51,6 @@ __all__ = [
 
 DISCRETISATION = 1e-4
 ACCOUNTANT = f"dp_accounting {version('dp-accounting')} PLD, discretisation 1e-4"
-# The convolutions run in double precision: against the exact Gaussian curve ε is off by 1e-6 relative at
-# δ = 1e-10, but by 1e-5 at 1e-11 and 3e-3 at 1e-13, and can then be too small.
-MIN_DELTA = 1e-10
 # Opacus's convolutions lose digits earlier: at 1e-10 its interval was seen to miss an ε known in closed form.
 MIN_DELTA_PRV = 1e-8
 MAX_EPSILON_RDP = 300.0
@@ -63,8 +61,9 @@ Relation = dp_accounting.NeighboringRelation
 def epsilon(releases: Sequence[Release], delta: float) -> float:
     """The ε that all `releases` together cost at `delta`: an upper bound, by privacy loss distributions.
 
-    Google's dp_accounting: losses on a grid of 1e-4, rounded to the safe side (Doroshenko et al. 2022,
-    "Connect the Dots"), convolved for both directions. Raises AccountingError for what no finite ε describes.
+    Google's dp_accounting puts the losses of one use on a grid of 1e-4, rounded to the safe side (Doroshenko et
+    al. 2022, "Connect the Dots"); `composition` convolves them for both directions, with its rounding on the safe
+    side too. Raises AccountingError for what no finite ε describes.
     """
     check_affordable(releases, delta)
     return epsilon_of_losses(compose(map(losses, releases)), delta)
@@ -153,47 +152,56 @@ def epsilon_prv(releases: Sequence[Release], delta: float) -> tuple[float, float
     return max(0.0, low), max(0.0, estimate), high
 
 
-def losses(release: Release, relation: Any = Relation.ADD_OR_REMOVE_ONE) -> Any:
-    """dp_accounting's PrivacyLossDistribution of a release with all its uses."""
+def losses(release: Release, relation: Any = Relation.ADD_OR_REMOVE_ONE) -> Losses:
+    """The privacy losses of a release with all its uses, on dp_accounting's grid."""
     sigma, uses = release.noise_multiplier, release.count
     if uses == 0:
-        return pld.identity(DISCRETISATION)
+        return compose([])
     if release.sample_rate == 1:  # n Gaussians at σ are one at σ/√n, with one rounding instead of n
         sigma, uses = sigma / math.sqrt(uses), 1
-    one = _losses_of_one(sigma, release.sample_rate, relation)
-    return one if uses == 1 else one.self_compose(uses)
+    removed, added = _losses_of_one(sigma, release.sample_rate, relation)
+    several = replace(removed, uses=uses)
+    return Losses([several], [several if added is removed else replace(added, uses=uses)])
 
 
 # Most of an evaluation's time goes into these, and calibration, plan and path ask for the same ones.
 @lru_cache(maxsize=8)
-def _losses_of_one(sigma: float, sample_rate: float, relation: Any) -> Any:
-    return pld.from_gaussian_mechanism(
+def _losses_of_one(sigma: float, sample_rate: float, relation: Any) -> tuple[Part, Part]:
+    """Those of one use for a unit that is removed, and for one that is added: the same object where they agree."""
+    found = pld.from_gaussian_mechanism(
         sigma,
         value_discretization_interval=DISCRETISATION,
         sampling_prob=sample_rate,
         neighboring_relation=relation,
     )
+    removed = _part(found._pmf_remove)
+    return removed, removed if found._symmetric else _part(found._pmf_add)
 
 
-def compose(parts: Iterator[Any] | Sequence[Any]) -> Any:
-    """The privacy loss distribution of all `parts` together."""
-    total = pld.identity(DISCRETISATION)
+def _part(pmf: Any) -> Part:
+    dense = pmf.to_dense_pmf()
+    return Part(DISCRETISATION, int(dense._lower_loss), dense._probs, float(dense._infinity_mass))
+
+
+def compose(parts: Iterable[Losses]) -> Losses:
+    """The privacy losses of all `parts` together."""
+    total = Losses([], [])
     for part in parts:
         total = total.compose(part)
     return total
 
 
-def epsilon_of_losses(total: Any, delta: float) -> float:
-    """The smallest ε of a privacy loss distribution at `delta`."""
+def epsilon_of_losses(total: Losses, delta: float) -> float:
+    """The smallest ε of composed privacy losses at `delta`, from above."""
     check_delta(delta)
-    return _finite(float(total.get_epsilon_for_delta(delta)), "PLD")
+    return _finite(total.get_epsilon_for_delta(delta), "PLD")
 
 
 def check_delta(delta: float) -> None:
     """Raises AccountingError for a δ that accountants answer with infinity, an error or a wrong digit."""
     if not (isinstance(delta, int | float) and MIN_DELTA <= delta < 1):
         raise AccountingError(
-            f"δ is {delta!r}: must be at least {MIN_DELTA:g} (below it rounding errors show in ε) and below 1"
+            f"δ is {delta!r}: must be at least {MIN_DELTA:g} (below it cut-off tails show in ε) and below 1"
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from curriculumdp.certificate import CertificateError
 from curriculumdp.export import ExportError
+from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.noise import add_noise, from_grid
 from tests.mutations.planting import Check, Fault
 
@@ -30,6 +31,15 @@ CHARGES = Check(P3 + "test_how_long_a_run_is_and_what_it_charges_does_not_depend
 ONE_CHARGE = Check(CENTRAL + "test_a_query_is_charged_once_with_its_own_rate_and_noise_before_the_next")
 WHOLE_LEDGER = Check(
     "tests.curriculum.test_refusals:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
+)
+COMPOSED = "tests.privacy.test_composition:"
+LONG_RUN = Check(
+    COMPOSED + "test_a_run_is_certified_from_above_and_closely",
+    {"parts": [(0.02, 4.790737539, 400_000)], "delta": 1e-10},
+)
+UNTILTED = Check(
+    COMPOSED + "test_the_bound_on_rounding_holds_at_slopes_where_rounding_is_all_there_is",
+    {"part": (0.02, 4.790737539, 400_000), "slope": 2.0**-8},
 )
 
 VERIFY = "tests.test_verify:"
@@ -275,5 +285,50 @@ RELEASE_FAULTS = [
         "return epsilon_of_losses(more, delta)",
         Check("tests.curriculum.test_plan:test_both_stages_together_spend_the_budget_and_no_more"),
         raises=(RuntimeError,),
+    ),
+    Fault(
+        "a convolution taken for exact",
+        "curriculumdp.privacy.composition:Tilted.delta",
+        "most = found + math.exp(-FAR) + math.exp(_log_factor(self.slope)) * rounding",
+        "most = abs(found) + math.exp(-FAR)",
+        UNTILTED,
+    ),
+    Fault(
+        "one use's rounding for all",
+        "curriculumdp.privacy.composition:convolved",
+        "error += part.uses * (stages + added + POWER) * _size(np.real(total - log))",
+        "error += (stages + added + POWER) * _size(np.real(total - log))",
+        Check(COMPOSED + "test_a_convolutions_rounding_is_counted_once_for_each_use"),
+    ),
+    Fault(
+        "a convolution without a tilt",
+        "curriculumdp.privacy.composition:Direction.epsilon",
+        "slope = _least(bound)",
+        "slope = 2.0**-8",
+        LONG_RUN,
+    ),
+    Fault(
+        "a window that loses mass",
+        "curriculumdp.privacy.composition:Direction._window",
+        "above = (self.log_moment(slope + step) - here - math.log(OUTSIDE)) / step",
+        "above = (self.log_moment(slope + step) - here) / step",
+        Check(COMPOSED + "test_mass_that_a_narrow_window_would_lose_or_fold_is_counted"),
+    ),
+    Fault(
+        "the better direction of adjacency",
+        "curriculumdp.privacy.composition:Losses.get_epsilon_for_delta",
+        "return max(direction.epsilon(delta) for direction in self._directions)",
+        "return min(direction.epsilon(delta) for direction in self._directions)",
+        Check("tests.privacy.test_accountant:test_both_directions_of_adjacency_count"),
+    ),
+    Fault(
+        "a delta at which cut-off tails show",
+        "curriculumdp.privacy.accountant:check_delta",
+        "if not (isinstance(delta, int | float) and MIN_DELTA <= delta < 1):",
+        "if not (isinstance(delta, int | float) and 1e-13 <= delta < 1):",
+        Check(
+            "tests.privacy.test_accountant:test_a_delta_that_libraries_answer_wrongly_is_refused_in_one_line",
+            {"method": epsilon, "delta": 1e-11},
+        ),
     ),
 ]
