@@ -6,7 +6,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 from curriculumdp.config_file import shown
-from curriculumdp.privacy.release import as_typed
+from curriculumdp.privacy.release import MIN_DELTA, as_typed
 
 if TYPE_CHECKING:
     from curriculumdp.config import (
@@ -90,6 +90,11 @@ def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str
         yield (
             f"data.class_counts has {len(counts)} counts that sum to {sum(counts)}: give data.classes = "
             f"{data.classes} of them, not all 0"
+        )
+    if privacy.delta < MIN_DELTA:
+        yield (
+            f"privacy.delta is {privacy.delta:g}: must be at least {MIN_DELTA:g}, below which cut-off tails show "
+            f"in ε; set privacy.delta={MIN_DELTA:g} or more"
         )
     if privacy.delta * data.units >= 1:
         yield (

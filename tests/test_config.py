@@ -74,6 +74,7 @@ def test_a_config_cannot_be_changed_after_loading(small: Path) -> None:
         ("privacy.epsilon=-1", ["privacy.epsilon is -1", "greater than 0", "privacy.epsilon=..."]),
         ("privacy.epsilon=0", ["privacy.epsilon is 0", "greater than 0"]),
         ("privacy.delta=1", ["privacy.delta is 1", "less than 1"]),
+        ("privacy.delta=9e-11", ["privacy.delta is 9e-11", "at least 1e-10", "privacy.delta=1e-10"]),
         ("privacy.delta=1e-3", ["privacy.delta is 0.001", "1437 units", "below 1/1437"]),
         ("privacy.epsilonn=1", ["unknown key privacy.epsilonn", "did you mean privacy.epsilon?"]),
         ("epsilon=1", ["unknown key epsilon", "did you mean privacy.epsilon?"]),

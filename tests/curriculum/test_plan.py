@@ -140,7 +140,6 @@ def test_queries_that_cost_more_than_the_budget_are_refused_with_both_numbers(cu
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("privacy.delta", 1e-12),
         ("privacy.epsilon", 500.0),
         ("central.noise_multiplier", 0.01),
         ("private.steps", 2_000_000),
