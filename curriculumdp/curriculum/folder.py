@@ -99,7 +99,7 @@ class RunFolder:
         sealed = begun and self._read_ledger().sealed is not None
         self._compare_config(config)
         if sealed:
-            self._settle(config)
+            self._settle()
         else:
             self._require_no_release()
         return sealed
@@ -182,14 +182,14 @@ class RunFolder:
                 forget_unbegun(self.private)
             raise
 
-    def _settle(self, config: Config) -> None:
+    def _settle(self) -> None:
         """Gives back what a sealed run did not use, where a kill came before that; what is released is not refused.
 
         Raises LedgerError, before there is a release, where the data set's ledger tells of a copy that went on.
         """
         try:
-            self._attach(config, None)
-        except LedgerError as error:
+            self._attach(self._config(), None)
+        except (FolderError, LedgerError) as error:
             if not self.release.exists():
                 raise
             print(f"warning: {error}", flush=True)

@@ -9,13 +9,15 @@ import pytest
 from curriculumdp.config import Config, config_from
 from curriculumdp.curriculum import run
 from curriculumdp.curriculum.dataset import attach, create, described
+from curriculumdp.curriculum.folder import RunFolder
 from curriculumdp.curriculum.run import export_run, run_curriculum
+from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.dataset_ledger import DatasetLedger, NoRoom
 from curriculumdp.privacy.ledger import Ledger, LedgerError
 from curriculumdp.privacy.mirror import RunMirror
 from curriculumdp.world import one_process
+from tests.curriculum import test_folder
 from tests.curriculum.runs import finish, in_child, kill_at, tiny
-from tests.curriculum.test_folder import opened
 from tests.curriculum.test_refusals import refusal
 from tests.faults.small_run import without_solving
 
@@ -24,6 +26,11 @@ from tests.faults.small_run import without_solving
 def _quick():
     with without_solving():
         yield
+
+
+def opened(config: Config, images: ImageSet) -> RunFolder:
+    with without_solving():  # also where the fixture is not there: these tests look for planted faults too
+        return test_folder.opened(config, images)[0]
 
 
 def named(run_dir: Path, state: Path, budget: float | None = None, **changes: object) -> Config:
@@ -188,7 +195,7 @@ def secret_of(run_dir: Path) -> run.RunSecret:
 def test_what_all_runs_cost_and_what_is_left_is_shown(tmp_path, digits):
     limited = named(tmp_path / "a", tmp_path / "limited", 5.0)
     create(limited)
-    held, _ = opened(limited, digits)
+    held = opened(limited, digits)
     *_, one, total, rest = described(limited).splitlines()
     assert one.split()[:2] == [held.ledger.run, "unfinished"]
     assert one.split()[2] == total.split()[2]
@@ -226,6 +233,6 @@ def test_a_ledger_whose_place_depends_on_where_a_run_is_started_is_refused(tmp_p
 
 
 def test_a_run_without_a_named_data_set_is_attached_to_nothing(tmp_path, digits):
-    held, _ = opened(tiny(tmp_path), digits)
+    held = opened(tiny(tmp_path), digits)
     attach(tiny(tmp_path), held.ledger, None)
     assert held.ledger.mirror is None

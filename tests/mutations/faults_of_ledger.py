@@ -200,7 +200,7 @@ LEDGER_FAULTS = [
     Fault(
         "a copy that seals itself and is released",
         "curriculumdp.curriculum.folder:RunFolder.claim",
-        "self._settle(config)",
+        "self._settle()",
         "pass",
         Check(DATA_SET + "test_a_copy_that_sealed_itself_after_the_other_went_on_gets_no_release"),
     ),
