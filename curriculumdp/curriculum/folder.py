@@ -185,7 +185,7 @@ class RunFolder:
     def _settle(self) -> None:
         """Gives back what a sealed run did not use, where a kill came before that; what is released is not refused.
 
-        Raises LedgerError, before there is a release, where the data set's ledger tells of a copy that went on.
+        Raises LedgerError, before there is a release, where the data set's ledger tells of a resumed copy.
         """
         try:
             self._attach(self._config(), None)

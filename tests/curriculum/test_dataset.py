@@ -169,7 +169,7 @@ def test_an_unsealed_run_that_has_spent_is_refused_without_its_ledger_and_makes_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_copy_that_sealed_itself_after_the_other_went_on_gets_no_release(tmp_path):
+def test_a_copy_that_sealed_itself_after_the_other_was_resumed_gets_no_release(tmp_path):
     config = named(tmp_path / "run", tmp_path / "state")
     killed_run_of(config)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")

@@ -99,7 +99,7 @@ LEDGER_FAULTS = [
         "settled = ledger.keep_within(before.releases)",
         "settled = True",
         Check(
-            BUDGET + "test_a_run_killed_between_an_extension_and_its_entry_goes_on_within_what_is_reserved"
+            BUDGET + "test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_reserved"
         ),
     ),
     Fault(
@@ -202,10 +202,10 @@ LEDGER_FAULTS = [
         "curriculumdp.curriculum.folder:RunFolder.claim",
         "self._settle()",
         "pass",
-        Check(DATA_SET + "test_a_copy_that_sealed_itself_after_the_other_went_on_gets_no_release"),
+        Check(DATA_SET + "test_a_copy_that_sealed_itself_after_the_other_was_resumed_gets_no_release"),
     ),
     Fault(
-        "a run that goes on without the ledger that knows it",
+        "a run resumed without the ledger that knows it",
         "curriculumdp.curriculum.dataset:attach",
         "if shared is None and ledger.sealed is None and (data is not None or ledger.releases()):",
         "if shared is None and ledger.sealed is None and not ledger.macs:",

@@ -451,7 +451,7 @@ def test_where_plan_and_extension_do_not_fit_the_fewest_steps_are_given_up(place
     other.close()
 
 
-def test_a_run_killed_between_an_extension_and_its_entry_goes_on_within_what_is_reserved(
+def test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_reserved(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run takes the room of the steps that the extension gave up: the plan is not whole any more."""

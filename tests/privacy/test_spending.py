@@ -163,7 +163,7 @@ def test_an_extension_asks_the_accountant_some_twenty_times_at_most(given_up):
     assert accountant.asked <= len(AHEAD) + 2 + 2 * math.log2(2 * given_up)
 
 
-def test_a_run_that_goes_on_unmirrored_after_an_extension_keeps_what_fits_too():
+def test_a_run_resumed_unmirrored_after_an_extension_keeps_what_fits_too():
     spending = Spending([CENTRAL, PRIVATE], Accountant(13))
     for _ in range(5):
         spending.add(replace(CENTRAL, count=0))
