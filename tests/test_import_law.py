@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "kernels/dpkernels": {"torch", "triton", "dpkernels"},
     "curriculumdp/clipping": {"torch", "dpkernels", "curriculumdp.clipping"},
     "curriculumdp/privacy": {
-        *("numpy", "torch", "cryptography", "dp_accounting", "opacus", "dpkernels", "curriculumdp.privacy"),
+        *("numpy", "scipy", "torch", "cryptography", "dp_accounting", "opacus", "dpkernels"),
+        "curriculumdp.privacy",
     },
 }
 # What a part may not import, whatever else it does.

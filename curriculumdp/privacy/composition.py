@@ -1,4 +1,4 @@
-"""What composed privacy losses cost, with every rounding error on the safe side. PUBLIC arithmetic, numpy alone.
+"""What composed privacy losses cost, with every rounding error on the safe side. PUBLIC arithmetic.
 
 The loss L of a whole run is a sum of independent losses on one grid, and δ(ε) = E max(0, 1 − e^(ε−L)). A Fourier
 transform in double precision gives the n-fold convolution with an absolute error of about n·2⁻⁵³, which says
@@ -32,6 +32,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from curriculumdp.privacy.release import AccountingError
 
@@ -284,8 +285,7 @@ def _least(cost: Callable[[float], float]) -> float:
 def _solved(deltas: Callable[[float], float], delta: float, guess: float, slope: float) -> float:
     """An ε ≥ 0 with deltas(ε) ≤ `delta`, within CLOSE in the logarithm unless it is 0; `deltas` falls.
 
-    Regula falsi (Illinois) on ln δ, which is nearly straight, towards the middle of what is accepted;
-    near `guess` ln δ falls by about `slope` per unit of ε.
+    Brent's method on ln δ, which is nearly straight: near `guess` it falls by about `slope` per unit of ε.
     """
 
     def over(epsilon: float) -> float:
@@ -295,18 +295,11 @@ def _solved(deltas: Callable[[float], float], delta: float, guess: float, slope:
     while (at_high := over(high)) > 0:
         high *= 1.01
     low, step = high, -1.5 * at_high / slope
-    while (at_low := over(low)) <= 0:
+    while over(low) <= 0:
         if low == 0:
             return 0.0
-        high, at_high = low, at_low
-        low, step = max(0.0, low - step), 2 * step
-    for _ in range(100):
-        probe = high - at_high * (high - low) / (at_high - at_low)
-        value = over(probe)
-        if abs(value) <= CLOSE / 2:
-            return probe
-        if value > 0:
-            low, at_low, at_high = probe, value, at_high / 2
-        else:
-            high, at_high, at_low = probe, value, at_low / 2
-    return high
+        high, low, step = low, max(0.0, low - step), 2 * step
+    found = float(brentq(over, low, high, xtol=CLOSE / 8 / slope, rtol=1e-14))
+    while deltas(found) > delta:
+        found += CLOSE / slope
+    return found
