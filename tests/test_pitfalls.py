@@ -1,4 +1,4 @@
-"""The pitfalls table names, for every fault, a test that exists."""
+"""The pitfalls table names, for every fault, a test that exists, and SECURITY.md one for every promise."""
 
 import ast
 import re
@@ -11,9 +11,14 @@ TABLE = ROOT / "curriculumdp" / "privacy" / "README.md"
 ROWS = [
     line for line in TABLE.read_text().splitlines() if re.match(r"\| [^-]", line) and "how it is" not in line
 ]
+PROMISES = [
+    line
+    for line in (ROOT / "SECURITY.md").read_text().splitlines()
+    if re.match(r"\| .*`tests/\S+` \|$", line)
+]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[2:40])
+@pytest.mark.parametrize("row", [*ROWS, *PROMISES], ids=lambda row: row[2:40])
 def test_every_pitfall_names_a_test_that_exists(row: str) -> None:
     *_, where = (cell.strip() for cell in row.strip("|").split(" | "))
     named = re.fullmatch(r"`(tests/[\w/]+(?:\.py)?)(?:::(\w+))?`", where)
@@ -27,3 +32,4 @@ def test_every_pitfall_names_a_test_that_exists(row: str) -> None:
 
 def test_the_table_is_there() -> None:
     assert len(ROWS) >= 40
+    assert len(PROMISES) >= 15

@@ -45,7 +45,7 @@ class Check:
 
     def __str__(self) -> str:
         module, _, name = self.test.partition(":")
-        values = "-".join(str(value) for value in self.given.values())
+        values = "-".join(getattr(value, "__name__", str(value)) for value in self.given.values())
         return f"{module.removeprefix('tests.').replace('.', '/')}::{name}" + (
             f"[{values}]" if values else ""
         )
