@@ -29,9 +29,9 @@ import torch  # noqa: E402
 
 from bench.bench_step import cpu_name  # noqa: E402
 from curriculumdp.command import one_line_errors  # noqa: E402
-from curriculumdp.config import Config, load_config  # noqa: E402
+from curriculumdp.config.config import Config, load_config  # noqa: E402
 from curriculumdp.evaluation.record import RECORD, UTILITY, public_folder  # noqa: E402
-from curriculumdp.evaluation.report_figures import PAUSE, seconds_by_stage  # noqa: E402
+from curriculumdp.report.figures import PAUSE, seconds_by_stage  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 STAGES = ("central", "warmup", "private")

@@ -26,9 +26,9 @@ from curriculumdp.diffusion.networks import UNet2DModel  # noqa: E402
 from curriculumdp.diffusion.pipeline import load_pipeline  # noqa: E402
 from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelity, train_features  # noqa: E402
 from curriculumdp.evaluation.labelled import LabelledSet  # noqa: E402
-from curriculumdp.evaluation.plots import EASY, HARD, QUIET, REAL, axes, figure_bytes  # noqa: E402
 from curriculumdp.evaluation.released import draw_from, load_set, read_released  # noqa: E402
 from curriculumdp.evaluation.utility import accuracy  # noqa: E402
+from curriculumdp.plots import EASY, HARD, QUIET, REAL, axes, figure_bytes  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 IMAGES = 2000

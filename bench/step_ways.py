@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.step_nets import CLIP_NORM, Microbatch
 from bench.step_opacus import opacus_ghost, opacus_hooks
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.clipping.captured import Captured
-from curriculumdp.clipping.fused import FusedGradients
-from curriculumdp.clipping.planner import layer_shapes, plan_layers
+from curriculumdp.clipping.cuda_graph import Captured
+from curriculumdp.clipping.layer_plan import layer_shapes, plan_layers
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.clipping.triton_gradients import FusedGradients
 from curriculumdp.curriculum.engine import KEPT_SHARE, repeat_to_the_bit
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss

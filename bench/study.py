@@ -31,9 +31,10 @@ import yaml  # noqa: E402
 from scipy.stats import ttest_ind  # noqa: E402
 
 from bench.baselines.non_private import train_without_privacy  # noqa: E402
-from curriculumdp.config import PATHS, Config, load_config  # noqa: E402
-from curriculumdp.curriculum.phase import module_tensors  # noqa: E402
-from curriculumdp.curriculum.run import run_curriculum  # noqa: E402
+from curriculumdp.config.changes import PATHS  # noqa: E402
+from curriculumdp.config.config import Config, load_config  # noqa: E402
+from curriculumdp.curriculum.state import module_tensors  # noqa: E402
+from curriculumdp.curriculum.train import run_curriculum  # noqa: E402
 from curriculumdp.data.sources import load_images  # noqa: E402
 from curriculumdp.diffusion.denoiser import Denoiser  # noqa: E402
 from curriculumdp.diffusion.loss import edm_loss  # noqa: E402

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from curriculumdp.privacy.release import rounded_up
+from curriculumdp.privacy.event import rounded_up
 
 
 class Metrics:

@@ -32,12 +32,12 @@ def main() -> int:
     canaries, runs, steps = (u if g is None else g for g, u in zip(given, usual, strict=True))
 
     with one_line_errors():
-        from curriculumdp.config import load_config
+        from curriculumdp.config.config import load_config
 
         config = load_config(asked.config, [*asked.overrides, f"private.steps={steps}", *ON_CPU])
 
+        from curriculumdp.audit.audit import Request, audit, exceeded, write_audit
         from curriculumdp.curriculum.audited import audited_run
-        from curriculumdp.evaluation.audit import Request, audit, exceeded, write_audit
 
         request = Request(canaries, runs, with_data=asked.with_data)
         run = audited_run(config, asked.with_data)

@@ -19,7 +19,7 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.evaluation.compare import read_run, remarks, table, text_of, write_comparison
+        from curriculumdp.report.compare import read_run, remarks, table, text_of, write_comparison
 
         runs = [read_run(run) for run in asked.runs]
         print(text_of(table(runs)))

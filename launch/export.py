@@ -29,7 +29,7 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.curriculum.run import export_run
+        from curriculumdp.curriculum.train import export_run
 
         print(f"release: {export_run(asked.run, asked.out, asked.sign, end_run=asked.end_run)}")
     return 0

@@ -24,7 +24,7 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.config import load_config
+        from curriculumdp.config.config import load_config
         from curriculumdp.curriculum.plan import described, plan_curriculum
 
         config = load_config(asked.config, asked.overrides)

@@ -19,7 +19,7 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.evaluation.report import write_reports
+        from curriculumdp.report.report import write_reports
 
         for path in write_reports(asked.run):
             print(path)

@@ -27,7 +27,7 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.synthetic import sample_release
+        from curriculumdp.release.sample import sample_release
 
         path = sample_release(
             asked.release, asked.num, asked.out, labels=asked.labels, sampler=asked.sampler,

@@ -25,12 +25,12 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.config import load_config
+        from curriculumdp.config.config import load_config
 
         shown = ["logging.show_private_metrics=true"] if asked.show_private_metrics else []
         config = load_config(asked.config, [*asked.overrides, *shown])
 
-        from curriculumdp.curriculum.run import run_curriculum
+        from curriculumdp.curriculum.train import run_curriculum
         from curriculumdp.world import open_world
 
         with open_world(config.compute.device, config.compute.processes) as world:

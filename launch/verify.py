@@ -23,7 +23,7 @@ def main() -> int:
 
     with one_line_errors():
         from curriculumdp.printable import printable
-        from curriculumdp.verify import check_release, summary
+        from curriculumdp.release.verify import check_release, summary
 
         checked = check_release(asked.release, asked.signer)
         for problem in checked.problems:

@@ -16,7 +16,7 @@ import torch
 
 from curriculumdp import checkpoint
 from curriculumdp.checkpoint import CheckpointError, Position, load_latest, save_checkpoint
-from tests.faults.disk import Disk, Operation
+from tests.support.failing_disk import Disk, Operation
 
 KEY = b"k" * 32
 

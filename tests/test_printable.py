@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.certificate import Certificate, CertificateError, certificate_bytes, parse_certificate
-from curriculumdp.config import ConfigError, config_from
+from curriculumdp.config.config import config_from
+from curriculumdp.config.yaml_file import ConfigError
 from curriculumdp.printable import printable, require_line
-from curriculumdp.verify import read_certificate
-from tests.curriculum.runs import tiny
-from tests.tiny_release import write_release
+from curriculumdp.release.certificate import (
+    Certificate,
+    CertificateError,
+    certificate_bytes,
+    parse_certificate,
+)
+from curriculumdp.release.verify import read_certificate
+from tests.support.runs import tiny
+from tests.support.tiny_release import write_release
 
 # Controls (C0, DEL, C1), separators, other spaces, marks of direction, without width, surrogates, without a letter.
 HIDDEN = [

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from curriculumdp.config import Config
-from curriculumdp.curriculum.phase import Run
+from curriculumdp.config.config import Config
 from curriculumdp.curriculum.plan import plan_curriculum
-from curriculumdp.curriculum.run import load_declared
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.train import load_declared
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import one_process
 
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curriculumdp.config import CentralConfig, DataConfig
-from curriculumdp.curriculum.phase import CentralImages, Run, State
+from curriculumdp.config.sections import CentralConfig, DataConfig
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.noise import clip_and_sum, from_grid
+from curriculumdp.privacy.grid_noise import clip_and_sum, from_grid
 from curriculumdp.privacy.sampling import poisson_rows
 
 UNITS_AT_ONCE = 128

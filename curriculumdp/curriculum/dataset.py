@@ -6,13 +6,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from curriculumdp.config import Config
-from curriculumdp.config_file import ConfigError
+from curriculumdp.config.config import Config
+from curriculumdp.config.yaml_file import ConfigError
+from curriculumdp.ledger.chain import LedgerError
+from curriculumdp.ledger.dataset_ledger import DatasetLedger, state_folder
+from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.chain import LedgerError
-from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.release import AccountingError, Release
+from curriculumdp.privacy.event import AccountingError, Release
 
 
 def place_of(config: Config) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from curriculumdp.config import Config
+from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import (
     UNITS_AT_ONCE,
     CentralPhase,
@@ -21,15 +21,16 @@ from curriculumdp.curriculum.central import (
     query_sum,
     unit_vectors,
 )
-from curriculumdp.curriculum.phase import CentralImages, Run, State
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.soundness import fault_of
+from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.sample import denoise
-from curriculumdp.privacy.randomness import KEY_BYTES, RunSecret
-from curriculumdp.privacy.release import Mechanism
+from curriculumdp.privacy.event import Mechanism
+from curriculumdp.privacy.secret import KEY_BYTES, RunSecret
 from curriculumdp.world import World
 from dpkernels.noise_step import noise_step
 

@@ -4,10 +4,11 @@ import os
 
 import torch
 
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.clipping.fused import FusedGradients
-from curriculumdp.clipping.planner import EnginePlan, LayerShape, explain, layer_shapes, plan_layers
-from curriculumdp.config import ComputeConfig, Config
+from curriculumdp.clipping.layer_plan import EnginePlan, LayerShape, explain, layer_shapes, plan_layers
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.config.config import Config
+from curriculumdp.config.sections import ComputeConfig
 from curriculumdp.diffusion.networks import UNet2DModel, build_unet
 
 # Of a GPU's memory, for what the engine keeps; the rest is for activations, weights and their moments. A share of

@@ -8,13 +8,13 @@ from math import ceil
 import numpy as np
 import torch
 
-from curriculumdp.config import Config
-from curriculumdp.curriculum.phase import Run
+from curriculumdp.config.config import Config
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.curriculum.run import initial_state
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.train import initial_state
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World
 
 GIB = 2**30

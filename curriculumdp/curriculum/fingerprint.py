@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from curriculumdp.config import Config, fresh_options
+from curriculumdp.config.changes import fresh_options
+from curriculumdp.config.config import Config
 from curriculumdp.world import World
 
 # The version of everything that turns rows and keys into a noisy sum; a change of it takes fresh keys on resume.

@@ -18,16 +18,17 @@ import torch
 from numpy.typing import NDArray
 
 from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
-from curriculumdp.config import Config, config_from, resume_differences
+from curriculumdp.config.changes import resume_differences
+from curriculumdp.config.config import Config, config_from
 from curriculumdp.curriculum.dataset import attach, dataset_ledger
-from curriculumdp.curriculum.phase import State
 from curriculumdp.curriculum.plan import plan_curriculum
-from curriculumdp.curriculum.publish import guarantee_of, weights_of
+from curriculumdp.curriculum.release import guarantee_of, weights_of
+from curriculumdp.curriculum.state import State
 from curriculumdp.data.images import ImageSet
-from curriculumdp.export import damage, other_release
-from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.dataset_ledger import NoRoom
-from curriculumdp.privacy.ledger import (
+from curriculumdp.disk import make_folder, sync_folder
+from curriculumdp.ledger.dataset_ledger import NoRoom
+from curriculumdp.ledger.run_files import LEDGER, forget_unbegun, key_is_cut
+from curriculumdp.ledger.run_ledger import (
     CHECKPOINTS,
     SECRET,
     Ledger,
@@ -35,10 +36,11 @@ from curriculumdp.privacy.ledger import (
     RunLock,
     ledger_is_missing,
 )
-from curriculumdp.privacy.ledger_files import LEDGER, forget_unbegun, key_is_cut
-from curriculumdp.privacy.noise import check_capacity
-from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folder, sync_folder
-from curriculumdp.privacy.release import AccountingError, Release
+from curriculumdp.privacy.accountant import epsilon
+from curriculumdp.privacy.event import AccountingError, Release
+from curriculumdp.privacy.grid_noise import check_capacity
+from curriculumdp.privacy.secret import RunSecret, erase_private
+from curriculumdp.release.export import damage, other_release
 
 CONFIG = "config.json"
 # There once a leg of the run has shown private metrics: the certificate must say so whatever later legs do.

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from curriculumdp.config import Config
+from curriculumdp.config.config import Config
 from curriculumdp.privacy.accountant import ACCOUNTANT, check_delta, epsilon, epsilon_path
 from curriculumdp.privacy.calibrate import (
     MAX_BUDGET,
@@ -18,7 +18,7 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
-from curriculumdp.privacy.release import AccountingError, Mechanism, Release, as_typed, rounded_up
+from curriculumdp.privacy.event import AccountingError, Mechanism, Release, as_typed, rounded_up
 
 TABLE_HEAD = (
     "phase",

@@ -6,26 +6,22 @@ division by the EXPECTED batch; Adam; EMA.
 """
 
 from functools import partial
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from curriculumdp.checkpoint import weights_digest
+from curriculumdp.curriculum.batch import UnitBatch, draw_batch
+from curriculumdp.curriculum.clipped_sum import Microbatch, Seen, figures_of, figures_table
 from curriculumdp.curriculum.engine import build_engine
-from curriculumdp.curriculum.microbatch import Microbatch, Seen, UnitBatch, figures_of, figures_table
-from curriculumdp.curriculum.phase import Run, State
-from curriculumdp.data.images import ImageSet
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import State
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
-from curriculumdp.privacy.noise import add_noise, from_grid
-from curriculumdp.privacy.randomness import normals, uniforms, unit_words
+from curriculumdp.privacy.grid_noise import add_noise, from_grid
 from curriculumdp.privacy.sampling import microbatches, poisson_rows
 from dpkernels.noise_step import adam_step, noise_step
-
-# Words of a draw, in order: which image, label dropout, noise level (two), then the diffusion noise.
-HEAD_WORDS = 4
 
 
 class PrivatePhase:
@@ -142,58 +138,3 @@ class PrivatePhase:
     def sync(self, run: Run, state: State) -> None:
         """Every rank made the same update from the same noisy sum: they must agree to the bit."""
         run.world.require_equal("the weights", weights_digest(state.weights))
-
-
-def draw_batch(
-    images: ImageSet,
-    units: Tensor,
-    draws: int,
-    key: bytes,
-    step: int,
-    device: torch.device,
-    label_dropout: float = 0.0,
-    null_class: int = 0,
-) -> UnitBatch:
-    """The draws of a microbatch; `units` int64 [B], −1 for padding; label `null_class` where a label is dropped.
-
-    Everything drawn for a unit is a function of (key, step, unit, draw): where it stands in the microbatch and
-    who stands beside it changes nothing (design D1).
-    """
-    places = units.clamp(min=0)
-    counts = torch.from_numpy(images.counts)[places]
-    present = (units >= 0) & (counts > 0)
-    shape = (len(units) * draws, *images.images.shape[1:])
-    pixels = prod(images.images.shape[1:])
-    words = unit_words(key, step, _sent(places, device), draws, HEAD_WORDS + pixels + pixels % 2)
-    # What picks an image is drawn where the images are: asking the GPU for it would stop the queue of work.
-    head = words if words.device.type == "cpu" else unit_words(key, step, places, draws, HEAD_WORDS)
-    pick = (uniforms(head[..., 0]) * counts[:, None]).long()
-    owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(
-        pick, (counts - 1).clamp(min=0)[:, None]
-    )
-    shown = images if len(images.images) else _one_blank(images)
-    rows = torch.from_numpy(shown.order)[torch.where(present[:, None], owned, 0)].flatten()
-    kept = uniforms(head[..., 1]).flatten() >= label_dropout
-    labels = torch.where(kept, torch.from_numpy(shown.labels)[rows], null_class)
-    seen = present.repeat_interleave(draws)
-    pixels_01 = _sent(torch.from_numpy(shown.images)[rows], device).float() / 255
-    level = normals(words[..., 2:4])[..., 0].flatten()
-    noise = normals(words[..., HEAD_WORDS:])[..., :pixels].reshape(shape)
-    return UnitBatch(
-        torch.where(_sent(seen, device)[:, None, None, None], pixels_01 * 2 - 1, 0.0),
-        _sent(torch.where(seen, labels, 0), device),
-        level,
-        noise,
-        _sent(present, device),
-    )
-
-
-def _one_blank(images: ImageSet) -> ImageSet:
-    """An image for absent units to stand on where nobody owns one: that set is a neighbour too, and must train."""
-    blank, first = np.zeros((1, *images.images.shape[1:]), dtype=np.uint8), np.zeros(1, dtype=np.int64)
-    return ImageSet(blank, first, first, images.unit_count)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without waiting for the GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

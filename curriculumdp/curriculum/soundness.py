@@ -8,7 +8,7 @@ end a run, and its end would tell of them.
 import torch
 from torch.func import functional_call
 
-from curriculumdp.curriculum.phase import State, module_tensors
+from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.diffusion.sample import SIGMA_MAX, SIGMA_MIN
 
 # Noise levels at which the network is asked: sampling passes through all between the first and the last.

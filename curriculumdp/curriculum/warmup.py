@@ -10,7 +10,8 @@ import torch
 from kornia.augmentation.auto import RandAugment
 from torch import Tensor
 
-from curriculumdp.curriculum.phase import Run, State, module_tensors
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from dpkernels.noise_step import adam_step

@@ -13,10 +13,10 @@ from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelities, fidelit
 from curriculumdp.evaluation.inception import given_inception
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.memorisation import Neighbours, memorisation, nearest_neighbours
-from curriculumdp.evaluation.plots import distances_plot, png_bytes, utility_plot
 from curriculumdp.evaluation.record import DISTANCES, NEIGHBOURS, UTILITY, write_record
 from curriculumdp.evaluation.released import Released, draw_images, load_set
 from curriculumdp.evaluation.utility import DESCRIPTIONS, accuracy, over_seeds
+from curriculumdp.plots import distances_plot, png_bytes, utility_plot
 
 SHOWN = 10  # pairs in a row of neighbours.png
 

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from curriculumdp.certificate import Certificate
 from curriculumdp.data.sources import load_images
 from curriculumdp.diffusion.networks import UNet2DModel
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import balanced_labels, sample_images
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.printable import printable
-from curriculumdp.verify import CERTIFICATE, CONFIG, file_sha256, read_certificate
+from curriculumdp.release.certificate import Certificate
+from curriculumdp.release.verify import CERTIFICATE, CONFIG, file_sha256, read_certificate
 
 # What a set is called on the command line, and the reader of curriculumdp.data that it means.
 KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "folder": "image_folder"}

@@ -29,7 +29,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
 from curriculumdp.privacy.composition import Losses, Part
-from curriculumdp.privacy.release import MIN_DELTA, AccountingError, Release
+from curriculumdp.privacy.event import MIN_DELTA, AccountingError, Release
 
 __all__ = [
     "ACCOUNTANT",

@@ -14,7 +14,7 @@ from curriculumdp.privacy.accountant import (
     losses,
     rdp_curve,
 )
-from curriculumdp.privacy.release import (
+from curriculumdp.privacy.event import (
     MAX_COUNT,
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,

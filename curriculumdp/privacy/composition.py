@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from curriculumdp.privacy.release import AccountingError
+from curriculumdp.privacy.event import AccountingError
 
 __all__ = ["Direction", "Losses", "Part", "Tilted", "convolved"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculumdp.privacy.randomness import keystream
+from curriculumdp.privacy.streams import keystream
 
 
 def poisson_rows(key: bytes, count: int, rate: float) -> NDArray[np.int64]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from curriculumdp.curriculum import central
 from curriculumdp.curriculum.central import CentralPhase, CentralQuery, clip_norm_of, images_of_sum, query_sum
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.noise import GRID, from_grid
+from curriculumdp.privacy.grid_noise import GRID, from_grid
 from curriculumdp.world import World
-from tests.curriculum.one_step import charged_run, noisy_sum_of_query
-from tests.curriculum.runs import bare_run, in_world, tiny
+from tests.support.one_step import charged_run, noisy_sum_of_query
+from tests.support.runs import bare_run, in_world, tiny
 
 ALONE = World(0, 1, torch.device("cpu"))
 LIMIT = 2**72

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.config import Config, config_from
-from curriculumdp.curriculum import run
+from curriculumdp.config.config import Config, config_from
+from curriculumdp.curriculum import train
 from curriculumdp.curriculum.dataset import attach, create, described
 from curriculumdp.curriculum.folder import RunFolder
-from curriculumdp.curriculum.run import export_run, run_curriculum
+from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.dataset_ledger import DatasetLedger, NoRoom
-from curriculumdp.privacy.ledger import Ledger, LedgerError
-from curriculumdp.privacy.mirror import RunMirror
+from curriculumdp.ledger.dataset_ledger import DatasetLedger, NoRoom
+from curriculumdp.ledger.mirror import RunMirror
+from curriculumdp.ledger.run_ledger import Ledger, LedgerError
 from curriculumdp.world import one_process
 from tests.curriculum import test_folder
-from tests.curriculum.runs import finish, in_child, kill_at, tiny
 from tests.curriculum.test_refusals import refusal
-from tests.faults.small_run import without_solving
+from tests.support.runs import finish, in_child, kill_at, tiny
+from tests.support.small_run import without_solving
 
 
 @pytest.fixture(autouse=True)
@@ -188,8 +188,8 @@ def test_a_copy_that_sealed_itself_after_the_other_was_resumed_gets_no_release(t
     assert not (tmp_path / "copy" / "release").exists()
 
 
-def secret_of(run_dir: Path) -> run.RunSecret:
-    return run.RunSecret.load(run_dir / "private" / "secret")
+def secret_of(run_dir: Path) -> train.RunSecret:
+    return train.RunSecret.load(run_dir / "private" / "secret")
 
 
 def test_what_all_runs_cost_and_what_is_left_is_shown(tmp_path, digits):

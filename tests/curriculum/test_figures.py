@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from curriculumdp.curriculum import private
-from curriculumdp.curriculum.run import run_curriculum
+from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.metrics import Metrics
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, WorldError, one_process
-from tests.curriculum.runs import SECRET, in_world, tiny
+from tests.support.runs import SECRET, in_world, tiny
 
 
 def refuse(constant: str) -> None:

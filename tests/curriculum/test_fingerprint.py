@@ -8,7 +8,7 @@ import torch
 from curriculumdp.curriculum import fingerprint as module
 from curriculumdp.curriculum.fingerprint import ENVIRONMENT, fingerprint
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import in_world, tiny
+from tests.support.runs import in_world, tiny
 
 
 def of(**changes: object) -> dict:

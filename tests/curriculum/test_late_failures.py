@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from curriculumdp.config import Config, ConfigError, config_from
-from curriculumdp.config_file import options_of
+from curriculumdp.config.config import Config, config_from
+from curriculumdp.config.yaml_file import ConfigError, options_of
 from curriculumdp.curriculum import dry_step
-from tests.curriculum.runs import finish, in_child, tiny
+from tests.support.runs import finish, in_child, tiny
 
 # Of every kind what a person could type, and then some; a config refuses most of them at once.
 NUMBERS: tuple[Any, ...] = (

@@ -17,17 +17,17 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from curriculumdp.curriculum import phase, private
+from curriculumdp.curriculum import private, run
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.curriculum.run import run_curriculum
-from curriculumdp.privacy import noise as noise_module
-from curriculumdp.privacy import randomness, sampling
-from curriculumdp.privacy.noise import GRID, from_grid
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.curriculum.train import run_curriculum
+from curriculumdp.privacy import grid_noise as noise_module
+from curriculumdp.privacy import sampling, streams
+from curriculumdp.privacy.grid_noise import GRID, from_grid
 from curriculumdp.privacy.sampling import poisson_rows
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.one_step import (
+from tests.support.one_step import (
     charged_run,
     forget_rows,
     gradient_of_step,
@@ -35,7 +35,7 @@ from tests.curriculum.one_step import (
     nobody,
     noisy_sum_of_query,
 )
-from tests.curriculum.runs import SECRET, in_world, tiny
+from tests.support.runs import SECRET, in_world, tiny
 
 STEPS, QUERIES = 40, 60
 # Clip norms other than 1, so that a scale that forgets them shows.
@@ -107,7 +107,7 @@ def test_the_noise_of_a_step_reaches_the_far_tail(tmp_path, monkeypatch):
     zeros = lambda _, words, __=0: np.zeros(words, np.uint64)  # noqa: E731
     forget_rows(monkeypatch)
     run, state = charged_run(nobody(), tiny(tmp_path), tmp_path)
-    monkeypatch.setattr(randomness, "keystream", zeros)
+    monkeypatch.setattr(streams, "keystream", zeros)
     steps = PrivatePhase(run)
     added = gradient_of_step(steps, run, state, 0) / steps.release.noise_multiplier
     farthest = math.sqrt(2 * 65 * math.log(2))
@@ -254,7 +254,7 @@ class Draws:
 
 def watch_draws(patch: pytest.MonkeyPatch) -> Draws:
     draws = Draws([], [], [], [])
-    stream, add_noise, unit_words = randomness.keystream, phase.add_noise, private.unit_words
+    stream, add_noise, unit_words = streams.keystream, run.add_noise, private.unit_words
 
     def streamed(key: bytes, words: int, first_block: int = 0) -> np.ndarray:
         draws.blocks.append((key, first_block, -(-words // 8)))
@@ -272,9 +272,9 @@ def watch_draws(patch: pytest.MonkeyPatch) -> Draws:
         draws.units.append(key)
         return unit_words(key, *rest)
 
-    patch.setattr(randomness, "keystream", streamed)
+    patch.setattr(streams, "keystream", streamed)
     patch.setattr(sampling, "keystream", rows_streamed)
-    patch.setattr(phase, "add_noise", noised)
+    patch.setattr(run, "add_noise", noised)
     patch.setattr(private, "add_noise", noised)
     patch.setattr(private, "unit_words", worded)
     return draws

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.config import Config, config_from, load_config
+from curriculumdp.config.config import Config, config_from, load_config
 from curriculumdp.curriculum.plan import (
     Plan,
     described,
@@ -15,7 +15,7 @@ from curriculumdp.curriculum.plan import (
 )
 from curriculumdp.privacy.accountant import ACCOUNTANT, AccountingError, epsilon, epsilon_prv
 from curriculumdp.privacy.calibrate import BudgetTooSmall
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import Release
 from tests.privacy.losses_by_fft import epsilon_by_fft
 
 CONFIGS = Path(__file__).parents[2] / "configs"

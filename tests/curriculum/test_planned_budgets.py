@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.config import Config, load_config
+from curriculumdp.config.config import Config, load_config
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.privacy.calibrate import BudgetTooSmall
 from tests.privacy.epsilon_by_contour import epsilon_by_contour

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from curriculumdp import metrics
 from curriculumdp.checkpoint import STATE
-from curriculumdp.config import Config
-from curriculumdp.curriculum import phase, private
-from curriculumdp.curriculum import run as module
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum import private, run
+from curriculumdp.curriculum import train as module
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.data.images import ImageSet
-from tests.curriculum.one_step import charged_run, nobody
-from tests.curriculum.runs import finish, tiny
+from tests.support.one_step import charged_run, nobody
+from tests.support.runs import finish, tiny
 
 EMPTIED = 200
 
@@ -34,8 +34,8 @@ class Frozen:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.released: list[Tensor] = []
         self._left: list[Tensor] | None = None
-        self._add_noise = phase.add_noise
-        patch.setattr(phase, "add_noise", self._release)
+        self._add_noise = run.add_noise
+        patch.setattr(run, "add_noise", self._release)
         patch.setattr(private, "add_noise", self._release)
 
     def _release(self, total: Tensor, sigma: float, key: bytes) -> Tensor:

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from curriculumdp import export
-from curriculumdp.certificate import CertificateError
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.curriculum import folder, run
-from curriculumdp.curriculum.run import export_run, run_curriculum
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.curriculum import folder, train
+from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.networks import NetworkError
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.verify import verify_release
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.release import export
+from curriculumdp.release.certificate import CertificateError
+from curriculumdp.release.verify import verify_release
 from curriculumdp.world import one_process, open_world
-from tests.curriculum.runs import finish, in_child, in_world, kill_at, outcome_of, tiny
-from tests.tiny_release import write_keys
+from tests.support.runs import finish, in_child, in_world, kill_at, outcome_of, tiny
+from tests.support.tiny_release import write_keys
 
 
 def killed_run(run_dir: Path, nth_charge: int = 6, **changes: object) -> None:
@@ -85,7 +85,7 @@ def test_changed_data_are_refused(tmp_path, digits, monkeypatch):
     images = digits.images.copy()
     images[0, 0, 0, 0] ^= 1
     other = ImageSet(images, digits.labels, digits.units, digits.unit_count)
-    monkeypatch.setattr(run, "load_images", lambda **_: other)
+    monkeypatch.setattr(train, "load_images", lambda **_: other)
     assert "images, labels or units" in refusal(lambda: finish(tiny(tmp_path)))
 
 
@@ -272,14 +272,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_batch_norm_is_refused_by_name(tmp_path, monkeypatch):
-    original = run.build_unet
+    original = train.build_unet
 
     def with_batch_norm(*args: object, **kwargs: object):
         net = original(*args, **kwargs)
         net.conv_norm_out = torch.nn.BatchNorm2d(8)
         return net
 
-    monkeypatch.setattr(run, "build_unet", with_batch_norm)
+    monkeypatch.setattr(train, "build_unet", with_batch_norm)
     with pytest.raises(NetworkError, match="conv_norm_out"):
         finish(tiny(tmp_path))
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
@@ -349,7 +349,7 @@ def open_world_without_group() -> None:
 def test_a_rank_that_sees_other_data_stops_the_run(tmp_path, digits):
     def work(world) -> None:
         if world.rank == 1:
-            run.load_images = lambda **_: digits.without_unit(3)
+            train.load_images = lambda **_: digits.without_unit(3)
         refusal(lambda: finish(tiny(tmp_path), world))
 
     assert in_world(2, work) == [0, 0]
@@ -372,7 +372,7 @@ def test_a_class_without_images_reveals_nothing_and_breaks_nothing(tmp_path, dig
     kept = digits.labels != 3
     labels = np.where(kept, digits.labels, 4)
     other = ImageSet(digits.images, labels, digits.units, digits.unit_count)
-    monkeypatch.setattr(run, "load_images", lambda **_: other)
+    monkeypatch.setattr(train, "load_images", lambda **_: other)
     release = finish(tiny(tmp_path))
     assert "NaN" not in (release / "privacy.json").read_text()
 
@@ -384,13 +384,13 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path):
         import resource
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        original = run.train
+        original = train.train
 
-        def train(*args: object) -> str:
+        def limited(*args: object) -> str:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
             return original(*args)
 
-        run.train = train
+        train.train = limited
         message = refusal(lambda: finish(tiny(tmp_path / "run")))
         assert "checkpoint" in message
 
@@ -408,7 +408,9 @@ def test_not_a_number_gradients_of_every_unit_do_not_stop_or_spoil_a_run(tmp_pat
         return original(self, total, clip_norm, present)
 
     monkeypatch.setattr(PerUnitGradients, "add_clipped_grads", spoiled)
-    monkeypatch.setattr(run, "dry_step", lambda *_: None)  # made images, too, would have such gradients here
+    monkeypatch.setattr(
+        train, "dry_step", lambda *_: None
+    )  # made images, too, would have such gradients here
     release = finish(tiny(tmp_path))
     assert (release / "samples.png").exists()
 

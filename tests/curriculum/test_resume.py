@@ -14,22 +14,22 @@ from pathlib import Path
 import pytest
 
 from curriculumdp import checkpoint
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.config import Config
-from curriculumdp.curriculum import folder, phase, private, run
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum import folder, private, run, train
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.warmup import WarmupPhase
-from curriculumdp.export import ExportError
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.privacy.secret import RunSecret
+from curriculumdp.release.export import ExportError
 from curriculumdp.world import one_process
-from tests.curriculum.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
+from tests.support.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
 
 # Each process first does a step of each phase on made images, which counts where it is counted.
 MOMENTS: dict[str, Callable[[], None]] = {
     "before the ledger's first entry": lambda: kill_at(Ledger, "create", 1),
     "after the ledger's first entry": lambda: kill_at(Ledger, "create", 1, after=True),
-    "inside a central query": lambda: kill_at(run.CentralPhase, "step", 2),
+    "inside a central query": lambda: kill_at(train.CentralPhase, "step", 2),
     "a central query is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 2, after=True),
     "inside the warm-up": lambda: kill_at(WarmupPhase, "step", 5),
     "between phases": lambda: kill_at(PrivatePhase, "begin", 2),
@@ -41,8 +41,8 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "_fsync", 15),
     "all is trained, nothing sealed": lambda: kill_at(Ledger, "seal", 1),
     "sealed, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
-    "sealed, not released": lambda: kill_at(run, "publish", 1),
-    "released": lambda: kill_at(run, "publish", 1, after=True),
+    "sealed, not released": lambda: kill_at(train, "publish", 1),
+    "released": lambda: kill_at(train, "publish", 1, after=True),
 }
 
 
@@ -71,7 +71,7 @@ def test_killed_at_every_step_of_dp_sgd_is_charged_once(tmp_path, never_killed):
     config = tiny(tmp_path)
 
     def killed() -> None:
-        kill_at(phase.Run, "charge", 3, after=True)
+        kill_at(run.Run, "charge", 3, after=True)
         finish(config)
 
     kills = 0
@@ -93,13 +93,13 @@ def test_a_finished_run_is_pointed_to_and_not_touched(tmp_path, never_killed):
 
 def test_the_secret_is_erased_before_anything_is_published(tmp_path, monkeypatch):
     """Nothing is drawn after the seal: a publication that fails, or takes long, must not keep the secret alive."""
-    original, secret = run.publish, tmp_path / "private" / "secret"
+    original, secret = train.publish, tmp_path / "private" / "secret"
 
     def checked(out: Path, *args: object, **kwargs: object) -> Path:
         assert not secret.exists()
         return original(out, *args, **kwargs)
 
-    monkeypatch.setattr(run, "publish", checked)
+    monkeypatch.setattr(train, "publish", checked)
     finish(tiny(tmp_path))
     assert not secret.exists()
 
@@ -118,10 +118,10 @@ def test_a_kill_between_seal_and_erasure_is_made_up_for_by_the_next_command_firs
     def full_disk(*_: object, **__: object) -> None:
         raise ExportError("no space")
 
-    monkeypatch.setattr(run, "publish", full_disk)
+    monkeypatch.setattr(train, "publish", full_disk)
     changes = {"privacy__epsilon": 2.0} if "another" in command else {}
     work = (
-        (lambda: run.export_run(tmp_path / "run", tmp_path / "out", None))
+        (lambda: train.export_run(tmp_path / "run", tmp_path / "out", None))
         if command == "export"
         else (lambda: finish(tiny(tmp_path / "run", **changes)))
     )
@@ -134,7 +134,7 @@ def test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_d
     """The mark is on disk before the first figure is shown."""
 
     def killed() -> None:
-        kill_at(run.CentralPhase, "begin", 1)
+        kill_at(train.CentralPhase, "begin", 1)
         finish(tiny(tmp_path, logging={"show_private_metrics": True}))
 
     assert in_child(killed) == -signal.SIGKILL
@@ -192,9 +192,9 @@ def test_a_replayed_sum_that_differs_is_thrown_away_and_charged_anew(tmp_path, m
     assert in_child(killed) == -signal.SIGKILL
     original = PrivatePhase.clipped_sum
 
-    def other_arithmetic(self, run, state, step, rows):
-        total, figures = original(self, run, state, step, rows)
-        return (total + 1 if step == 2 and run.ledger.incarnation == 0 else total), figures
+    def other_arithmetic(self, train, state, step, rows):
+        total, figures = original(self, train, state, step, rows)
+        return (total + 1 if step == 2 and train.ledger.incarnation == 0 else total), figures
 
     monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
     finish(config)
@@ -263,9 +263,9 @@ def test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more(
     seen = []
     original = PrivatePhase.clipped_sum
 
-    def other_arithmetic(self, run, state, step, rows):
-        total, figures = original(self, run, state, step, rows)
-        return (total + 1 if step > 2 and run.config.run_dir.endswith("b") else total), figures
+    def other_arithmetic(self, train, state, step, rows):
+        total, figures = original(self, train, state, step, rows)
+        return (total + 1 if step > 2 and train.config.run_dir.endswith("b") else total), figures
 
     if arithmetic == "other":
         monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
@@ -360,13 +360,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, never_killed):
     original = PrivatePhase.step
 
     def interrupted() -> None:
-        def step(self, run, state, number):
+        def step(self, train, state, number):
             if number == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, run, state, number)
+            return original(self, train, state, number)
 
         PrivatePhase.step = step
-        outcome = run.run_curriculum(config, one_process(), secret=RunSecret.from_bytes(SECRET), nonce=NONCE)
+        outcome = train.run_curriculum(
+            config, one_process(), secret=RunSecret.from_bytes(SECRET), nonce=NONCE
+        )
         raise SystemExit(outcome.exit_code)
 
     assert in_child(interrupted) == 143

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from curriculumdp.checkpoint import STATE
-from curriculumdp.curriculum import run as module
-from curriculumdp.curriculum.phase import State
+from curriculumdp.curriculum import train as module
 from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.curriculum.run import export_run, run_curriculum
 from curriculumdp.curriculum.soundness import TrainingError, fault_of
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.curriculum.state import State
+from curriculumdp.curriculum.train import export_run, run_curriculum
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import SECRET, finish, in_world, tiny
+from tests.support.runs import SECRET, finish, in_world, tiny
 
 RUINS = {
     "NaN weights": lambda state: state.weights[3:4].fill_(float("nan")),

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from curriculumdp.curriculum import central, microbatch, private
+from curriculumdp.curriculum import central, clipped_sum, private
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.phase import Run
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.run import Run
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import Release
 from curriculumdp.world import World
-from tests.curriculum.one_step import nobody
-from tests.curriculum.runs import SECRET, bare_run, tiny
+from tests.support.one_step import nobody
+from tests.support.runs import SECRET, bare_run, tiny
 
 UNITS, STEPS = 300, 1200
 RATES = {"private": 0.12, "central": 0.1}
@@ -55,7 +55,7 @@ def watch_rows(patch: pytest.MonkeyPatch) -> Watch:
         return bytes(32)
 
     patch.setattr(private, "draw_batch", drawn)
-    patch.setattr(microbatch.Microbatch, "add", lambda *_: None)
+    patch.setattr(clipped_sum.Microbatch, "add", lambda *_: None)
     patch.setattr(PrivatePhase, "figures", lambda *_: {})
     patch.setattr(PrivatePhase, "update", lambda *_: None)
     patch.setattr(central, "query_sum", queried)

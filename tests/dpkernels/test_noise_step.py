@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from curriculumdp.privacy.noise import add_noise, from_grid
-from curriculumdp.privacy.randomness import gaussian
+from curriculumdp.privacy.grid_noise import add_noise, from_grid
+from curriculumdp.privacy.streams import gaussian
 from dpkernels.chacha import box_muller, chacha_normals, key_words
 from dpkernels.grid import GRID, rint
 from dpkernels.noise_step import adam_step, gaussian_reference, noise_step

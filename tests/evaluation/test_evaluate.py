@@ -16,7 +16,7 @@ from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.record import private_folder, public_folder, read_record, table
 from curriculumdp.evaluation.released import draw_images, load_set, read_released
-from tests.evaluated_run import CLASSES, digits, write_npz
+from tests.support.evaluated_run import CLASSES, digits, write_npz
 
 CPU = torch.device("cpu")
 Evaluate = Callable[..., tuple[dict[str, Any], dict[str, Any]]]

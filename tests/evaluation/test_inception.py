@@ -15,15 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from curriculumdp.evaluation import inception
-from curriculumdp.evaluation.compare import read_run
-from curriculumdp.evaluation.compare import table as comparison
 from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.inception import InceptionV3, given_inception, tensors_sha256
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import public_folder, table
 from curriculumdp.evaluation.released import read_released
-from curriculumdp.evaluation.report_figures import fidelity_section, memorisation_section
-from tests.evaluated_run import CLASSES, digits, write_npz
+from curriculumdp.report.compare import read_run
+from curriculumdp.report.compare import table as comparison
+from curriculumdp.report.figures import fidelity_section, memorisation_section
+from tests.support.evaluated_run import CLASSES, digits, write_npz
 
 CPU = torch.device("cpu")
 # Of the lines "name (shape)" of all that the official file holds but fc, in the order of names.

@@ -8,7 +8,7 @@ from curriculumdp.evaluation import utility
 from curriculumdp.evaluation.classifiers import SmallCNN, WideResNet, fit
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.utility import accuracy, chosen_classifiers, over_seeds
-from tests.evaluated_run import QUICK
+from tests.support.evaluated_run import QUICK
 
 CPU = torch.device("cpu")
 

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 from curriculumdp import checkpoint
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.config import Config
-from curriculumdp.curriculum import phase, private, run
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum import private, run, train
 from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.release import Release
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.privacy.event import Release
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import finish, in_child, in_world, kill_at
-from tests.faults.small_run import _digest, ledger_lines, small
-from tests.tried import TRIED
+from tests.support.runs import finish, in_child, in_world, kill_at
+from tests.support.small_run import _digest, ledger_lines, small
+from tests.support.tried import TRIED
 
 SEED = 11
 REFUSED = 3
@@ -44,7 +44,7 @@ MOMENTS: list[tuple[object, str, bool]] = [
     (checkpoint, "save_file", False),
     *((checkpoint, "_fsync", after) for after in (False, True)),
     (Ledger, "seal", True),
-    (run, "publish", False),
+    (train, "publish", False),
 ]
 
 
@@ -135,9 +135,9 @@ class Family:
 
 def watch(run_dir: Path) -> None:
     """Write down what this process is given keys for: from then on the noisy sum counts as seen."""
-    original = phase.Run.charge
+    original = run.Run.charge
 
-    def watched(self: phase.Run, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
+    def watched(self: run.Run, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
         key = original(self, release, step, clip_norm, total)
         line = {
             "rows": _digest(self.rows_key(release.name, step)),
@@ -151,7 +151,7 @@ def watch(run_dir: Path) -> None:
         os.close(descriptor)
         return key
 
-    phase.Run.charge = watched  # type: ignore[method-assign]
+    run.Run.charge = watched  # type: ignore[method-assign]
 
 
 def sum_otherwise(salt: int) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.curriculum.runs import finish, outcome_of
-from tests.faults.disk import Disk, Operation, copy_folder
-from tests.faults.small_run import RELEASES, Observer, ledger_lines, small
-from tests.tried import TRIED
+from tests.support.failing_disk import Disk, Operation, copy_folder
+from tests.support.runs import finish, outcome_of
+from tests.support.small_run import RELEASES, Observer, ledger_lines, small
+from tests.support.tried import TRIED
 
 SEED = 1
 

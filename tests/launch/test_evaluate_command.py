@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curriculumdp.evaluation import fidelity
-from tests.evaluated_run import CLASSES, QUICK, digits, write_npz, write_run
+from tests.support.evaluated_run import CLASSES, QUICK, digits, write_npz, write_run
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "evaluate.py"
 

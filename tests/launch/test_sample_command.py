@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny_release import write_release
+from tests.support.tiny_release import write_release
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "sample.py"
 

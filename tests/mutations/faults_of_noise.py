@@ -2,19 +2,19 @@
 
 import torch
 
-from curriculumdp.privacy.noise import add_noise
-from curriculumdp.privacy.randomness import gaussian
+from curriculumdp.privacy.grid_noise import add_noise
+from curriculumdp.privacy.streams import gaussian
 from tests.mutations.planting import Check, Fault
 
 P2 = "tests.curriculum.test_noise_of_step:"
 CENTRAL = "tests.curriculum.test_central:"
-RANDOMNESS = "tests.privacy.test_randomness:"
-ADD = "curriculumdp.privacy.noise:add_noise"
-GAUSSIAN = "curriculumdp.privacy.randomness:gaussian"
+RANDOMNESS = "tests.privacy.test_streams:"
+ADD = "curriculumdp.privacy.grid_noise:add_noise"
+GAUSSIAN = "curriculumdp.privacy.streams:gaussian"
 UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
-QUERY = "curriculumdp.curriculum.phase:Run.release_sum"
-CHARGE = "curriculumdp.curriculum.phase:Run._charge"
+QUERY = "curriculumdp.curriculum.run:Run.release_sum"
+CHARGE = "curriculumdp.curriculum.run:Run._charge"
 NOISY = "noisy = add_noise(total, sigma, key)"
 NOISY_QUERY = "return add_noise(total, release.noise_multiplier, key)"
 NOISE_KEY = 'self.secret.key("noise", incarnation=self.incarnation, nonce=nonce, entry=entry.hex())'
@@ -74,7 +74,7 @@ NOISE_FAULTS = [
     ),
     Fault(
         "noise before the reduce",
-        "curriculumdp.curriculum.phase:Run.charge",
+        "curriculumdp.curriculum.run:Run.charge",
         "self.world.sum_(total)",
         "total.copy_(add_noise(total, release.noise_multiplier / self.world.size**0.5,"
         " self.secret.key('noise', phase=release.name, step=step, rank=self.world.rank))); self.world.sum_(total)",
@@ -155,7 +155,7 @@ NOISE_FAULTS = [
     ),
     Fault(
         "the block counter wraps and repeats",
-        "curriculumdp.privacy.randomness:keystream",
+        "curriculumdp.privacy.streams:keystream",
         "if words < 0 or first_block < 0 or first_block + blocks > MOST_BLOCKS:",
         "if words < 0 or first_block < 0:",
         Check(RANDOMNESS + "test_the_keystream_refuses_to_wrap_and_repeat"),
@@ -170,7 +170,7 @@ NOISE_FAULTS = [
     ),
     Fault(
         "a ledger entry that is not bound to the sum",
-        "curriculumdp.privacy.ledger:Ledger.charge",
+        "curriculumdp.ledger.run_ledger:Ledger.charge",
         '"sum_mac": data_mac(subkey(self._key, "sum"), total),',
         '"sum_mac": data_mac(subkey(self._key, "sum"), total[:0]),',
         Check(P2 + "test_another_sum_never_meets_the_same_noise"),

@@ -4,17 +4,17 @@ import dataclasses
 
 import numpy as np
 
-from curriculumdp.certificate import CertificateError
-from curriculumdp.export import ExportError
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.noise import add_noise, from_grid
+from curriculumdp.privacy.grid_noise import add_noise, from_grid
+from curriculumdp.release.certificate import CertificateError
+from curriculumdp.release.export import ExportError
 from tests.mutations.planting import Check, Fault
 
 P3 = "tests.curriculum.test_purity:"
 CENTRAL = "tests.curriculum.test_central:"
 QUERY = "curriculumdp.curriculum.central:CentralPhase.step"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
-PROMISE = "curriculumdp.curriculum.publish:guarantee_of"
+PROMISE = "curriculumdp.curriculum.release:guarantee_of"
 CERTIFIED = "releases=certified_releases(ledger.releases(), clip_norms),"
 IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
 SHARES = "shares = data.class_counts or (data.units / data.classes,) * data.classes"
@@ -42,7 +42,7 @@ UNTILTED = Check(
     {"part": (0.02, 4.790737539, 400_000), "slope": 2.0**-8},
 )
 
-VERIFY = "tests.test_verify:"
+VERIFY = "tests.release.test_verify:"
 COURSE = VERIFY + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
 
 RELEASE_FAULTS = [
@@ -92,7 +92,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a label histogram on the console",
-        "curriculumdp.curriculum.run:run_curriculum",
+        "curriculumdp.curriculum.train:run_curriculum",
         'world.require_equal("the data", content_digest(images))',
         'world.require_equal("the data", content_digest(images)); world.print(f"{np.bincount(images.labels)}")',
         WHOLE_RUN,
@@ -100,7 +100,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a digest of the data in the release",
-        "curriculumdp.curriculum.run:finish",
+        "curriculumdp.curriculum.train:finish",
         "folder.seal(reason)",
         "folder.seal(reason); (folder.path / 'data.txt').write_text(folder.ledger._first['data'])",
         WHOLE_RUN,
@@ -185,16 +185,17 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "another run's release replaced",
-        "curriculumdp.export:_check_place",
+        "curriculumdp.release.export:_check_place",
         "if difference := other_release(folder, guarantee, weights):",
         "if difference := other_release(folder, guarantee, None):",
         Check(
-            "tests.test_export:test_a_release_of_another_run_is_never_replaced", {"other": "other weights"}
+            "tests.release.test_export:test_a_release_of_another_run_is_never_replaced",
+            {"other": "other weights"},
         ),
     ),
     Fault(
         "another run's release pointed to",
-        "curriculumdp.curriculum.run:publish_sealed",
+        "curriculumdp.curriculum.train:publish_sealed",
         "elif problem := folder.release_problem(initial_state):",
         "elif problem := None:",
         Check(
@@ -212,7 +213,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a stated figure that may lie below the recomputed one",
-        "curriculumdp.verify:_agrees",
+        "curriculumdp.release.verify:_agrees",
         "return found * (1 - SLACK) <= stated <= found + above",
         "return abs(stated - found) <= above",
         Check(
@@ -222,14 +223,14 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a figure left out of a certificate is taken for one that was not found",
-        "curriculumdp.verify:figure_problems",
+        "curriculumdp.release.verify:figure_problems",
         "if len(was) != len(now) or any(",
         "if was and now and any(",
         Check(VERIFY + "test_a_figure_left_out_or_put_in_is_noticed"),
     ),
     Fault(
         "a release that says it has spent nothing",
-        "curriculumdp.verify:_course_problems",
+        "curriculumdp.release.verify:_course_problems",
         "if not any(done.values()):",
         "if False:",
         Check(
@@ -240,7 +241,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "steps of DP-SGD without the queries before them",
-        "curriculumdp.verify:_course_problems",
+        "curriculumdp.release.verify:_course_problems",
         'if done.get("private") and "central" in planned and "central" not in reached:',
         'if guarantee.stopped == "planned" and "central" not in reached:',
         Check(
@@ -251,11 +252,11 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "an ε printed to the nearest digit",
-        "curriculumdp.privacy.release:rounded_up",
+        "curriculumdp.privacy.event:rounded_up",
         "ROUND_CEILING",
         "'ROUND_HALF_EVEN'",
         Check(
-            "tests.privacy.test_release:test_a_figure_is_never_printed_below_its_value",
+            "tests.privacy.test_event:test_a_figure_is_never_printed_below_its_value",
             {"value": 1.0000049, "digits": 6, "text": "1.00001"},
         ),
     ),

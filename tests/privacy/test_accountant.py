@@ -28,7 +28,7 @@ from curriculumdp.privacy.accountant import (
     epsilon_replace_one,
     rdp_curve,
 )
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import Release
 from tests.privacy.losses_by_fft import epsilon_by_fft
 
 
@@ -217,9 +217,9 @@ def test_accounting_needs_no_torch() -> None:
         "import sys\n"
         "from curriculumdp.privacy.calibrate import solve_noise_multiplier\n"
         "from curriculumdp.privacy.accountant import epsilon\n"
-        "from curriculumdp.privacy.release import Release\n"
+        "from curriculumdp.privacy.event import Release\n"
         "print(epsilon([Release('central', 'gaussian', 1.0, 5.0, 1)], 1e-5))\n"
-        "assert not {'torch', 'opacus', 'curriculumdp.config'} & set(sys.modules)\n"
+        "assert not {'torch', 'opacus', 'curriculumdp.config.config'} & set(sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from curriculumdp.certificate import CertificateError, CertifiedRelease, Guarantee, PublicFacts, account
 from curriculumdp.privacy.accountant import (
     DISCRETISATION,
     MAX_EPSILON_RDP,
@@ -26,7 +25,14 @@ from curriculumdp.privacy.accountant import (
     rdp_curve,
 )
 from curriculumdp.privacy.calibrate import MAX_BUDGET, solve_noise_multiplier
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import Release
+from curriculumdp.release.certificate import (
+    CertificateError,
+    CertifiedRelease,
+    Guarantee,
+    PublicFacts,
+    account,
+)
 from tests.privacy.losses_by_fft import epsilon_by_fft
 
 DELTA = 1e-5

@@ -13,7 +13,7 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import Release
 
 
 def dp_sgd(rate: float, sigma: float, count: int, name: str = "private") -> Release:

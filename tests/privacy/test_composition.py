@@ -22,7 +22,7 @@ from curriculumdp.privacy.accountant import (
 )
 from curriculumdp.privacy.calibrate import most_steps, solve_noise_multiplier
 from curriculumdp.privacy.composition import Direction, Part, convolved
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import Release
 from tests.privacy.epsilon_by_contour import REPLACE, Contour, Uses, delta_by_contour, epsilon_by_contour
 
 LONG = [((0.02, 4.790737539, 400_000), 20.047), ((0.02, 6.153008858, 200_000), 10.0037)]

@@ -15,23 +15,18 @@ import torch
 from scipy.stats import kstest, norm
 from scipy.stats import t as student
 
-from curriculumdp.curriculum.phase import Run
 from curriculumdp.curriculum.plan import Plan
+from curriculumdp.curriculum.run import Run
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy import randomness
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.noise import GRID, add_noise
-from curriculumdp.privacy.randomness import RunSecret, gaussian
-from curriculumdp.privacy.release import Release
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.privacy import streams
+from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.grid_noise import GRID, add_noise
+from curriculumdp.privacy.secret import RunSecret
+from curriculumdp.privacy.streams import gaussian
 from curriculumdp.world import one_process
-from tests.curriculum.runs import NONCE, tiny
-from tests.statistics.levels import (
-    LEVEL,
-    Floats,
-    binomial_p,
-    farthest_normal,
-    largest_correlation,
-)
+from tests.support.levels import LEVEL, Floats, binomial_p, farthest_normal, largest_correlation
+from tests.support.runs import NONCE, tiny
 
 PARAMETERS = 2**17
 CENTRAL = Release("central", "subsampled_gaussian", 0.1, 6.0, 10)
@@ -158,7 +153,7 @@ def of_words(monkeypatch: pytest.MonkeyPatch, pairs: list[tuple[int, int]]) -> F
     """The first normal of each (radius word, angle word), by the real function on chosen keystream words."""
     words = np.array(pairs, dtype=np.uint64).reshape(-1)
     with monkeypatch.context() as patched:
-        patched.setattr(randomness, "keystream", lambda _, count, first: words[first * 8 :][:count])
+        patched.setattr(streams, "keystream", lambda _, count, first: words[first * 8 :][:count])
         return gaussian(bytes(32), len(words))[0::2]
 
 
@@ -193,7 +188,7 @@ def test_the_farthest_normals_are_reached_in_every_direction(monkeypatch: pytest
     assert of_words(monkeypatch, [(0, 2 * quarter)])[0] == pytest.approx(-FARTHEST, rel=1e-15)
     for side, angle in ((1, quarter), (-1, 3 * quarter)):
         words = np.array([0, angle], dtype=np.uint64)
-        monkeypatch.setattr(randomness, "keystream", lambda *_, w=words: w)
+        monkeypatch.setattr(streams, "keystream", lambda *_, w=words: w)
         assert gaussian(bytes(32), 2)[1] == pytest.approx(side * FARTHEST, rel=1e-15)
 
 
@@ -204,7 +199,7 @@ def test_a_tail_of_chosen_words_arrives_in_the_sum_whole(
 ) -> None:
     word = max(0, round(math.exp(-(distance**2) / 2) * 2.0**64) - 1)
     words = np.array([word, 0], dtype=np.uint64)
-    monkeypatch.setattr(randomness, "keystream", lambda *_: words)
+    monkeypatch.setattr(streams, "keystream", lambda *_: words)
     total = torch.tensor([123, -456])
     moved = add_noise(total, sigma, bytes(32)) - total
     assert moved[0].item() / GRID >= distance * sigma

@@ -1,0 +1,148 @@
+"""What single options of a run cannot see: pairs that do not go together."""
+
+import os
+from collections.abc import Iterator
+from math import log
+from typing import TYPE_CHECKING
+
+from curriculumdp.config.yaml_file import shown
+from curriculumdp.privacy.event import MIN_DELTA, as_typed
+
+if TYPE_CHECKING:
+    from curriculumdp.config.config import Config
+    from curriculumdp.config.sections import (
+        CentralConfig,
+        DataConfig,
+        ModelConfig,
+        PrivacyConfig,
+        PrivateConfig,
+    )
+
+STAGES = ("central", "warmup", "private")
+# No normal of 32-bit words lies farther out; and e^±80, a square's, is well inside what fp32 holds.
+FARTHEST_LEVEL, MOST_LOG_LEVEL = 7.0, 40.0
+
+
+def disagreements(config: "Config") -> Iterator[str]:
+    """What single options cannot see: one line for each pair that does not go together."""
+    yield from _curriculum_problems(config)
+    yield from _data_problems(config.data, config.privacy)
+    yield from _model_problems(config.model, config.data.size)
+    yield from _level_problems(config.private)
+    if config.central is not None:
+        yield from _central_problems(config.central, config.data)
+    if config.compute.precision == "bf16" and config.compute.device != "cuda":
+        yield (
+            f"compute.precision is 'bf16' with compute.device '{config.compute.device}': bf16 needs "
+            "compute.device=cuda, otherwise set compute.precision=fp32"
+        )
+
+
+def _curriculum_problems(config: "Config") -> Iterator[str]:
+    stages = config.curriculum
+    if not stages or list(stages) != [stage for stage in STAGES if stage in stages]:
+        yield f"curriculum is {list(stages)}: stages come once each and in the order {list(STAGES)}"
+    if ("central" in stages) != ("warmup" in stages):
+        yield (
+            f"curriculum is {list(stages)}: central and warmup go together (warmup trains on what central "
+            "pays for); allowed: [central, warmup, private], [central, warmup], [private]"
+        )
+    for stage in ("central", "warmup"):
+        given = getattr(config, stage) is not None
+        if stage in stages and not given:
+            yield f"{stage} is missing but curriculum has it: add the section, or set curriculum=[private]"
+        if given and stage not in stages:
+            yield f"{stage} is given but curriculum is {list(stages)}: add it there, or set {stage}=null"
+
+
+def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str]:
+    if data.source == "digits" and data.path is not None:
+        yield f"data.path is {shown(data.path)}: digits come with scikit-learn, remove data.path"
+    if data.source != "digits" and not data.path:
+        yield f"data.path is missing: source {data.source} reads a folder or file, set data.path"
+    for key, sources in {
+        "csv": ("image_folder",),
+        "roster": ("npz", "image_folder"),
+        "window": ("npz", "image_folder"),
+    }.items():
+        if getattr(data, key) is not None and data.source not in sources:
+            yield f"data.{key} is given but source {data.source} does not read it: remove data.{key}"
+    if data.window is not None and data.window[0] >= data.window[1]:
+        yield f"data.window is {list(data.window)}: low must be below high"
+    if data.ledger is not None and data.name is None:
+        yield "data.ledger is given without data.name: name the data set that it composes, or remove it"
+    if data.ledger is not None and not os.path.isabs(data.ledger):
+        yield (
+            f"data.ledger is {shown(data.ledger)}: another working directory or home would find another ledger, "
+            "and spend data.budget again; write an absolute path"
+        )
+    if data.budget is not None and data.name is None:
+        yield (
+            "data.budget is given without data.name: name the data set whose runs it limits together, or remove it"
+        )
+    if data.budget is not None and data.budget < privacy.epsilon:
+        yield (
+            f"privacy.epsilon is {as_typed(privacy.epsilon)} and data.budget {as_typed(data.budget)}: one run "
+            "cannot cost more than all runs on the data set together; lower privacy.epsilon"
+        )
+    counts = data.class_counts
+    if counts is not None and (len(counts) != data.classes or not any(counts)):
+        yield (
+            f"data.class_counts has {len(counts)} counts that sum to {sum(counts)}: give data.classes = "
+            f"{data.classes} of them, not all 0"
+        )
+    if privacy.delta < MIN_DELTA:
+        yield (
+            f"privacy.delta is {privacy.delta:g}: must be at least {MIN_DELTA:g}, below which cut-off tails show "
+            f"in ε; set privacy.delta={MIN_DELTA:g} or more"
+        )
+    if privacy.delta * data.units >= 1:
+        yield (
+            f"privacy.delta is {as_typed(privacy.delta)} with {data.units} units: a δ of 1/units or more permits "
+            f"publishing a unit outright; set it below 1/{data.units}"
+        )
+
+
+def _model_problems(model: "ModelConfig", size: int) -> Iterator[str]:
+    levels = len(model.channels)
+    if size % 2 ** (levels - 1):
+        yield (
+            f"model.channels has {levels} levels, which halve the image {levels - 1} times: data.size = "
+            f"{size} must be a multiple of {2 ** (levels - 1)}; drop a level or change data.size"
+        )
+    sizes = [size >> level for level in range(levels)]
+    for resolution in model.attention:
+        if resolution not in sizes:
+            yield f"model.attention has {resolution}: the levels work at {sizes} pixels; choose among them"
+    groups = model.norm_groups
+    what = "model.groups" if model.groups else "model.groups (default: narrowest level / 4)"
+    for width in model.channels:
+        if width % groups or width == groups:
+            yield (
+                f"{what} is {groups} with a level of {width} channels: groups must divide every level and "
+                "hold at least 2 channels, or GroupNorm erases the conditioning; change model.channels or "
+                "model.groups"
+            )
+            return
+
+
+def _level_problems(private: "PrivateConfig") -> Iterator[str]:
+    reach = abs(private.p_mean) + FARTHEST_LEVEL * private.p_std + abs(log(private.sigma_data))
+    if reach > MOST_LOG_LEVEL:
+        yield (
+            f"private.p_mean is {private.p_mean:g}, private.p_std {private.p_std:g} and private.sigma_data "
+            f"{private.sigma_data:g}: the loss of some noise levels would be infinite; |p_mean| + "
+            f"{FARTHEST_LEVEL:g}·p_std + |ln sigma_data| must be at most {MOST_LOG_LEVEL:g}"
+        )
+
+
+def _central_problems(central: "CentralConfig", data: "DataConfig") -> Iterator[str]:
+    if central.size > data.size:
+        yield f"central.size is {central.size}: must be at most data.size = {data.size}"
+    if central.median % 2 == 0 or central.median > data.size:
+        yield f"central.median is {central.median}: must be odd and at most data.size; 1 switches it off"
+    if central.count_weight and (central.statistic == "mode" or data.class_counts is not None):
+        yield (
+            f"central.count_weight is {central.count_weight:g}: only a mean without public "
+            "data.class_counts asks for counts; set central.count_weight=0"
+        )

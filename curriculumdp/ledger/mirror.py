@@ -1,0 +1,119 @@
+"""Where one run's ledger stands, kept outside the run folder: a file of two slots, written in turn.
+
+A slot holds (count, MAC of the run ledger's last entry) under a MAC of its own. Writing a head overwrites the
+older slot, in place and synced; if that write is torn, the newer slot still tells the head before, which is
+right: the writer never got to draw the noise.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from curriculumdp.disk import sync_folder
+from curriculumdp.ledger.chain import LedgerError, unfinished
+from curriculumdp.privacy.event import Release
+
+# A sector: a torn write of one slot leaves the other alone.
+SLOT = 512
+ELSEWHERE = "this run folder was rolled back, or a copy of it has gone on: bring the newest back"
+
+
+class RunMirror:
+    """The mirror of the run named by `path.name`; `extend(run, releases, sealed)` changes what it has reserved."""
+
+    def __init__(
+        self, path: Path, key: bytes, extend: Callable[[str, Sequence[Release], bool], bool]
+    ) -> None:
+        self.path, self._key, self._extend = path, key, extend
+
+    def create(self, count: int, mac: str) -> None:
+        """A new file with one head; an unused one of a killed run is replaced."""
+        beside = unfinished(self.path)
+        try:
+            beside.unlink(missing_ok=True)
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                slots = [bytes(SLOT), bytes(SLOT)]
+                slots[count % 2] = self._slot(count, mac)
+                file.write(b"".join(slots))
+                file.flush()
+                os.fsync(descriptor)
+            beside.rename(self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise LedgerError(f"{self.path}: the mirror could not be made ({error.strerror})") from error
+
+    def check(self, macs: Sequence[str]) -> None:
+        """Raises LedgerError unless a ledger with these MACs is at the mirrored head, or one entry ahead.
+
+        One ahead is a crash between entry and mirror: nothing was drawn for that entry, and it is caught up.
+        """
+        with self._held() as descriptor:
+            count, mac = self._head(descriptor)
+            if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):
+                raise LedgerError(f"{self.path}: knows {count} entries, the run has {len(macs)}: {ELSEWHERE}")
+            if count < len(macs):
+                self._write(descriptor, len(macs), macs[-1])
+            os.fdatasync(descriptor)  # a process killed before its sync leaves a head that only memory holds
+
+    def advance(self, count: int, mac: str, previous: str) -> None:
+        """Mirrors a new head; LedgerError if the mirrored one is not the head just before it."""
+        with self._held() as descriptor:
+            mirrored = self._head(descriptor)
+            if mirrored[0] != count - 1 or not hmac.compare_digest(mirrored[1], previous):
+                raise LedgerError(
+                    f"{self.path}: knows {mirrored[0]} entries, the run has {count}: {ELSEWHERE}"
+                )
+            self._write(descriptor, count, mac)
+
+    def reserve(self, releases: Sequence[Release]) -> bool:
+        """Changes what the run has reserved, and says whether that was granted."""
+        return self._extend(self.path.name, releases, False)
+
+    def end(self, releases: Sequence[Release]) -> None:
+        """Gives back what the run, now sealed, had reserved beyond the `releases` that it made."""
+        self._extend(self.path.name, releases, True)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[int]:
+        """The file's descriptor, locked; any failure of the disk is one LedgerError."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield descriptor
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise LedgerError(
+                f"{self.path}: the mirror of this run's ledger is missing or cannot be written "
+                f"({error.strerror}): bring it back or free the disk"
+            ) from error
+
+    def _head(self, descriptor: int) -> tuple[int, str]:
+        """The newest head whose slot is as it was written."""
+        heads = []
+        for place in range(2):
+            slot = os.pread(descriptor, SLOT, place * SLOT)
+            with contextlib.suppress(ValueError):
+                count, mac = int(slot[:16], 16), slot[17:81].decode("ascii")
+                if count % 2 == place and hmac.compare_digest(slot, self._slot(count, mac)):
+                    heads.append((count, mac))
+        if not heads:
+            raise LedgerError(f"{self.path}: the mirror was changed or damaged: bring it back")
+        return max(heads)
+
+    def _slot(self, count: int, mac: str) -> bytes:
+        content = f"{count:016x} {mac}"
+        guard = hmac.new(self._key, f"{self.path.name} {content}".encode(), hashlib.sha256).hexdigest()
+        return f"{content} {guard}\n".encode().ljust(SLOT)
+
+    def _write(self, descriptor: int, count: int, mac: str) -> None:
+        slot = self._slot(count, mac)
+        if os.pwrite(descriptor, slot, count % 2 * SLOT) != len(slot):
+            raise OSError(0, "short write")
+        os.fdatasync(descriptor)

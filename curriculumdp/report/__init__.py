@@ -1,0 +1,1 @@
+"""Runs as pages and tables for people."""

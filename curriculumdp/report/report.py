@@ -1,0 +1,132 @@
+"""A run as one HTML file, in two editions.
+
+The public edition is a function of the release folder and of an evaluation against public images: nothing
+under `private/` is opened for it, so it is post-processing of what is differentially private. How long a run
+took stays out of it, because times show private batch sizes. The private edition holds all there is.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curriculumdp.evaluation.labelled import EvaluationError
+from curriculumdp.evaluation.record import percent, private_folder, public_folder, read_record
+from curriculumdp.evaluation.released import Released, read_released
+from curriculumdp.privacy.event import rounded_up
+from curriculumdp.report.figures import (
+    curves_section,
+    fidelity_section,
+    memorisation_section,
+    read_metrics,
+    time_facts,
+    utility_plot_of,
+    utility_section,
+)
+from curriculumdp.report.page import Html, document, facts, paragraph, section, tag
+from curriculumdp.report.sections import (
+    budget_section,
+    cost_facts,
+    guarantee_section,
+    images_section,
+    settings_section,
+)
+
+PUBLIC_NAME, PRIVATE_NAME = "report_public.html", "report.html"
+PUBLIC_WORDS = "Public edition: holds only what is differentially private or public anyway"
+PRIVATE_WORDS = "Private edition: computed from sensitive images without noise, not to be passed on"
+
+
+def write_reports(run: Path) -> list[Path]:
+    """RUN/report_public.html and, where RUN/private is, RUN/private/report.html (mode 0600).
+
+    Raises EvaluationError or CertificateError, one line.
+    """
+    if not (run / "release").is_dir():
+        raise EvaluationError(f"{run} has no release yet: finish the run, or export it with launch/export.py")
+    written = [run / PUBLIC_NAME]
+    written[0].write_text(public_report(run / "release", public_folder(run)), encoding="utf-8")
+    if (run / "private").is_dir():
+        path = run / "private" / PRIVATE_NAME
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(private_report(run))
+        written.append(path)
+    return written
+
+
+def public_report(release: Path, evaluation: Path) -> str:
+    """The public edition: PUBLIC, given that `evaluation` was made against public images."""
+    released = read_released(release)
+    record = read_record(evaluation, released.identity())
+    return document(
+        f"{released.name}: public report",
+        _header(released, record, PUBLIC_WORDS, "public"),
+        guarantee_section(released),
+        budget_section(released),
+        images_section(released),
+        *_quality(record, evaluation),
+        section("Cost", facts(cost_facts(released))),
+        settings_section(released),
+    )
+
+
+def private_report(run: Path) -> str:
+    """The private edition: PRIVATE."""
+    released = read_released(run / "release")
+    identity = released.identity()
+    public = read_record(public_folder(run), identity)
+    own = read_record(private_folder(run), identity)
+    record = {**own, **public}
+    rows = read_metrics(run / "private")
+    memorised = [memorisation_section(own, private_folder(run))] if "memorisation" in own else []
+    return document(
+        f"{released.name}: private report",
+        _header(released, record, PRIVATE_WORDS, "private"),
+        guarantee_section(released),
+        budget_section(released),
+        images_section(released),
+        *_quality(record, public_folder(run) if public else private_folder(run)),
+        *memorised,
+        curves_section(rows),
+        section("Cost", facts(cost_facts(released)), tag("h3", "Time"), time_facts(rows)),
+        settings_section(released),
+    )
+
+
+def _quality(record: Mapping[str, Any], folder: Path) -> list[Html]:
+    if "utility" not in record:
+        return [
+            section(
+                "Utility and fidelity",
+                paragraph("Not evaluated, or not against images that may be named here: ",
+                          tag("code", "python launch/evaluate.py RELEASE --real SET")),
+            )
+        ]  # fmt: skip
+    return [utility_section(record, utility_plot_of(folder)), fidelity_section(record)]
+
+
+def _header(released: Released, record: Mapping[str, Any], words: str, edition: str) -> Html:
+    promised = released.certificate.guarantee
+    channels, height, width = promised.public.image_shape
+    cards = [
+        (f"ε = {rounded_up(promised.epsilon)}", "promised for the whole run"),
+        (f"δ = {rounded_up(promised.delta)}", "what may go beyond that promise"),
+        (f"{promised.public.units:,}", f"protected units, each {promised.unit}"),
+    ]
+    if record.get("utility"):
+        name, best = max(record["utility"].items(), key=lambda item: item[1]["mean"])
+        cards.append(
+            (f"{percent({**best, 'spread': None})} %", f"of real images right, by {name} on synthetic")
+        )
+    return tag(
+        "header",
+        tag("span", words, class_=f"edition {edition}"),
+        tag("h1", released.name),
+        paragraph(
+            f"Synthetic images of {width}x{height} pixels in {'colour' if channels == 3 else 'grey'}, "
+            f"{released.classes} classes, from a diffusion model that was trained under differential privacy."
+        ),
+        tag("div", *(tag("div", tag("b", big), tag("span", small), class_="card") for big, small in cards),
+            class_="cards"),
+    )  # fmt: skip
