@@ -2,7 +2,7 @@
 
 The run is CONFIG's, finished or not; its data must be PUBLIC, for the line goes to bench/results/runs_DEVICE.csv and
 times show batch sizes. GPU-hours are the time between the steps in private/metrics.jsonl, stops left out, times the
-processes; seconds per step are the median of each stage, its first step left out. The accuracies and distances are
+processes; seconds per step are the median of each phase, its first step left out. The accuracies and distances are
 those that launch/evaluate.py left beside the release, with its figure of accuracies; empty where it has not run.
 
 --check looks at what a training on a GPU needs, a GPU and the data, and prints the run's folder and how evaluate.py
@@ -31,14 +31,14 @@ from bench.bench_step import cpu_name  # noqa: E402
 from curriculumdp.command import one_line_errors  # noqa: E402
 from curriculumdp.config.config import Config, load_config  # noqa: E402
 from curriculumdp.evaluation.record import RECORD, UTILITY, public_folder  # noqa: E402
-from curriculumdp.report.figures import PAUSE, seconds_by_stage  # noqa: E402
+from curriculumdp.phases import PHASE_NAMES  # noqa: E402
+from curriculumdp.report.figures import PAUSE, seconds_by_phase  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
-STAGES = ("central", "warmup", "private")
 COLUMNS = [
     *("date", "device", "torch", "name", "epsilon", "precision", "microbatch", "draws", "processes"),
-    *(f"{stage}_steps" for stage in STAGES),
-    *(f"{stage}_s_per_step" for stage in STAGES),
+    *(f"{phase}_steps" for phase in PHASE_NAMES),
+    *(f"{phase}_s_per_step" for phase in PHASE_NAMES),
     *("gpu_hours", "finished", "images", "accuracy", "fidelity", "command"),
 ]
 
@@ -87,7 +87,7 @@ def figures(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     """The line of a run whose steps are `rows`."""
     on_gpu = torch.cuda.is_available()
     processes = config.compute.processes or 1
-    seconds = sum(seconds_by_stage(rows).values()) * processes
+    seconds = sum(seconds_by_phase(rows).values()) * processes
     line: dict[str, Any] = {
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
@@ -102,19 +102,19 @@ def figures(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "finished": Path(config.run_dir, "release").exists(),
         "command": shlex.join(["python", *sys.argv]),
     }
-    for stage in STAGES:
-        line[f"{stage}_steps"] = len({row["step"] for row in rows if row["phase"] == stage})
-        gaps = step_seconds(rows, stage)
-        line[f"{stage}_s_per_step"] = f"{statistics.median(gaps):.4f}" if gaps else ""
+    for phase in PHASE_NAMES:
+        line[f"{phase}_steps"] = len({row["step"] for row in rows if row["phase"] == phase})
+        gaps = step_seconds(rows, phase)
+        line[f"{phase}_s_per_step"] = f"{statistics.median(gaps):.4f}" if gaps else ""
     return line | quality(public_folder(Path(config.run_dir)) / RECORD)
 
 
-def step_seconds(rows: Sequence[Mapping[str, Any]], stage: str) -> list[float]:
-    """The seconds of each step of a stage that followed another one of it."""
+def step_seconds(rows: Sequence[Mapping[str, Any]], phase: str) -> list[float]:
+    """The seconds of each step of a phase that followed another one of it."""
     gaps = [
         after["time"] - before["time"]
         for before, after in pairwise(rows)
-        if before["phase"] == after["phase"] == stage
+        if before["phase"] == after["phase"] == phase
     ]
     return [gap for gap in gaps if 0 <= gap <= PAUSE]
 

@@ -81,7 +81,7 @@ def read_rows(table: Path) -> list[dict[str, str]]:
 
 
 def draw_curves(rows: list[dict[str, str]], score: str, label: str, out: Path) -> None:
-    """Quality against evaluations, a curve a sampler: means over the releases."""
+    """Quality against evaluations, a curve a sampler: means over the events."""
     figure, plot = axes("evaluations of the network an image", label)
     points: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -100,7 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("releases", nargs="*", type=Path, help="release folders of digits runs")
+    parser.add_argument("events", nargs="*", type=Path, help="release folders of digits runs")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
 
@@ -112,7 +112,7 @@ def main() -> int:
         writer = csv.DictWriter(file, COLUMNS)
         if fresh:
             writer.writeheader()
-        for folder in asked.releases:
+        for folder in asked.events:
             released = read_released(folder)
             real = load_set("digits", released, "test")
             network = train_features(load_set("digits", released, "train"), torch.device("cpu"))

@@ -9,7 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-EASY, HARD, REAL, QUIET = "#d97706", "#3f51b5", "#0f766e", "#94a3b8"  # both stages, real images, all else
+EASY, HARD, REAL, QUIET = (
+    "#d97706",
+    "#3f51b5",
+    "#0f766e",
+    "#94a3b8",
+)  # central, private, real images, all else
 INK = "#334155"
 WIDTH, HEIGHT, DPI = 4.6, 2.9, 180  # inches: as wide as a phone, so that the text stays readable there
 
@@ -76,11 +81,11 @@ def distances_plot(synthetic: np.ndarray, held_out: np.ndarray) -> bytes:
 
 
 def curve_plot(
-    stages: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, log: bool = False
+    phases: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, log: bool = False
 ) -> bytes:
-    """Points (x, y) of each stage as a line; many points get a running mean over them."""
+    """Points (x, y) of each phase as a line; many points get a running mean over them."""
     figure, plot = axes(xlabel, ylabel)
-    for (name, points), colour in zip(stages.items(), (HARD, EASY, REAL, QUIET), strict=False):
+    for (name, points), colour in zip(phases.items(), (HARD, EASY, REAL, QUIET), strict=False):
         x, y = np.array(points, dtype=float).T
         window = max(1, len(y) // 25)
         if window > 1:
@@ -89,7 +94,7 @@ def curve_plot(
         plot.plot(x[window - 1 :], smooth, color=colour, label=name, linewidth=1.6)
     if log:
         plot.set_yscale("log")
-    if len(stages) > 1:
+    if len(phases) > 1:
         plot.legend(frameon=False, labelcolor=INK)
     return figure_bytes(figure)
 

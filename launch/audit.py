@@ -1,6 +1,6 @@
 """python launch/audit.py CONFIG [key.path=value ...]: attacks on the real training code, and what they show of ε.
 
-Membership inference on the DP-SGD stage with canaries, in one run and in many, with its noise and without.
+Membership inference on the DP-SGD phase with canaries, in one run and in many, with its noise and without.
 Information beside the certificate, never its proof. Reads no image of yours, unless --with-data. Runs on the CPU;
 writes RUN_DIR/audit/. Exit status: 0 done, 1 a bound lies above the certificate's ε, 2 a bad input.
 """

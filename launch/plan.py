@@ -1,6 +1,6 @@
 """python launch/plan.py CONFIG [key.path=value ...] [--json | --explain | --estimate]: what a run costs, beforehand.
 
-Solves DP-SGD's noise for the budget, both stages together. Reads no data and imports no torch. Exit status: 0
+Solves DP-SGD's noise for the budget, all phases together. Reads no data and imports no torch. Exit status: 0
 done, 2 a bad input.
 """
 

@@ -1,6 +1,6 @@
 """python launch/verify.py RELEASE [--signer PUB]: holds a release against its own certificate.
 
-Recomputes ε from the certificate's releases by two libraries, checks every file's hash, and the signature.
+Recomputes ε from the certificate's events by two libraries, checks every file's hash, and the signature.
 Exit status: 0 all of it holds, 1 it does not (a line for each reason), 2 a bad input.
 """
 

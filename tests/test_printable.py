@@ -26,7 +26,7 @@ HIDDEN = [
 ]
 LEGAL = ["one image", "alle Bilder einer Patientin", "toutes les images d'un·e élève", "一位病人的所有图像",
          "تمام تصاویر", "все снимки", "μ ≤ 3 & <b>", "e\u0301"]  # fmt: skip
-PLACES = ["guarantee.unit", "guarantee.public.initial_weights", "guarantee.releases.0.name", "accounting.accountant",
+PLACES = ["guarantee.unit", "guarantee.public.initial_weights", "guarantee.events.0.name", "accounting.accountant",
           "accounting.opacus", "versions.torch"]  # fmt: skip
 
 

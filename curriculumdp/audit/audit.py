@@ -1,4 +1,4 @@
-"""An audit of the DP-SGD stage: lower bounds on ε by attacks on the real training code, with a control.
+"""An audit of the DP-SGD phase: lower bounds on ε by attacks on the real training code, with a control.
 
 INFORMATION BESIDE THE CERTIFICATE, NEVER ITS PROOF: a bound below the certificate's ε shows no fault, and says
 nothing about faults that the same attack would not have seen. So the record also holds the bounds of the control,
@@ -19,7 +19,7 @@ from curriculumdp.audit.canaries import LEAST_NOISE, Scores, log_ratio, many_run
 from curriculumdp.curriculum.run import Run
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.plots import EASY, HARD, INK, QUIET, axes, figure_bytes
-from curriculumdp.privacy.event import Release, rounded_up
+from curriculumdp.privacy.event import PrivacyEvent, rounded_up
 from curriculumdp.privacy.secret import RunSecret
 
 FORMAT = "curriculumdp audit 1"
@@ -89,7 +89,7 @@ def _audited(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """One attack with the noise, and without; seconds of both."""
-    release, delta = _release(run), run.config.privacy.delta
+    event, delta = _release(run), run.config.privacy.delta
     found: dict[str, Any] = {"count": count}
     for name, noise in (("noise_on", True), ("noise_off", False)):
         say(f"{KINDS[kind]}: {count} {'canaries' if kind == 'one_run' else 'runs'}, {name.replace('_', ' ')}")
@@ -101,30 +101,30 @@ def _audited(
             "seconds": round(time.monotonic() - begun, 1),
         }
     found["ideal"] = {
-        name: asdict(ideal_bounds(kind, count, release, factor, delta, significance))
+        name: asdict(ideal_bounds(kind, count, event, factor, delta, significance))
         for name, factor in FACTORS.items()
     }
     return found
 
 
 def ideal_bounds(
-    kind: str, count: int, release: Release, factor: float, delta: float, significance: float
+    kind: str, count: int, event: PrivacyEvent, factor: float, delta: float, significance: float
 ) -> Bounds:
     """What the attack would show on average if each step gave the canary's presence plus `factor`·σ of noise.
 
     The median over simulations, which train nothing. Public.
     """
     draw = np.random.default_rng(0)
-    spread = factor * release.noise_multiplier
+    spread = factor * event.noise_multiplier
     found = []
     for _ in range(REPEATS):
         included = draw.random(count) < 0.5 if kind == "one_run" else np.arange(count) % 2 == 0
         ratios = np.zeros(count)
-        for _ in range(release.count):
-            signal = included * (draw.random(count) < release.sample_rate) + spread * draw.standard_normal(
+        for _ in range(event.count):
+            signal = included * (draw.random(count) < event.sample_rate) + spread * draw.standard_normal(
                 count
             )
-            ratios += log_ratio(signal, max(LEAST_NOISE, spread), release.sample_rate)
+            ratios += log_ratio(signal, max(LEAST_NOISE, spread), event.sample_rate)
         found.append(OF_KIND[kind](ratios, included, delta, significance))
     return Bounds(
         *(float(np.median([getattr(one, name) for one in found])) for name in ("plain", "gaussian"))
@@ -169,9 +169,9 @@ def _best(bounds: dict[str, float]) -> float:
     return max(bounds["plain"], bounds["gaussian"])
 
 
-def _release(run: Run) -> Release:
-    planned = run.plan.phase("private").release
-    assert planned is not None  # DP-SGD always releases something
+def _release(run: Run) -> PrivacyEvent:
+    planned = run.plan.phase("private").event
+    assert planned is not None  # DP-SGD is always charged
     return planned
 
 

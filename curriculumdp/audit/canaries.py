@@ -68,7 +68,7 @@ def one_run(run: Run, canaries: int, noise: bool, secret: RunSecret) -> Scores:
         for step in range(phase.steps):
             seen = phase.seen_step(made, state, step)
             signal = seen[torch.from_numpy(coordinates)].numpy()
-            ratios += log_ratio(signal, noise_of(seen), phase.release.sample_rate)
+            ratios += log_ratio(signal, noise_of(seen), phase.event.sample_rate)
     included = np.zeros(canaries, dtype=bool)
     included[coins] = True
     return Scores(ratios, included)
@@ -107,7 +107,7 @@ def _step_ratio(phase: "AuditedPhase", run: Run, known: Run, state: State, step:
         return 0.0
     signal = np.array([float(seen @ canary) / power])
     spread = noise_of(seen) / power**0.5
-    return float(log_ratio(signal, spread, phase.release.sample_rate)[0])
+    return float(log_ratio(signal, spread, phase.event.sample_rate)[0])
 
 
 def log_ratio(signal: np.ndarray, spread: float, sample_rate: float) -> np.ndarray:
@@ -191,7 +191,7 @@ class _DiracGradients(PerUnitGradients):
 def throwaway(run: Run, secret: RunSecret) -> Iterator[Run]:
     """`run` from its beginning, under a secret and a ledger of its own, which are gone afterwards."""
     with TemporaryDirectory(prefix="curriculumdp-audit-") as folder:
-        planned = {"releases": [asdict(release) for release in run.plan.releases()]}
+        planned = {"events": [asdict(release) for release in run.plan.events()]}
         ledger = Ledger.create(Path(folder), secret, planned, list(run.images.content_arrays().values()))
         try:
             made = replace(run, secret=secret, ledger=ledger, stopping=threading.Event())

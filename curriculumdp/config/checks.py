@@ -3,59 +3,56 @@
 import os
 from collections.abc import Iterator
 from math import log
-from typing import TYPE_CHECKING
 
+from curriculumdp.config.sections import (
+    CentralConfig,
+    DataConfig,
+    ModelConfig,
+    Options,
+    PrivacyConfig,
+    PrivateConfig,
+)
 from curriculumdp.config.yaml_file import shown
+from curriculumdp.phases import PHASE_NAMES
 from curriculumdp.privacy.event import MIN_DELTA, as_typed
 
-if TYPE_CHECKING:
-    from curriculumdp.config.config import Config
-    from curriculumdp.config.sections import (
-        CentralConfig,
-        DataConfig,
-        ModelConfig,
-        PrivacyConfig,
-        PrivateConfig,
-    )
-
-STAGES = ("central", "warmup", "private")
 # No normal of 32-bit words lies farther out; and e^±80, a square's, is well inside what fp32 holds.
 FARTHEST_LEVEL, MOST_LOG_LEVEL = 7.0, 40.0
 
 
-def disagreements(config: "Config") -> Iterator[str]:
+def disagreements(options: Options) -> Iterator[str]:
     """What single options cannot see: one line for each pair that does not go together."""
-    yield from _curriculum_problems(config)
-    yield from _data_problems(config.data, config.privacy)
-    yield from _model_problems(config.model, config.data.size)
-    yield from _level_problems(config.private)
-    if config.central is not None:
-        yield from _central_problems(config.central, config.data)
-    if config.compute.precision == "bf16" and config.compute.device != "cuda":
+    yield from _curriculum_problems(options)
+    yield from _data_problems(options.data, options.privacy)
+    yield from _model_problems(options.model, options.data.size)
+    yield from _level_problems(options.private)
+    if options.central is not None:
+        yield from _central_problems(options.central, options.data)
+    if options.compute.precision == "bf16" and options.compute.device != "cuda":
         yield (
-            f"compute.precision is 'bf16' with compute.device '{config.compute.device}': bf16 needs "
+            f"compute.precision is 'bf16' with compute.device '{options.compute.device}': bf16 needs "
             "compute.device=cuda, otherwise set compute.precision=fp32"
         )
 
 
-def _curriculum_problems(config: "Config") -> Iterator[str]:
-    stages = config.curriculum
-    if not stages or list(stages) != [stage for stage in STAGES if stage in stages]:
-        yield f"curriculum is {list(stages)}: stages come once each and in the order {list(STAGES)}"
-    if ("central" in stages) != ("warmup" in stages):
+def _curriculum_problems(options: Options) -> Iterator[str]:
+    phases = options.curriculum
+    if not phases or list(phases) != [phase for phase in PHASE_NAMES if phase in phases]:
+        yield f"curriculum is {list(phases)}: phases come once each and in the order {list(PHASE_NAMES)}"
+    if ("central" in phases) != ("warmup" in phases):
         yield (
-            f"curriculum is {list(stages)}: central and warmup go together (warmup trains on what central "
+            f"curriculum is {list(phases)}: central and warmup go together (warmup trains on what central "
             "pays for); allowed: [central, warmup, private], [central, warmup], [private]"
         )
-    for stage in ("central", "warmup"):
-        given = getattr(config, stage) is not None
-        if stage in stages and not given:
-            yield f"{stage} is missing but curriculum has it: add the section, or set curriculum=[private]"
-        if given and stage not in stages:
-            yield f"{stage} is given but curriculum is {list(stages)}: add it there, or set {stage}=null"
+    for phase in ("central", "warmup"):
+        given = getattr(options, phase) is not None
+        if phase in phases and not given:
+            yield f"{phase} is missing but curriculum has it: add the section, or set curriculum=[private]"
+        if given and phase not in phases:
+            yield f"{phase} is given but curriculum is {list(phases)}: add it there, or set {phase}=null"
 
 
-def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str]:
+def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
     if data.source == "digits" and data.path is not None:
         yield f"data.path is {shown(data.path)}: digits come with scikit-learn, remove data.path"
     if data.source != "digits" and not data.path:
@@ -103,7 +100,7 @@ def _data_problems(data: "DataConfig", privacy: "PrivacyConfig") -> Iterator[str
         )
 
 
-def _model_problems(model: "ModelConfig", size: int) -> Iterator[str]:
+def _model_problems(model: ModelConfig, size: int) -> Iterator[str]:
     levels = len(model.channels)
     if size % 2 ** (levels - 1):
         yield (
@@ -126,7 +123,7 @@ def _model_problems(model: "ModelConfig", size: int) -> Iterator[str]:
             return
 
 
-def _level_problems(private: "PrivateConfig") -> Iterator[str]:
+def _level_problems(private: PrivateConfig) -> Iterator[str]:
     reach = abs(private.p_mean) + FARTHEST_LEVEL * private.p_std + abs(log(private.sigma_data))
     if reach > MOST_LOG_LEVEL:
         yield (
@@ -136,7 +133,7 @@ def _level_problems(private: "PrivateConfig") -> Iterator[str]:
         )
 
 
-def _central_problems(central: "CentralConfig", data: "DataConfig") -> Iterator[str]:
+def _central_problems(central: CentralConfig, data: DataConfig) -> Iterator[str]:
     if central.size > data.size:
         yield f"central.size is {central.size}: must be at most data.size = {data.size}"
     if central.median % 2 == 0 or central.median > data.size:

@@ -1,61 +1,18 @@
-"""One whole run's options: the sections together, from a YAML file and `key.path=value` overrides. PUBLIC."""
+"""One whole run's options, from a YAML file and `key.path=value` overrides. PUBLIC."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from curriculumdp.config.checks import disagreements
-from curriculumdp.config.sections import (
-    NEUTRAL,
-    STAGES,
-    CentralConfig,
-    CheckpointConfig,
-    ComputeConfig,
-    DataConfig,
-    Int,
-    Line,
-    LoggingConfig,
-    ModelConfig,
-    PrivacyConfig,
-    PrivateConfig,
-    SamplingConfig,
-    Section,
-    Stage,
-    WarmupConfig,
-)
+from curriculumdp.config.sections import Options
 from curriculumdp.config.yaml_file import and_more, read_values, validated
 
 
-class Config(Section):
-    """One whole run."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
-        description="name of the run: letters, digits, dot, dash, underscore", json_schema_extra=NEUTRAL
-    )
-    run_dir: str = Field(
-        default="", description="the run's folder (default: runs/<name>)", json_schema_extra=NEUTRAL
-    )
-    seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(
-        default=0, description="seed of what touches no sensitive row: first weights, warm-up, sampling"
-    )
-    curriculum: tuple[Stage, ...] = Field(default=STAGES, description="the stages, in order")
-    init_from: Line | None = Field(
-        default=None, description="folder of a PUBLIC diffusers model to start from"
-    )
-    data: DataConfig = Field(description="the sensitive set")
-    privacy: PrivacyConfig = Field(description="the budget")
-    model: ModelConfig = Field(description="the U-Net")
-    central: CentralConfig | None = Field(default=None, description="stage one, or null without it")
-    warmup: WarmupConfig | None = Field(
-        default=None, description="training on central images, or null without it"
-    )
-    private: PrivateConfig = Field(description="DP-SGD; its noise levels serve the warm-up too")
-    compute: ComputeConfig = Field(description="devices, threads, precision")
-    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
-    logging: LoggingConfig = Field(default=LoggingConfig(), description="logs")
-    sampling: SamplingConfig = Field(default=SamplingConfig(), description="the sample grid")
+class Config(Options):
+    """One whole run, whose options agree."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,10 +27,6 @@ class Config(Section):
         if found:
             raise ValueError(found[0] + and_more(len(found)))
         return self
-
-    def resolved(self) -> dict[str, Any]:
-        """Every option with its value, as JSON knows it."""
-        return self.model_dump(mode="json")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

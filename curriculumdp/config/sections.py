@@ -9,15 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from curriculumdp.phases import PHASE_NAMES, PhaseName
 from curriculumdp.printable import require_line
 from curriculumdp.privacy.event import CLIP_NORMS, MAX_CERTIFIED_CLIP_NORM
 from dpkernels.limits import LEAST_CLIP_NORM, MAX_UNITS, MOST_CLIP_NORM
-
-Stage = Literal["central", "warmup", "private"]
-
-
-STAGES: tuple[Stage, ...] = ("central", "warmup", "private")
-
 
 NEUTRAL: dict[str, Any] = {"resume": "neutral"}
 
@@ -121,7 +116,7 @@ class DataConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """What the whole run may cost, both stages together."""
+    """What the whole run may cost, all phases together."""
 
     epsilon: Positive = Field(description="the budget ε of the whole run, central queries included")
     delta: Annotated[Float, Field(gt=0, lt=1)] = Field(description="δ, well below 1/units")
@@ -148,7 +143,7 @@ class ModelConfig(Section):
 
 
 class CentralConfig(Section):
-    """Stage one: noisy aggregates of Poisson samples of units."""
+    """The central phase: noisy aggregates of Poisson samples of units."""
 
     statistic: Literal["mean", "mode"] = Field(
         default="mean", description="mean of images, or each pixel's commonest bin"
@@ -196,7 +191,7 @@ class WarmupConfig(Section):
 
 
 class PrivateConfig(Section):
-    """Stage two: DP-SGD. Its noise multiplier is solved from the budget, never given."""
+    """The private phase: DP-SGD. Its noise multiplier is solved from the budget, never given."""
 
     steps: Count = Field(description="number of steps")
     sample_rate: Rate = Field(
@@ -283,3 +278,39 @@ class SamplingConfig(Section):
     per_class: Annotated[Int, Field(ge=1, le=1000)] = Field(
         default=10, description="images a class in samples.png", json_schema_extra=NEUTRAL
     )
+
+
+class Options(Section):
+    """All options of one run, not yet held against each other."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        description="name of the run: letters, digits, dot, dash, underscore", json_schema_extra=NEUTRAL
+    )
+    run_dir: str = Field(
+        default="", description="the run's folder (default: runs/<name>)", json_schema_extra=NEUTRAL
+    )
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="seed of what touches no sensitive row: first weights, warm-up, sampling"
+    )
+    curriculum: tuple[PhaseName, ...] = Field(default=PHASE_NAMES, description="the phases, in order")
+    init_from: Line | None = Field(
+        default=None, description="folder of a PUBLIC diffusers model to start from"
+    )
+    data: DataConfig = Field(description="the sensitive set")
+    privacy: PrivacyConfig = Field(description="the budget")
+    model: ModelConfig = Field(description="the U-Net")
+    central: CentralConfig | None = Field(
+        default=None, description="queries for central images, or null without them"
+    )
+    warmup: WarmupConfig | None = Field(
+        default=None, description="training on central images, or null without it"
+    )
+    private: PrivateConfig = Field(description="DP-SGD; its noise levels serve the warm-up too")
+    compute: ComputeConfig = Field(description="devices, threads, precision")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="logs")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="the sample grid")
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option with its value, as JSON knows it."""
+        return self.model_dump(mode="json")

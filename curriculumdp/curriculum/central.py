@@ -1,4 +1,4 @@
-"""Stage one: central images, noisy aggregates of random subsets of the sensitive set (DP-FETA, Li et al. 2025).
+"""The central phase: central images, noisy aggregates of random subsets of the sensitive set (DP-FETA, Li et al. 2025).
 
 A query takes a fresh Poisson sample of units. Each unit contributes ONE vector that covers all classes, clipped
 as a whole, so a query is one subsampled Gaussian release whatever the number of classes (design §3). Drawn on
@@ -131,9 +131,9 @@ class CentralPhase:
         assert config is not None
         self.config, self.size = config, data.size
         self.steps = config.queries
-        planned = run.plan.phase(self.name).release
+        planned = run.plan.phase(self.name).event
         assert planned is not None
-        self.release = planned
+        self.event = planned
         shares = data.class_counts or (data.units / data.classes,) * data.classes
         self.query = CentralQuery(
             config.statistic,
@@ -152,10 +152,10 @@ class CentralPhase:
         state.central = CentralImages(empty.images[:0], empty.labels[:0])
 
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
-        units = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)
+        units = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.event.sample_rate)
         chosen = torch.from_numpy(units) if run.world.is_main else torch.zeros(0, dtype=torch.int64)
         mine = query_sum(self.query, run.images, chosen).to(run.world.device)
-        noisy = run.release_sum(self.release, step, self.query.clip_norm, mine)
+        noisy = run.noisy_sum(self.event, step, self.query.clip_norm, mine)
         images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)
         state.central = CentralImages(
             torch.cat([state.central.images, images]),

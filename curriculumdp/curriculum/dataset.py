@@ -12,7 +12,7 @@ from curriculumdp.ledger.chain import LedgerError
 from curriculumdp.ledger.dataset_ledger import DatasetLedger, state_folder
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.event import AccountingError, Release
+from curriculumdp.privacy.event import AccountingError, PrivacyEvent
 
 
 def place_of(config: Config) -> Path:
@@ -59,7 +59,7 @@ def attach(config: Config, ledger: Ledger, data: Sequence[NDArray[Any]] | None) 
         shared = dataset_ledger(config)
     else:
         shared = DatasetLedger.find(place_of(config), definition_of(config))
-    if shared is None and ledger.sealed is None and (data is not None or ledger.releases()):
+    if shared is None and ledger.sealed is None and (data is not None or ledger.events()):
         raise LedgerError(
             f"{place_of(config)}: the ledger of the data set {config.data.name}, which knows run {ledger.run}, is "
             "not there: bring it back, mount it or correct data.ledger"
@@ -109,7 +109,7 @@ def _limited(shared: DatasetLedger) -> list[str]:
 
     return [
         f"{'run':32}  {'state':10}  {'share':>8}  worth ε",
-        *(line(one.run, _state(one.sealed), limit.share(one.releases)) for one in shared.reservations()),
+        *(line(one.run, _state(one.sealed), limit.share(one.events)) for one in shared.reservations()),
         line("all runs", "", 1 - left),
         line(f"left of data.budget = {limit.budget:g}", "", max(0.0, left)),
     ]
@@ -120,10 +120,10 @@ def _composed(shared: DatasetLedger, delta: float) -> list[str]:
     return [
         f"{'run':32}  {'state':10}  costs ε",
         *(
-            f"{one.run:32}  {_state(one.sealed):10}  {_cost(one.releases, delta)}"
+            f"{one.run:32}  {_state(one.sealed):10}  {_cost(one.events, delta)}"
             for one in shared.reservations()
         ),
-        f"{'all runs, composed':32}  {'':10}  {_cost(shared.total_releases(), delta)}",
+        f"{'all runs, composed':32}  {'':10}  {_cost(shared.total_events(), delta)}",
         "there is no data.budget: nothing limits further runs",
     ]
 
@@ -132,9 +132,9 @@ def _state(sealed: bool) -> str:
     return "sealed" if sealed else "unfinished"
 
 
-def _cost(releases: Sequence[Release], delta: float) -> str:
+def _cost(events: Sequence[PrivacyEvent], delta: float) -> str:
     try:
-        return f"{epsilon(releases, delta):.4g}"
+        return f"{epsilon(events, delta):.4g}"
     except AccountingError:
         return "too much for an accountant"
 

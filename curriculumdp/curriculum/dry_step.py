@@ -114,12 +114,12 @@ def _each_phase(config: Config, device: torch.device, state: State) -> None:
     _require_tensorboard(config)
     _require_room_for_gradients(config, state)
     run = _stand_in(config, device)
-    for stage in config.curriculum:
-        with _told(stage):
+    for phase in config.curriculum:
+        with _told(phase):
             _require(
-                fault_of(state), stage, "another init_from" if config.init_from else "other options of model"
+                fault_of(state), phase, "another init_from" if config.init_from else "other options of model"
             )
-            DRY[stage](run, state)
+            DRY[phase](run, state)
     with _told("sampling"):
         _sample(config, state)
 
@@ -224,9 +224,9 @@ def _fault_after(state: State) -> str | None:
     return fault_of(state)
 
 
-def _require(fault: str | None, stage: str, instead: str) -> None:
+def _require(fault: str | None, phase: str, instead: str) -> None:
     if fault is not None:
-        raise DryStepError(f"{stage}: after one step on made images {fault}: give {instead}")
+        raise DryStepError(f"{phase}: after one step on made images {fault}: give {instead}")
 
 
 def _require_tensorboard(config: Config) -> None:
@@ -247,7 +247,7 @@ def _require_room_for_gradients(config: Config, state: State) -> None:
 
 
 @contextmanager
-def _told(stage: str) -> Iterator[None]:
+def _told(phase: str) -> Iterator[None]:
     """Makes what torch and others say of a step that they cannot do into one line; the package's errors pass."""
     try:
         yield
@@ -255,15 +255,15 @@ def _told(stage: str) -> Iterator[None]:
         if type(error).__module__.startswith("curriculumdp"):
             raise
         said = (" ".join(str(error).split()) or type(error).__name__)[:300]
-        raise DryStepError(f"{stage}: a step on made images fails: {said}: {_remedy(said, stage)}") from error
+        raise DryStepError(f"{phase}: a step on made images fails: {said}: {_remedy(said, phase)}") from error
 
 
-def _remedy(said: str, stage: str) -> str:
+def _remedy(said: str, phase: str) -> str:
     if "deterministic" in said:
         return "a step must repeat to the bit: set compute.device=cpu, or a model without that operation"
     if "memory" in said:
         return "lower compute.microbatch, private.draws or model.channels"
-    return f"change the options of {stage}, private or model that are far from the shipped configs"
+    return f"change the options of {phase}, private or model that are far from the shipped configs"
 
 
 @contextmanager

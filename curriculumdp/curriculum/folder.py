@@ -37,7 +37,7 @@ from curriculumdp.ledger.run_ledger import (
     ledger_is_missing,
 )
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.event import AccountingError, Release
+from curriculumdp.privacy.event import AccountingError, PrivacyEvent
 from curriculumdp.privacy.grid_noise import check_capacity
 from curriculumdp.privacy.secret import RunSecret, erase_private
 from curriculumdp.release.export import damage, other_release
@@ -145,10 +145,10 @@ class RunFolder:
     def _require_end(self, ledger: Ledger, end_run: bool) -> None:
         """Refuse to end an unfinished run without being told to."""
         if not end_run:
-            made, planned = (sum(row.count for row in rows) for rows in (ledger.releases(), ledger.planned))
+            made, planned = (sum(row.count for row in rows) for rows in (ledger.events(), ledger.planned))
             raise FolderError(
                 f"{self.path}: the run is not finished, and an export would end it for good after {made} of "
-                f"{planned} planned releases: resume training, or add --end-run"
+                f"{planned} planned events: resume training, or add --end-run"
             )
 
     def _saved(self) -> dict[str, Any]:
@@ -235,14 +235,14 @@ class RunFolder:
         data = list(images.content_arrays().values())
         if ledger_is_missing(self.private):
             plan = plan_curriculum(config)
-            for release in plan.releases():
+            for release in plan.events():
                 check_capacity(config.data.units, release.noise_multiplier)
             if shared := dataset_ledger(config):
-                shared.require_room(plan.releases())
+                shared.require_room(plan.events())
             self._keep_config(config)  # a ledger without it could not be exported
             made = secret or RunSecret.create()
             made.save(self.secret_file)
-            record = facts | {"phases": plan.record(), "releases": [asdict(r) for r in plan.releases()]}
+            record = facts | {"phases": plan.record(), "events": [asdict(r) for r in plan.events()]}
             self._ledger = Ledger.create(self.private, made, record, data, within(config))
         else:
             kept = RunSecret.load(self.secret_file)
@@ -258,7 +258,7 @@ class RunFolder:
         found = self.latest(print)
         if found is None:
             raise FolderError(f"{self.path} has no checkpoint yet: there is nothing to export")
-        if not self.ledger.releases():
+        if not self.ledger.events():
             raise FolderError(f"{self.path} has learnt nothing yet: train it before you export it")
         state.load(found[1])
         return config, state
@@ -309,13 +309,13 @@ class RunFolder:
         return (self.private / SHOWN).exists()
 
 
-def within(config: Config) -> Callable[[Sequence[Release]], bool]:
-    """Whether releases together keep to the config's budget: asked only beyond what the plan has paid for."""
+def within(config: Config) -> Callable[[Sequence[PrivacyEvent]], bool]:
+    """Whether events together keep to the config's budget: asked only beyond what the plan has paid for."""
     budget = config.privacy
 
-    def allows(releases: Sequence[Release]) -> bool:
+    def allows(events: Sequence[PrivacyEvent]) -> bool:
         try:
-            return epsilon(releases, budget.delta) <= budget.epsilon
+            return epsilon(events, budget.delta) <= budget.epsilon
         except AccountingError:  # so many at once cost more than an accountant will compute
             return False
 

@@ -18,7 +18,7 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
-from curriculumdp.privacy.event import AccountingError, Mechanism, Release, as_typed, rounded_up
+from curriculumdp.privacy.event import AccountingError, Mechanism, PrivacyEvent, as_typed, rounded_up
 
 TABLE_HEAD = (
     "phase",
@@ -36,7 +36,7 @@ TABLE_HEAD = (
 class PlannedPhase:
     """A row of the plan. `steps` are queries for central; `expected_units`, a step's: rate × declared units.
 
-    `epsilon_alone` is what the phase would cost if it were the whole run. A phase that releases nothing has
+    `epsilon_alone` is what the phase would cost if it were the whole run. A phase that spends nothing has
     the mechanism "post_processing" and neither rate nor noise.
     """
 
@@ -49,11 +49,11 @@ class PlannedPhase:
     expected_units: float | None
 
     @property
-    def release(self) -> Release | None:
+    def event(self) -> PrivacyEvent | None:
         """What the phase gives away, or None."""
         if self.mechanism == "post_processing" or self.sample_rate is None or self.noise_multiplier is None:
             return None
-        return Release(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.steps)
+        return PrivacyEvent(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.steps)
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Plan:
                 return row
         raise KeyError(name)
 
-    def releases(self) -> list[Release]:
-        """What the whole run releases, in order."""
-        return [row.release for row in self.phases if row.release is not None]
+    def events(self) -> list[PrivacyEvent]:
+        """What the whole run is charged, in order."""
+        return [row.event for row in self.phases if row.event is not None]
 
     def record(self) -> dict[str, Any]:
         """The plan as JSON knows it, for the ledger's first entry."""
@@ -104,26 +104,26 @@ def plan_curriculum(config: Config) -> Plan:
         check_delta(delta)
     with _about("privacy.epsilon"):
         check_budget(budget)
-    releases: dict[str, Release] = {}
+    events: dict[str, PrivacyEvent] = {}
     if "central" in config.curriculum:
-        releases["central"] = _central(config)
+        events["central"] = _central(config)
     if "private" in config.curriculum:
-        releases["private"] = _private(config, list(releases.values()))
-    total = epsilon(list(releases.values()), delta)
+        events["private"] = _private(config, list(events.values()))
+    total = epsilon(list(events.values()), delta)
     if not total <= budget:
         raise RuntimeError(f"the plan costs ε = {total!r}, more than its budget {budget!r}")
-    rows = tuple(_row(config, stage, releases.get(stage)) for stage in config.curriculum)
+    rows = tuple(_row(config, phase, events.get(phase)) for phase in config.curriculum)
     return Plan(rows, total, delta, budget, ACCOUNTANT)
 
 
 def spent_table(plan: Plan, points: int = 10) -> list[tuple[int, float]]:
-    """(releases done, ε spent by then) at even distances and at each phase's end, from (0, 0); upper bounds.
+    """(events done, ε spent by then) at even distances and at each phase's end, from (0, 0); upper bounds.
 
-    Between two rows the later one's ε holds, since no release gives any back.
+    Between two rows the later one's ε holds, since no event gives any back.
     """
-    ends = list(accumulate(release.count for release in plan.releases()))
+    ends = list(accumulate(event.count for event in plan.events()))
     done = sorted({round(ends[-1] * point / points) for point in range(points + 1)} | {*ends})
-    path = epsilon_path(plan.releases(), done, plan.delta)
+    path = epsilon_path(plan.events(), done, plan.delta)
     return [(uses, min(spent, plan.epsilon)) for uses, spent in zip(done, path, strict=True)]
 
 
@@ -132,7 +132,7 @@ def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
 
     None where the queries before DP-SGD alone cost more; empty for a plan without DP-SGD.
     """
-    *before, last = plan.releases()
+    *before, last = plan.events()
     return [
         (budget, _noise_by_rdp(before, last, budget, plan.delta))
         for budget in (plan.budget / 4, plan.budget / 2, 2 * plan.budget)
@@ -165,7 +165,7 @@ def described(plan: Plan) -> str:
         f"\ntogether: ε = {rounded_up(plan.epsilon)} of {as_typed(plan.budget)} at δ = {as_typed(plan.delta)} "
         f"({plan.accountant})"
     )
-    if len(plan.releases()) > 1:
+    if len(plan.events()) > 1:
         table.append("(costs compose to less than their sum, so the shares pass 100 %)")
     if others:
         table.append(
@@ -178,50 +178,52 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
 
-def _noise_by_rdp(before: list[Release], private: Release, budget: float, delta: float) -> float | None:
+def _noise_by_rdp(
+    before: list[PrivacyEvent], private: PrivacyEvent, budget: float, delta: float
+) -> float | None:
     try:
         return solve_noise_multiplier_rdp(before, private.sample_rate, private.count, budget, delta)
     except BudgetTooSmall:
         return None
 
 
-def _central(config: Config) -> Release:
+def _central(config: Config) -> PrivacyEvent:
     central, privacy = config.central, config.privacy
     assert central is not None  # the config saw to it
-    release = Release(
+    event = PrivacyEvent(
         "central", "subsampled_gaussian", central.sample_rate, central.noise_multiplier, central.queries
     )
-    alone = epsilon([release], privacy.delta)
+    alone = epsilon([event], privacy.delta)
     if alone >= privacy.epsilon:
         raise BudgetTooSmall(
             f"central.queries = {central.queries}, central.sample_rate = {central.sample_rate:g} and "
             f"central.noise_multiplier = {central.noise_multiplier:g} cost ε = {rounded_up(alone)} alone, but "
             f"privacy.epsilon is {as_typed(privacy.epsilon)}: lower the first two, or raise one of the others"
         )
-    return release
+    return event
 
 
-def _private(config: Config, before: list[Release]) -> Release:
+def _private(config: Config, before: list[PrivacyEvent]) -> PrivacyEvent:
     private, privacy = config.private, config.privacy
     with _about("private.steps and private.sample_rate"):
         noise = solve_noise_multiplier(
             before, private.sample_rate, private.steps, privacy.epsilon, privacy.delta
         )
-        return Release("private", "subsampled_gaussian", private.sample_rate, noise, private.steps)
+        return PrivacyEvent("private", "subsampled_gaussian", private.sample_rate, noise, private.steps)
 
 
-def _row(config: Config, stage: str, release: Release | None) -> PlannedPhase:
-    if release is None:
-        assert config.warmup is not None  # the one stage that releases nothing
-        return PlannedPhase(stage, "post_processing", None, None, config.warmup.steps, 0.0, None)
+def _row(config: Config, phase: str, event: PrivacyEvent | None) -> PlannedPhase:
+    if event is None:
+        assert config.warmup is not None  # the one phase that spends nothing
+        return PlannedPhase(phase, "post_processing", None, None, config.warmup.steps, 0.0, None)
     return PlannedPhase(
-        stage,
-        release.mechanism,
-        release.sample_rate,
-        release.noise_multiplier,
-        release.count,
-        epsilon([release], config.privacy.delta),
-        release.sample_rate * config.data.units,
+        phase,
+        event.mechanism,
+        event.sample_rate,
+        event.noise_multiplier,
+        event.count,
+        epsilon([event], config.privacy.delta),
+        event.sample_rate * config.data.units,
     )
 
 

@@ -1,4 +1,6 @@
-"""Stage two: DP-SGD on the sensitive images (Abadi et al. 2016; noise multiplicity: DPDM, Dockhorn et al. 2022).
+"""The private phase: DP-SGD on the sensitive images (Abadi et al. 2016).
+
+Noise multiplicity is DPDM's (Dockhorn et al. 2022).
 
 A step, as design D3 has it: Poisson rows; per-unit gradients, one norm per unit over all parameters, clipped and
 rounded to a grid; an exact integer sum over microbatches and ranks; the ledger's entry; Gaussian noise once; the
@@ -32,9 +34,9 @@ class PrivatePhase:
     def __init__(self, run: Run) -> None:
         config = run.config.private
         self.config, self.steps = config, config.steps
-        planned = run.plan.phase(self.name).release
+        planned = run.plan.phase(self.name).event
         assert planned is not None
-        self.release = planned
+        self.event = planned
         self.expected_units = config.sample_rate * run.config.data.units
         self.work: Microbatch | None = None
 
@@ -42,10 +44,10 @@ class PrivatePhase:
         state.forget_moments()
 
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
-        rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)
+        rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.event.sample_rate)
         total, seen = self.clipped_sum(run, state, step, rows)
         figures = self.figures(run, rows, seen)
-        key = run.charge(self.release, step, self.config.clip_norm, total)
+        key = run.charge(self.event, step, self.config.clip_norm, total)
         self.update(state, step, total, key)
         return figures | {"units": float(len(rows))}
 
@@ -56,7 +58,7 @@ class PrivatePhase:
         over the buffers, which draws the same noise to within a step of the grid, and zeroes `total`.
         """
         sigma, clip_norm, rate = (
-            self.release.noise_multiplier,
+            self.event.noise_multiplier,
             self.config.clip_norm,
             self.learning_rate(step),
         )

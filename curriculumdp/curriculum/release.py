@@ -12,7 +12,7 @@ from curriculumdp.curriculum.central import clip_norm_of
 from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.release.certificate import Guarantee, PublicFacts
-from curriculumdp.release.export import SampleSettings, certified_releases, export_release
+from curriculumdp.release.export import SampleSettings, certified_events, export_release
 
 
 def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarantee:
@@ -34,7 +34,7 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
             image_shape=(data.channels, data.size, data.size),
             initial_weights=without_paths(config)["init_from"],
         ),
-        releases=certified_releases(ledger.releases(), clip_norms),
+        events=certified_events(ledger.events(), clip_norms),
         stopped=cast('Literal["planned", "budget", "operator"]', ledger.sealed or "operator"),
         private_metrics_shown=metrics_shown,
     )

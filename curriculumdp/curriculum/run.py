@@ -15,7 +15,7 @@ from curriculumdp.curriculum.state import State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.ledger.replay import ChargedSteps, Stretch
 from curriculumdp.ledger.run_ledger import BudgetSpent, Ledger, ReplayMismatch
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.privacy.grid_noise import add_noise
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World
@@ -26,7 +26,7 @@ class FreshIncarnation(Exception):
 
 
 class OutOfBudget(Exception):
-    """The next release would pass ε: the run ends here."""
+    """The next event would pass ε: the run ends here."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Run:
         nonce = self.nonce_of(phase, step)
         return self.secret.key("draws", incarnation=self.incarnation, nonce=nonce, phase=phase)
 
-    def charge(self, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
+    def charge(self, event: PrivacyEvent, step: int, clip_norm: float, total: Tensor) -> bytes:
         """The key of one step's or query's noise: reduce, ledger entry, verdict (D3.4, D4). PRIVATE.
 
         `total` int64 [P] is this rank's share of the un-noised sum on the grid; it becomes the sum over the ranks, in
@@ -105,30 +105,30 @@ class Run:
         entry. Raises FreshIncarnation or OutOfBudget, where there is no key and the sum must be thrown away.
         """
         self.world.sum_(total)
-        verdict = self.world.from_main(lambda: self._charge(release, step, clip_norm, total))
+        verdict = self.world.from_main(lambda: self._charge(event, step, clip_norm, total))
         if verdict == b"mismatch":
-            raise FreshIncarnation(release.name)
+            raise FreshIncarnation(event.name)
         if verdict == b"budget":
-            raise OutOfBudget(release.name)
+            raise OutOfBudget(event.name)
         return verdict
 
-    def release_sum(self, release: Release, step: int, clip_norm: float, mine: Tensor) -> Tensor:
+    def noisy_sum(self, event: PrivacyEvent, step: int, clip_norm: float, mine: Tensor) -> Tensor:
         """The noisy sum of one step or query, int64 [P]: charged first, noise after (D3.4, D4, D3.5).
 
         `mine` is this rank's share of the un-noised sum on the grid (PRIVATE); it is left as it is.
         """
         total = mine.clone()
-        key = self.charge(release, step, clip_norm, total)
-        return add_noise(total, release.noise_multiplier, key)
+        key = self.charge(event, step, clip_norm, total)
+        return add_noise(total, event.noise_multiplier, key)
 
-    def _charge(self, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
+    def _charge(self, event: PrivacyEvent, step: int, clip_norm: float, total: Tensor) -> bytes:
         assert self.ledger is not None
         try:
             entry = self.ledger.charge(
-                release.name,
+                event.name,
                 step,
-                sample_rate=release.sample_rate,
-                noise_multiplier=release.noise_multiplier,
+                sample_rate=event.sample_rate,
+                noise_multiplier=event.noise_multiplier,
                 clip_norm=clip_norm,
                 total=np.ascontiguousarray(total.cpu().numpy()),
             )
@@ -136,12 +136,12 @@ class Run:
             return b"mismatch"
         except BudgetSpent:
             return b"budget"
-        nonce = self.nonce_of(release.name, step)
+        nonce = self.nonce_of(event.name, step)
         return self.secret.key("noise", incarnation=self.incarnation, nonce=nonce, entry=entry.hex())
 
 
 class Phase(Protocol):
-    """One stage of the curriculum. It spends only through `Run.charge`, what its plan's row declares."""
+    """One phase of the curriculum. It spends only through `Run.charge`, what its plan's row declares."""
 
     name: str
     steps: int

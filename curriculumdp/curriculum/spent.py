@@ -16,8 +16,8 @@ class SpentSoFar:
         self._before, self._spending = {}, {}
         done = 0
         for phase in plan.phases:
-            self._before[phase.name], self._spending[phase.name] = done, phase.release is not None
-            done += phase.steps if phase.release is not None else 0
+            self._before[phase.name], self._spending[phase.name] = done, phase.event is not None
+            done += phase.steps if phase.event is not None else 0
 
     def __call__(self, phase: str, step: int) -> float:
         """The bound once `step` steps of `phase` are done."""
@@ -28,18 +28,18 @@ class SpentSoFar:
 def counting_repeats(
     spent: Callable[[str, int], float], plan: Plan, charged: Callable[[], int]
 ) -> Callable[[str, int], float]:
-    """`spent`, but the whole budget while more releases are `charged` than the plan has made by then.
+    """`spent`, but the whole budget while more events are `charged` than the plan has made by then.
 
     So it is once steps were done again under new keys, and until a replay has caught up with the ledger: what
-    the plan's first releases cost is no bound on that, the budget is.
+    the plan's first events cost is no bound on that, the budget is.
     """
     before, done = {}, 0
     for phase in plan.phases:
         before[phase.name] = done
-        done += phase.steps if phase.release is not None else 0
+        done += phase.steps if phase.event is not None else 0
 
     def bound(phase: str, step: int) -> float:
-        planned = before[phase] + (step if plan.phase(phase).release is not None else 0)
+        planned = before[phase] + (step if plan.phase(phase).event is not None else 0)
         return spent(phase, step) if charged() <= planned else plan.budget
 
     return bound

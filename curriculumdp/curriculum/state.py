@@ -18,7 +18,7 @@ from curriculumdp.world import World
 class CentralImages:
     """Noisy aggregates of the sensitive set: already private, hence public.
 
-    images uint8 [M, C, H, W], labels int64 [M]. M may be 0 (a curriculum without the central stage).
+    images uint8 [M, C, H, W], labels int64 [M]. M may be 0 (a curriculum without the central phase).
     """
 
     images: Tensor

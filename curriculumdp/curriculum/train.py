@@ -189,7 +189,7 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
     done = sum(list(steps.values())[: state.phase]) + state.step
     ledger = folder.ledger
     spent = counting_repeats(
-        SpentSoFar(run.plan), run.plan, lambda: sum(release.count for release in ledger.releases())
+        SpentSoFar(run.plan), run.plan, lambda: sum(release.count for release in ledger.events())
     )
     return Metrics(folder.private, steps, done, spent, logging.show_private_metrics, logging.tensorboard)
 

@@ -4,7 +4,7 @@ The network is TensorFlow's graph of 2015-12-05, which Heusel et al. 2017 measur
 torch: its parameter names, its resizing and its pools, with the last block's max pool that other InceptionV3 lack.
 Weights come from
 
-- the standard file itself, pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases, known by the SHA-256 of
+- the standard file itself, pt_inception-2015-12-05-6726825d.pth of pytorch-fid's events, known by the SHA-256 of
   all its bytes. It is a pickle: these bytes alone are read, and by torch's restricted reader;
 - any safetensors file with its parameter names. One is made of the standard file, or of another, by
 

@@ -6,7 +6,7 @@ each entry of its own ledger, before the noise, its head (count, MAC) is mirrore
 
 | file         | holds                                                                                    |
 |--------------|------------------------------------------------------------------------------------------|
-| ledger.jsonl | a chain: `definition` (unit, δ, …); `reserve` (run, releases, epsilon, content MAC)      |
+| ledger.jsonl | a chain: `definition` (unit, δ, …); `reserve` (run, events, epsilon, content MAC)      |
 | dataset.key  | its key                                                                                  |
 | mirrors/RUN  | the run's head (`mirror.py`)                                                             |
 | lock         | held while the chain is read or written                                                  |
@@ -34,7 +34,7 @@ from curriculumdp.ledger.lock import waiting_lock
 from curriculumdp.ledger.mirror import RunMirror
 from curriculumdp.ledger.run_files import data_mac, read_key, subkey, write_key
 from curriculumdp.ledger.run_ledger import Ledger
-from curriculumdp.privacy.event import MAX_COUNT, AccountingError, Release, as_typed
+from curriculumdp.privacy.event import MAX_COUNT, AccountingError, PrivacyEvent, as_typed
 from curriculumdp.privacy.renyi_filter import RenyiFilter
 from curriculumdp.privacy.secret import KEY_BYTES
 
@@ -59,7 +59,7 @@ class Reservation:
     """What a run may cost, or once it is sealed has cost; `content` is a keyed MAC of the data it saw."""
 
     run: str
-    releases: tuple[Release, ...]
+    events: tuple[PrivacyEvent, ...]
     epsilon: float
     content: str
     sealed: bool = False
@@ -72,7 +72,7 @@ class NoRoom(LedgerError):
 class DatasetLedger:
     """The ledger in `folder`. PRIVATE. Any number of processes may use it at once.
 
-    Formal guarantee, where the definition has a `budget`: all releases of all runs that were attached here are
+    Formal guarantee, where the definition has a `budget`: all events of all runs that were attached here are
     (budget, δ)-differentially private together, however later runs were chosen, as long as the folder is not
     rolled back. `limit` is the filter that sees to it, else None.
     """
@@ -168,7 +168,7 @@ class DatasetLedger:
         self._append(entry)
         return True
 
-    def require_room(self, planned: Sequence[Release]) -> None:
+    def require_room(self, planned: Sequence[PrivacyEvent]) -> None:
         """Raises NoRoom, one line, if a new run's plan would pass the budget as things stand now.
 
         `attach` asks again, and reserves: this is to stop before anything of the run is made.
@@ -193,7 +193,7 @@ class DatasetLedger:
             if ledger.run in known:
                 mirror.check(ledger.macs)
                 self._settle(known, ledger)
-            elif ledger.releases():
+            elif ledger.events():
                 raise LedgerError(
                     f"{self.folder}: does not know run {ledger.run}, which has spent already: the data set's "
                     "ledger was exchanged or reset; bring it back"
@@ -217,9 +217,9 @@ class DatasetLedger:
         with waiting_lock(self.folder / LOCK):
             return list(self._reservations().values())
 
-    def total_releases(self) -> list[Release]:
+    def total_events(self) -> list[PrivacyEvent]:
         """What all runs together may have cost, as rows to compose; equal rows are added up, to 10⁶ a row."""
-        every = [release for reservation in self.reservations() for release in reservation.releases]
+        every = [event for reservation in self.reservations() for event in reservation.events]
         return [
             replace(row, count=min(MAX_COUNT, count - before))
             for row, count in _counted(every).items()
@@ -233,21 +233,21 @@ class DatasetLedger:
         with waiting_lock(self.folder / LOCK):
             return 1 - self._share(self._reservations())
 
-    def _extend(self, run: str, releases: Sequence[Release], sealed: bool) -> bool:
+    def _extend(self, run: str, events: Sequence[PrivacyEvent], sealed: bool) -> bool:
         """Whether another cost of a run is in force now: more than planned, or at its end what it really was.
 
         False, and the cost before stays in force, where the budget has no room for it.
         """
         with waiting_lock(self.folder / LOCK):
             known = self._reservations()
-            return self._replace(known, replace(known[run], releases=tuple(releases), sealed=sealed))
+            return self._replace(known, replace(known[run], events=tuple(events), sealed=sealed))
 
     def _replace(self, known: dict[str, Reservation], wanted: Reservation) -> bool:
         before = known[wanted.run]
         if before == wanted:
             return True
         if self.limit is not None:
-            more = self.limit.share(wanted.releases) - self.limit.share(before.releases)
+            more = self.limit.share(wanted.events) - self.limit.share(before.events)
             if more > 0 and self._share(known) + more > 1:
                 return False
         self._reserve(wanted)
@@ -261,9 +261,9 @@ class DatasetLedger:
         """
         before = known[ledger.run]
         if ledger.sealed is not None:
-            settled = self._replace(known, replace(before, releases=tuple(ledger.releases()), sealed=True))
+            settled = self._replace(known, replace(before, events=tuple(ledger.events()), sealed=True))
         else:
-            settled = ledger.keep_within(before.releases)
+            settled = ledger.keep_within(before.events)
         if not settled:
             raise LedgerError(
                 f"{self.folder}: run {ledger.run} has charged more than is reserved for it: the data set's "
@@ -272,13 +272,13 @@ class DatasetLedger:
 
     def _share(self, known: Mapping[str, Reservation]) -> float:
         assert self.limit is not None
-        return sum(self.limit.share(reservation.releases) for reservation in known.values())
+        return sum(self.limit.share(reservation.events) for reservation in known.values())
 
-    def _require_room(self, known: Mapping[str, Reservation], planned: Sequence[Release]) -> None:
+    def _require_room(self, known: Mapping[str, Reservation], planned: Sequence[PrivacyEvent]) -> None:
         if self.limit is not None and self._share(known) + self.limit.share(planned) > 1:
             raise NoRoom(f"{self.folder}: {self._no_room(known, planned)}")
 
-    def _no_room(self, known: Mapping[str, Reservation], planned: Sequence[Release]) -> str:
+    def _no_room(self, known: Mapping[str, Reservation], planned: Sequence[PrivacyEvent]) -> str:
         assert self.limit is not None
         left = max(0.0, 1 - self._share(known))
         fitting = self.limit.fitting_epsilon(planned, left)
@@ -319,7 +319,7 @@ class DatasetLedger:
                 raise LedgerError(
                     f"{self.folder / LEDGER}: line {number} is of another version of this program"
                 )
-            entry["releases"] = tuple(Release(**row) for row in entry["releases"])
+            entry["events"] = tuple(PrivacyEvent(**row) for row in entry["events"])
             found[entry["run"]] = Reservation(**entry)
         return found
 
@@ -363,10 +363,10 @@ def _filter(definition: Mapping[str, Any], order: int | None = None) -> RenyiFil
         raise LedgerError(f"data.budget: {error}") from None
 
 
-def _counted(releases: Sequence[Release]) -> dict[Release, int]:
-    """How often each row (a release without its count) is used."""
-    counts: dict[Release, int] = {}
-    for release in releases:
-        row = replace(release, count=0)
-        counts[row] = counts.get(row, 0) + release.count
+def _counted(events: Sequence[PrivacyEvent]) -> dict[PrivacyEvent, int]:
+    """How often each row (an event without its count) is used."""
+    counts: dict[PrivacyEvent, int] = {}
+    for event in events:
+        row = replace(event, count=0)
+        counts[row] = counts.get(row, 0) + event.count
     return counts

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from curriculumdp.disk import sync_folder
 from curriculumdp.ledger.chain import LedgerError, unfinished
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 
 # A sector: a torn write of one slot leaves the other alone.
 SLOT = 512
@@ -23,10 +23,10 @@ ELSEWHERE = "this run folder was rolled back, or a copy of it has gone on: bring
 
 
 class RunMirror:
-    """The mirror of the run named by `path.name`; `extend(run, releases, sealed)` changes what it has reserved."""
+    """The mirror of the run named by `path.name`; `extend(run, events, sealed)` changes what it has reserved."""
 
     def __init__(
-        self, path: Path, key: bytes, extend: Callable[[str, Sequence[Release], bool], bool]
+        self, path: Path, key: bytes, extend: Callable[[str, Sequence[PrivacyEvent], bool], bool]
     ) -> None:
         self.path, self._key, self._extend = path, key, extend
 
@@ -70,13 +70,13 @@ class RunMirror:
                 )
             self._write(descriptor, count, mac)
 
-    def reserve(self, releases: Sequence[Release]) -> bool:
+    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
         """Changes what the run has reserved, and says whether that was granted."""
-        return self._extend(self.path.name, releases, False)
+        return self._extend(self.path.name, events, False)
 
-    def end(self, releases: Sequence[Release]) -> None:
-        """Gives back what the run, now sealed, had reserved beyond the `releases` that it made."""
-        self._extend(self.path.name, releases, True)
+    def end(self, events: Sequence[PrivacyEvent]) -> None:
+        """Gives back what the run, now sealed, had reserved beyond the `events` that it made."""
+        self._extend(self.path.name, events, True)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""A run's ledger: what was planned, and every release, written down and synced before its noise exists.
+"""A run's ledger: what was planned, and every event, written down and synced before its noise exists.
 
 The file is a chain of MACed lines (`chain.py`) in the run's private folder. Its entries, by `kind`:
 
@@ -7,10 +7,10 @@ The file is a chain of MACed lines (`chain.py`) in the run's private folder. Its
 | plan        | first and only once: the run's name, the MAC of its data, what the caller has planned |
 | incarnation | number, fingerprint, why: from here on all keys are new                               |
 | start       | nonce: a process began; what it charges first is drawn under this nonce               |
-| release     | phase, step, incarnation, sample_rate, noise_multiplier, clip_norm, sum_mac           |
+| event     | phase, step, incarnation, sample_rate, noise_multiplier, clip_norm, sum_mac           |
 | sealed      | reason: nothing comes after it                                                        |
 
-A release's noise key is derived from its entry's bytes, which `charge` returns only once they are on disk:
+An event's noise key is derived from its entry's bytes, which `charge` returns only once they are on disk:
 noise for what is not in the ledger cannot be had, and no two sums, rates, multipliers or steps share noise.
 
 A step that the ledger holds is replayed under the nonce that it was charged under, and charged once. All others are
@@ -46,7 +46,7 @@ from curriculumdp.ledger.run_files import (
     write_key,
 )
 from curriculumdp.ledger.spending import Allowance, BudgetSpent, Spending
-from curriculumdp.privacy.event import AccountingError, Release
+from curriculumdp.privacy.event import AccountingError, PrivacyEvent
 from curriculumdp.privacy.secret import RunSecret
 
 __all__ = [
@@ -74,24 +74,24 @@ class Mirror(Protocol):
     def advance(self, count: int, mac: str, previous: str) -> None:
         """The ledger has `count` entries now, the last with `mac`, the one before with `previous`."""
 
-    def reserve(self, releases: Sequence[Release]) -> bool:
-        """Whether the run may cost up to `releases` in all, from now on."""
+    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
+        """Whether the run may cost up to `events` in all, from now on."""
 
-    def end(self, releases: Sequence[Release]) -> None:
-        """The run is sealed and has cost `releases`."""
+    def end(self, events: Sequence[PrivacyEvent]) -> None:
+        """The run is sealed and has cost `events`."""
 
 
-def no_allowance(_: Sequence[Release]) -> bool:
+def no_allowance(_: Sequence[PrivacyEvent]) -> bool:
     """Allows nothing beyond the plan."""
     return False
 
 
 class Ledger:
-    """One run's ledger, open (rank 0 only). PRIVATE, its key too; `releases()` is public.
+    """One run's ledger, open (rank 0 only). PRIVATE, its key too; `events()` is public.
 
     Formal guarantee: the bytes that `charge` returned are on disk (unless the disk lies about fsync);
-    `releases()` counts every entry, those of earlier incarnations included; and no count passes the plan's
-    unless `allowance`, given the composed releases it would come to, said yes.
+    `events()` counts every entry, those of earlier incarnations included; and no count passes the plan's
+    unless `allowance`, given the composed events it would come to, said yes.
     """
 
     def __init__(self, chain: Chain, key: bytes, allowance: Allowance) -> None:
@@ -123,7 +123,7 @@ class Ledger:
         data: Sequence[NDArray[Any]],
         allowance: Allowance = no_allowance,
     ) -> "Ledger":
-        """A new ledger whose first entry holds `plan`: plain values, `releases` the planned rows as dicts.
+        """A new ledger whose first entry holds `plan`: plain values, `events` the planned rows as dicts.
 
         The secret must have been saved before. The ledger's key is derived from it (which tells nothing about
         it, and makes equal secrets and sums give equal ledgers) and stays when the secret is erased.
@@ -193,8 +193,8 @@ class Ledger:
         return dict(self._first["plan"])
 
     @property
-    def planned(self) -> list[Release]:
-        """The releases that were planned."""
+    def planned(self) -> list[PrivacyEvent]:
+        """The events that were planned."""
         return list(self._spending.planned)
 
     @property
@@ -233,15 +233,15 @@ class Ledger:
                 f"the checkpoint saw: it was cut, exchanged or rolled back; bring it back, {BEGIN_ANEW}"
             )
 
-    def releases(self) -> list[Release]:
-        """PUBLIC: all that was charged, over all incarnations, one row for each kind of release."""
-        return self._spending.releases()
+    def events(self) -> list[PrivacyEvent]:
+        """PUBLIC: all that was charged, over all incarnations, one row for each kind of event."""
+        return self._spending.events()
 
-    def granted(self) -> list[Release]:
+    def granted(self) -> list[PrivacyEvent]:
         """PUBLIC: what this run may come to without asking anybody again; of a sealed one, what it came to."""
-        return self.releases() if self.sealed is not None else self._spending.granted()
+        return self.events() if self.sealed is not None else self._spending.granted()
 
-    def keep_within(self, reserved: Sequence[Release]) -> bool:
+    def keep_within(self, reserved: Sequence[PrivacyEvent]) -> bool:
         """Whether `reserved` covers all that was charged, and is what this run may come to without asking."""
         return self._spending.bind(reserved)
 
@@ -282,7 +282,7 @@ class Ledger:
         clip_norm: float,
         total: NDArray[np.int64],
     ) -> bytes:
-        """The bytes of the entry of one step's release, its noise key's source: returned once on disk.
+        """The bytes of the entry of one step's event, its noise key's source: returned once on disk.
 
         `total` int64 [P] is the un-noised sum (PRIVATE; its MAC is kept). The same step of the same
         incarnation is charged once and must come out equal: another sum raises ReplayMismatch, another rate,
@@ -294,7 +294,7 @@ class Ledger:
         if not (self._started and self._chargeable):
             raise LedgerError(f"{self._chain.path}: no charge without data compared and an incarnation begun")
         entry = {
-            "kind": "release",
+            "kind": "charge",
             "phase": phase,
             "step": step,
             "incarnation": self.incarnation,
@@ -309,14 +309,14 @@ class Ledger:
         self._spending.admit(self._spending.row(phase, sample_rate, noise_multiplier), self._reserve)
         return self._append(entry)
 
-    def _reserve(self, releases: Sequence[Release]) -> bool:
-        return self.mirror is None or self.mirror.reserve(releases)
+    def _reserve(self, events: Sequence[PrivacyEvent]) -> bool:
+        return self.mirror is None or self.mirror.reserve(events)
 
     def seal(self, reason: str) -> None:
         """Ends the ledger: nothing can be charged any more. `reason`: planned, budget or operator."""
         self._append({"kind": "sealed", "reason": reason})
         if self.mirror is not None:
-            self.mirror.end(self.releases())
+            self.mirror.end(self.events())
 
     def close(self) -> None:
         """Closes the file; what was read can still be asked for."""
@@ -355,13 +355,15 @@ class Ledger:
         kind = entry["kind"]
         if kind == "plan" and index == 0 and entry["version"] == VERSION:
             self._first = entry
-            self._spending = Spending([Release(**row) for row in entry["plan"]["releases"]], self._allowance)
+            self._spending = Spending(
+                [PrivacyEvent(**row) for row in entry["plan"]["events"]], self._allowance
+            )
         elif kind == "incarnation":
             self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]
             self._begun, self.charged = index, ChargedSteps()
         elif kind == "start":
             self.nonce = str(entry["nonce"])
-        elif kind == "release" and entry["incarnation"] == self.incarnation and self.nonce is not None:
+        elif kind == "charge" and entry["incarnation"] == self.incarnation and self.nonce is not None:
             self._spending.add(
                 self._spending.row(entry["phase"], entry["sample_rate"], entry["noise_multiplier"])
             )

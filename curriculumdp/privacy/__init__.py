@@ -1,1 +1,1 @@
-"""Numbers only: releases, accounting, randomness, the grid, the ledger. Knows no image and no network."""
+"""Numbers only: events, accounting, randomness, the grid, the ledger. Knows no image and no network."""

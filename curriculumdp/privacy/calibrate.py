@@ -19,7 +19,7 @@ from curriculumdp.privacy.event import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     AccountingError,
-    Release,
+    PrivacyEvent,
     as_typed,
     rounded_up,
 )
@@ -51,12 +51,12 @@ class BudgetTooSmall(AccountingError):
 
 
 def solve_noise_multiplier(
-    fixed: Sequence[Release], sample_rate: float, steps: int, epsilon: float, delta: float
+    fixed: Sequence[PrivacyEvent], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
     """The smallest σ for which `fixed` and `steps` subsampled Gaussian steps together cost at most `epsilon`.
 
     The safe end of a bisection, hence up to 0.01 % above the smallest and never below it; at least 0.1, the
-    least that a `Release` takes. RDP brackets the search, which then takes a second or two. Raises
+    least that a `PrivacyEvent` takes. RDP brackets the search, which then takes a second or two. Raises
     BudgetTooSmall where `fixed` alone costs the budget, AccountingError for other requests without an answer.
     """
     return _solved(tuple(fixed), sample_rate, steps, epsilon, delta)
@@ -64,7 +64,7 @@ def solve_noise_multiplier(
 
 @lru_cache(maxsize=32)
 def _solved(
-    fixed: tuple[Release, ...], sample_rate: float, steps: int, epsilon: float, delta: float
+    fixed: tuple[PrivacyEvent, ...], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
     step = _step(sample_rate, steps)
     check_budget(epsilon)
@@ -84,7 +84,7 @@ def _solved(
 
 
 def _bracket(
-    cost: Cost, fixed: Sequence[Release], step: Release, budget: float, delta: float
+    cost: Cost, fixed: Sequence[PrivacyEvent], step: PrivacyEvent, budget: float, delta: float
 ) -> tuple[float, float]:
     """Two σ that mostly have the budget between them, from RDP's σ and how ε falls there: one convolution."""
     rough = _rdp_cost(fixed, step, delta)
@@ -101,7 +101,7 @@ def _bracket(
 
 
 def solve_noise_multiplier_rdp(
-    fixed: Sequence[Release], sample_rate: float, steps: int, epsilon: float, delta: float
+    fixed: Sequence[PrivacyEvent], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
     """What `solve_noise_multiplier` would say by RDP: 5 to 12 % too much noise, in a fraction of the time."""
     step = _step(sample_rate, steps)
@@ -110,7 +110,7 @@ def solve_noise_multiplier_rdp(
     return _smallest_noise(_rdp_cost(fixed, step, delta), epsilon, (1.0, 2.0), TOLERANCE_RDP)
 
 
-def _rdp_cost(fixed: Sequence[Release], step: Release, delta: float) -> Cost:
+def _rdp_cost(fixed: Sequence[PrivacyEvent], step: PrivacyEvent, delta: float) -> Cost:
     spent = rdp_curve(fixed)
 
     @cache
@@ -120,10 +120,10 @@ def _rdp_cost(fixed: Sequence[Release], step: Release, delta: float) -> Cost:
     return cost
 
 
-def most_steps(fixed: Sequence[Release], release: Release, epsilon: float, delta: float) -> int:
-    """The largest count of `release` (its own is ignored) for which it and `fixed` cost at most `epsilon`.
+def most_steps(fixed: Sequence[PrivacyEvent], event: PrivacyEvent, epsilon: float, delta: float) -> int:
+    """The largest count of `event` (its own is ignored) for which it and `fixed` cost at most `epsilon`.
 
-    0 where not one fits; at most 10⁶, the most that a `Release` takes. Raises BudgetTooSmall where `fixed`
+    0 where not one fits; at most 10⁶, the most that a `PrivacyEvent` takes. Raises BudgetTooSmall where `fixed`
     alone costs more than the budget.
     """
     check_budget(epsilon)
@@ -134,10 +134,10 @@ def most_steps(fixed: Sequence[Release], release: Release, epsilon: float, delta
         raise _too_small(alone, fixed, epsilon)
 
     def fits(count: int) -> bool:
-        return epsilon_of_losses(spent.compose(losses(replace(release, count=count))), delta) <= epsilon
+        return epsilon_of_losses(spent.compose(losses(replace(event, count=count))), delta) <= epsilon
 
-    low = _most_steps_rdp(fixed, release, epsilon, delta)
-    while low and not fits(low):  # a release so weak that RDP is the tighter one
+    low = _most_steps_rdp(fixed, event, epsilon, delta)
+    while low and not fits(low):  # an event so weak that RDP is the tighter one
         low //= 2
     high = min(max(1, low + low // 8), MAX_COUNT)
     while fits(high):
@@ -150,8 +150,8 @@ def most_steps(fixed: Sequence[Release], release: Release, epsilon: float, delta
     return low
 
 
-def _most_steps_rdp(fixed: Sequence[Release], release: Release, epsilon: float, delta: float) -> int:
-    spent, one = rdp_curve(fixed), rdp_curve([replace(release, count=1)])
+def _most_steps_rdp(fixed: Sequence[PrivacyEvent], event: PrivacyEvent, epsilon: float, delta: float) -> int:
+    spent, one = rdp_curve(fixed), rdp_curve([replace(event, count=1)])
     low, high = 0, MAX_COUNT + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -208,17 +208,17 @@ def check_budget(epsilon: float) -> None:
         )
 
 
-def _step(sample_rate: float, steps: int) -> Release:
-    return Release("private", "subsampled_gaussian", sample_rate, 1.0, steps)
+def _step(sample_rate: float, steps: int) -> PrivacyEvent:
+    return PrivacyEvent("private", "subsampled_gaussian", sample_rate, 1.0, steps)
 
 
-def _check_left(alone: float, fixed: Sequence[Release], budget: float) -> None:
+def _check_left(alone: float, fixed: Sequence[PrivacyEvent], budget: float) -> None:
     if alone >= budget:
         raise _too_small(alone, fixed, budget)
 
 
-def _too_small(alone: float, fixed: Sequence[Release], budget: float) -> BudgetTooSmall:
-    names = ", ".join(dict.fromkeys(release.name for release in fixed)) or "nothing"
+def _too_small(alone: float, fixed: Sequence[PrivacyEvent], budget: float) -> BudgetTooSmall:
+    names = ", ".join(dict.fromkeys(event.name for event in fixed)) or "nothing"
     return BudgetTooSmall(
         f"{names} alone cost{'s' if len(fixed) == 1 else ''} ε = {rounded_up(alone)} of a budget of "
         f"{as_typed(budget)}: take fewer uses of it, a lower sample rate or more noise, or raise the budget"

@@ -175,7 +175,7 @@ class Direction:
         if cells > MAX_CELLS:
             raise AccountingError(
                 f"the losses spread over {(high - low) * self.parts[0].grid:.0f} nats, too many for this "
-                "accountant: take more noise, a lower sample rate or fewer releases"
+                "accountant: take more noise, a lower sample rate or fewer events"
             )
         masses, place, error = convolved(self.parts, shares, cells)
         error += sum(part.uses * off for part, (_, off) in zip(self.parts, tilted, strict=True))

@@ -25,7 +25,7 @@ class AccountingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Release:
+class PrivacyEvent:
     """`count` uses of one mechanism on a sum whose L2 sensitivity is C: PUBLIC, all of it.
 
     gaussian: N(0, (noise_multiplier·C)²) on the sum of all units. subsampled_gaussian: the same on the sum of
@@ -41,7 +41,7 @@ class Release:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise AccountingError(f"a release's name is {self.name!r}: must be a text of at least one letter")
+            raise AccountingError(f"an event's name is {self.name!r}: must be a text of at least one letter")
         if self.mechanism not in get_args(Mechanism):
             allowed = " or ".join(get_args(Mechanism))
             raise AccountingError(f"{self.name}.mechanism is {self.mechanism!r}: must be {allowed}")

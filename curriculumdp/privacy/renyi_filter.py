@@ -1,22 +1,22 @@
 """The limit on all runs of one data set together: a Rényi privacy filter. PUBLIC arithmetic.
 
-A later run is configured by people who have seen the releases of earlier ones: its cost depends on them. The
+A later run is configured by people who have seen the events of earlier ones: its cost depends on them. The
 composition that `accountant.py` does (loss distributions) is proved for costs that are fixed beforehand, and
 does not cover that. A filter does (Feldman and Zrnic 2021, "Individual Privacy Accounting via a Rényi Filter"):
 
 1. ONE order α is fixed before the first query, here as a function of the budget and δ alone, and with it the
    limit B(α) = ε − ln(1 − 1/α) + ln(α·δ)/(α − 1).
-2. A release is let in only while ρ₁ + … + ρₜ ≤ B, where ρᵢ is the Rényi divergence of order α of the i-th
+2. An event is let in only while ρ₁ + … + ρₜ ≤ B, where ρᵢ is the Rényi divergence of order α of the i-th
    mechanism, which may have been chosen after everything before it was seen.
 
-Proof. Let Lₜ be the privacy loss of the first t releases. Given the past, E exp((α−1)·lossₜ) ≤ exp((α−1)·ρₜ),
+Proof. Let Lₜ be the privacy loss of the first t events. Given the past, E exp((α−1)·lossₜ) ≤ exp((α−1)·ρₜ),
 hence exp((α−1)·(Lₜ − ρ₁ − … − ρₜ)) is a supermartingale, whose mean is at most 1 wherever one stops. As the ρ
-never sum to more than B, E exp((α−1)·L) ≤ exp((α−1)·B): all releases together are (α, B)-RDP, which is
+never sum to more than B, E exp((α−1)·L) ≤ exp((α−1)·B): all events together are (α, B)-RDP, which is
 (ε, δ)-DP by Canonne, Kamath and Steinke 2020, proposition 12. The same in the other direction of adjacency.
 
 What follows, and what does not:
 - Runs may interleave (Haney et al. 2023, "Concurrent Composition for Interactive Differential Privacy with
-  Adaptive Privacy-Loss Parameters", for Rényi DP of a fixed order): a release is one act in one order of time.
+  Adaptive Privacy-Loss Parameters", for Rényi DP of a fixed order): an event is one act in one order of time.
 - A run that ends early gives back what it did not use: only what was really done is in the sum, and to stop is
   a choice like any other. A reservation keeps the sum of what is open within the limit until then.
 - To stop only when EVERY order of a grid has passed its own limit proves nothing: which order holds then
@@ -30,7 +30,7 @@ from dataclasses import replace
 
 from curriculumdp.privacy.accountant import AccountingError, check_delta, epsilon, rdp_curve
 from curriculumdp.privacy.calibrate import check_budget, solve_noise_multiplier
-from curriculumdp.privacy.event import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, Release
+from curriculumdp.privacy.event import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, PrivacyEvent
 
 # Whole orders: their divergence is a finite binomial sum, without the series that fractional ones need.
 ORDERS = range(2, 1025)
@@ -42,7 +42,7 @@ ROUNDING = 1e-6
 
 
 class RenyiFilter:
-    """Whether releases that were chosen one after the other keep to (`budget`, `delta`) together.
+    """Whether events that were chosen one after the other keep to (`budget`, `delta`) together.
 
     `order`: the one that was fixed for this data set; left out, it is fixed now. Raises AccountingError where
     no whole order up to 1024 leaves a limit above 0: a budget that is next to nothing for its δ.
@@ -69,9 +69,9 @@ class RenyiFilter:
         """B(α). A Gaussian's divergence is α/2σ²: the order with the largest B(α)/α has most room for it."""
         return self.budget - math.log1p(-1 / alpha) + math.log(alpha * self.delta) / (alpha - 1)
 
-    def share(self, releases: Sequence[Release]) -> float:
-        """The part of the limit that `releases` take, each with all its uses; parts add up."""
-        return max(0.0, float(rdp_curve(releases, [self.order])[0])) / self.limit
+    def share(self, events: Sequence[PrivacyEvent]) -> float:
+        """The part of the limit that `events` take, each with all its uses; parts add up."""
+        return max(0.0, float(rdp_curve(events, [self.order])[0])) / self.limit
 
     def worth(self, share: float) -> float | None:
         """About the ε of a run that takes this part of the limit; None for next to nothing.
@@ -82,10 +82,10 @@ class RenyiFilter:
         noise = math.sqrt(self.order / (2 * spent)) if spent > 0 else math.inf
         if noise > MAX_NOISE_MULTIPLIER:
             return None
-        alike = Release("run", "gaussian", 1.0, max(noise, MIN_NOISE_MULTIPLIER), 1)
+        alike = PrivacyEvent("run", "gaussian", 1.0, max(noise, MIN_NOISE_MULTIPLIER), 1)
         return epsilon([alike], self.delta) or None
 
-    def fitting_epsilon(self, planned: Sequence[Release], share: float) -> str | None:
+    def fitting_epsilon(self, planned: Sequence[PrivacyEvent], share: float) -> str | None:
         """The largest ε, of two digits, at which this plan fits into this part of the limit; None without one.
 
         The plan at another ε is its own queries and another noise multiplier of DP-SGD, its last row. The number
@@ -105,7 +105,7 @@ class RenyiFilter:
         fits = self.share([*fixed, replace(last, noise_multiplier=solved)]) <= share
         return text if fits else None
 
-    def _fitting_noise(self, fixed: Sequence[Release], last: Release, share: float) -> float | None:
+    def _fitting_noise(self, fixed: Sequence[PrivacyEvent], last: PrivacyEvent, share: float) -> float | None:
         """The least noise multiplier of `last`, to 0.01 %, with which it and `fixed` take at most `share`."""
 
         def fits(noise: float) -> bool:

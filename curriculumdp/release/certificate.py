@@ -20,7 +20,7 @@ from curriculumdp.privacy.accountant import (
     epsilon_prv,
     epsilon_replace_one,
 )
-from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM, Release, rounded_up
+from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM, PrivacyEvent, rounded_up
 
 FORMAT = "curriculumdp privacy certificate 2"
 LONGEST = 1_000_000  # bytes of a certificate that are read
@@ -41,9 +41,7 @@ CONDITIONS = (
     "the run's input checks, that is, the data had exactly the declared units, classes and shape. No check "
     "can see whether one person's images were spread over several units."
 )
-SCOPE = (
-    "This run alone, with all its releases, repeated ones included. Other runs on the same data add to it."
-)
+SCOPE = "This run alone, with all its events, repeated ones included. Other runs on the same data add to it."
 PROOF = (
     "Anyone can check that a release is consistent and, with a signature, who made it. That the training was "
     "the one named, only the code and its tests can show."
@@ -63,7 +61,7 @@ Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class CertificateError(ValueError):
-    """A certificate that cannot be read, or that its own releases contradict; the message is one line."""
+    """A certificate that cannot be read, or that its own events contradict; the message is one line."""
 
 
 class Values(BaseModel):
@@ -72,7 +70,7 @@ class Values(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class CertifiedRelease(Values):
+class CertifiedEvent(Values):
     """`count` uses of a mechanism; its noise has standard deviation noise_multiplier · clip_norm."""
 
     name: Line
@@ -83,8 +81,8 @@ class CertifiedRelease(Values):
     count: Annotated[int, Field(ge=0, le=10**6)]
 
     @property
-    def release(self) -> Release:
-        return Release(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.count)
+    def event(self) -> PrivacyEvent:
+        return PrivacyEvent(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.count)
 
 
 class PublicFacts(Values):
@@ -100,23 +98,23 @@ class PublicFacts(Values):
 
 
 class Guarantee(Values):
-    """What a run says of itself. `epsilon` is what is promised: at least what the releases cost."""
+    """What a run says of itself. `epsilon` is what is promised: at least what the events cost."""
 
     epsilon: Annotated[float, Field(gt=0, le=1e6)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     unit: Line
     public: PublicFacts
-    releases: Annotated[tuple[CertifiedRelease, ...], Field(max_length=32)]
+    events: Annotated[tuple[CertifiedEvent, ...], Field(max_length=32)]
     stopped: Literal["planned", "budget", "operator"]
     private_metrics_shown: bool
 
 
 class Accounting(Values):
-    """What the releases cost; opacus_prv is (low, estimate, high), or None where it finds no ε or cannot be
+    """What the events cost; opacus_prv is (low, estimate, high), or None where it finds no ε or cannot be
     trusted, as at a δ below 1e-8; epsilon_replace_one likewise."""
 
     accountant: Line
-    epsilon_of_releases: Cost
+    epsilon_of_events: Cost
     epsilon_replace_one: Cost | None
     opacus: Version
     opacus_rdp: Cost
@@ -133,42 +131,44 @@ class Certificate(Values):
 
 
 def account(guarantee: Guarantee) -> Accounting:
-    """What the releases cost, by PLD and by Opacus's two accountants; imports torch.
+    """What the events cost, by PLD and by Opacus's two accountants; imports torch.
 
     Raises CertificateError if that contradicts the promised ε, AccountingError where no accountant finds one.
     """
-    releases, delta = [row.release for row in guarantee.releases], guarantee.delta
+    events, delta = [row.event for row in guarantee.events], guarantee.delta
     found = Accounting(
         accountant=ACCOUNTANT,
-        epsilon_of_releases=epsilon(releases, delta),
-        epsilon_replace_one=_if_found(epsilon_replace_one, releases, delta),
+        epsilon_of_events=epsilon(events, delta),
+        epsilon_replace_one=_if_found(epsilon_replace_one, events, delta),
         opacus=version("opacus"),
-        opacus_rdp=epsilon_opacus_rdp(releases, delta),
-        opacus_prv=_if_found(epsilon_prv, releases, delta),
+        opacus_rdp=epsilon_opacus_rdp(events, delta),
+        opacus_prv=_if_found(epsilon_prv, events, delta),
     )
     for contradiction in contradictions(guarantee, found):
         raise CertificateError(contradiction)
     return found
 
 
-def _if_found(method: Callable[[list[Release], float], Any], releases: list[Release], delta: float) -> Any:
+def _if_found(
+    method: Callable[[list[PrivacyEvent], float], Any], events: list[PrivacyEvent], delta: float
+) -> Any:
     try:
-        return method(releases, delta)
+        return method(events, delta)
     except AccountingError:
         return None
 
 
 def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
-    """One line for each method by which the releases cost more than the promised ε.
+    """One line for each method by which the events cost more than the promised ε.
 
     Opacus's RDP is an upper bound, mostly above a solved budget: it says nothing against a promise.
     """
-    costs = [("PLD", found.epsilon_of_releases)]
+    costs = [("PLD", found.epsilon_of_events)]
     if found.opacus_prv:
         costs.append(("Opacus's PRV, at least,", found.opacus_prv[0]))
     return [
         f"the certificate promises ε = {rounded_up(guarantee.epsilon)} at δ = {rounded_up(guarantee.delta)}, but "
-        f"its releases cost {rounded_up(cost, 9)} by {method}"
+        f"its events cost {rounded_up(cost, 9)} by {method}"
         for method, cost in costs
         if cost > guarantee.epsilon * (1 + SLACK)
     ]

@@ -23,11 +23,11 @@ from curriculumdp.diffusion.pictures import image_grid
 from curriculumdp.diffusion.pipeline import save_pipeline
 from curriculumdp.diffusion.sample import sample_images
 from curriculumdp.ledger.run_files import LEDGER
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.release.certificate import (
     Certificate,
     CertificateError,
-    CertifiedRelease,
+    CertifiedEvent,
     Guarantee,
     account,
     certificate_bytes,
@@ -63,12 +63,12 @@ class SampleSettings:
     seed: int
 
 
-def certified_releases(
-    releases: Sequence[Release], clip_norms: Mapping[str, float]
-) -> tuple[CertifiedRelease, ...]:
-    """The releases as a certificate lists them; clip_norms: C by release name."""
+def certified_events(
+    events: Sequence[PrivacyEvent], clip_norms: Mapping[str, float]
+) -> tuple[CertifiedEvent, ...]:
+    """The events as a certificate lists them; clip_norms: C by release name."""
     return tuple(
-        CertifiedRelease(
+        CertifiedEvent(
             name=row.name,
             mechanism=row.mechanism,
             sample_rate=float(row.sample_rate),
@@ -76,7 +76,7 @@ def certified_releases(
             clip_norm=float(clip_norms[row.name]),
             count=row.count,
         )
-        for row in releases
+        for row in events
     )
 
 
@@ -97,13 +97,13 @@ def export_release(
     """`folder`, now holding a whole release; files 0644, folders 0755. Called by rank 0 at the end of a run.
 
     weights: the EMA by parameter name, e.g. `module_tensors(net, state.ema)`. net_config: `net.config`.
-    guarantee: what the run promises and all that it spent (`certified_releases`). config: the resolved config
+    guarantee: what the run promises and all that it spent (`certified_events`). config: the resolved config
     WITHOUT paths. central: uint8 [M, C, H, W], class by class within a query, or None (or M = 0).
     signing_key: an Ed25519 private key (PEM). device: where samples are drawn. An earlier release in `folder`
     is replaced if it is of the same run, that is, promises the same and has the same weights. before_publishing:
     called once all is written, checked and synced; after it only the last rename can fail.
 
-    Everything given must be public. Raises, with nothing written: ExportError, CertificateError (the releases
+    Everything given must be public. Raises, with nothing written: ExportError, CertificateError (the events
     cost more than is promised), AccountingError, SignatureError, SamplingError.
     """
     asked, folder = folder, _resolved(folder)

@@ -19,9 +19,9 @@ def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, ha
     rows = "\n".join(
         f"| {row.name} | {row.mechanism} | {row.sample_rate:.6g} | {row.noise_multiplier:.6g} "
         f"| {row.clip_norm:.6g} | {row.count} |"
-        for row in guarantee.releases
+        for row in guarantee.events
     )
-    central = "\n`central.png` shows the noisy aggregates of the first stage.\n" if has_central else ""
+    central = "\n`central.png` shows the noisy aggregates that training began with.\n" if has_central else ""
     return str(
         ModelCard(f"""---
 {metadata}

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from curriculumdp.config.yaml_file import parse_yaml
+from curriculumdp.phases import PHASES
 from curriculumdp.privacy.accountant import ACCOUNTANT
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import (
@@ -43,11 +44,11 @@ REQUIRED = frozenset(
 )
 # All that a release may hold; weights are safetensors, and nothing here is ever unpickled.
 ALLOWED = REQUIRED | {CENTRAL, CERTIFICATE, SIGNATURE}
-# How often a stage releases, by its key in the config; a run that did all that was planned did no less.
-STEPS = {"central": "queries", "private": "steps"}
+# The option that says how often a phase is charged; a run that did all that was planned did no less.
+STEPS = {name: facts.count for name, facts in PHASES.items() if facts.charged}
 # How far a stated figure may lie above the recomputed one, times (1 + it), where another version of the accountant
 # made it. None may lie below by more than SLACK: that would promise too much.
-FIGURES = {"epsilon_of_releases": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2, "opacus_prv": 5e-2}
+FIGURES = {"epsilon_of_events": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2, "opacus_prv": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def verify_release(folder: Path, signer_public_key: Path | None = None) -> list[
 def check_release(folder: Path, signer_public_key: Path | None = None) -> Checked:
     """Hold a release against its own certificate.
 
-    ε is recomputed from the certificate's releases by PLD and by Opacus. With `signer_public_key` (Ed25519,
+    ε is recomputed from the certificate's events by PLD and by Opacus. With `signer_public_key` (Ed25519,
     PEM) the certificate must also be signed by it; without one nothing is said about who made the release.
     Takes seconds and imports torch. Raises SignatureError if the key itself is unusable.
     """
@@ -108,7 +109,7 @@ def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
         f"files: {len(certificate.files)}, each as certified",
         f"promised: ε = {rounded_up(said.epsilon)} at δ = {rounded_up(said.delta)}, zero-out; "
         f"a unit is {said.unit!r}",
-        f"cost, recomputed: PLD {rounded_up(recomputed.epsilon_of_releases)}, "
+        f"cost, recomputed: PLD {rounded_up(recomputed.epsilon_of_events)}, "
         f"Opacus RDP {rounded_up(recomputed.opacus_rdp)}",
     ]
     if recomputed.opacus_prv is not None:
@@ -229,14 +230,14 @@ def _facts(config: Any, guarantee: Guarantee) -> Pairs:
 
 def _settings(config: Any, guarantee: Guarantee) -> Pairs:
     """The same of each release's parameters; DP-SGD's noise was solved, and its cost is what shows it."""
-    for row in guarantee.releases:
-        stage = config.get(row.name) or {}
+    for row in guarantee.events:
+        phase = config.get(row.name) or {}
         yield f"mechanism of {row.name}", "subsampled_gaussian", row.mechanism
-        yield f"{row.name}.sample_rate", stage.get("sample_rate"), row.sample_rate
-        clip_norm = stage.get("clip_norm")
+        yield f"{row.name}.sample_rate", phase.get("sample_rate"), row.sample_rate
+        clip_norm = phase.get("clip_norm")
         if row.name == "central":
-            yield "central.noise_multiplier", stage.get("noise_multiplier"), row.noise_multiplier
-            clip_norm = clip_norm or _widest(stage, config["data"])
+            yield "central.noise_multiplier", phase.get("noise_multiplier"), row.noise_multiplier
+            clip_norm = clip_norm or _widest(phase, config["data"])
         yield f"{row.name}.clip_norm", clip_norm, row.clip_norm
 
 
@@ -247,25 +248,25 @@ def _widest(central: Any, data: Any) -> float:
 
 
 def _planned(config: Any) -> dict[str, int]:
-    """How often each stage of the curriculum was to release; central images alone have no step of DP-SGD."""
-    stages = config.get("curriculum", list(STEPS))
-    return {name: config[name][key] for name, key in STEPS.items() if name in stages}
+    """How often each phase of the curriculum was to release; central images alone have no step of DP-SGD."""
+    phases = config.get("curriculum", list(STEPS))
+    return {name: config[name][key] for name, key in STEPS.items() if name in phases}
 
 
 def _counts(config: Any, guarantee: Guarantee) -> Pairs:
     """The same of how often a run that did all that was planned released."""
-    done = {row.name: row.count for row in guarantee.releases}
+    done = {row.name: row.count for row in guarantee.events}
     for name, planned in _planned(config).items() if guarantee.stopped == "planned" else ():
         yield f"{name}.{STEPS[name]}", planned, min(planned, done.get(name, 0))
 
 
 def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_central: bool) -> Iterator[str]:
-    """A line for each way in which no run of the planned stages can have come to the certificate's releases."""
-    names = [row.name for row in guarantee.releases]
-    done = {row.name: row.count for row in guarantee.releases}
+    """A line for each way in which no run of the planned phases can have come to the certificate's events."""
+    names = [row.name for row in guarantee.events]
+    done = {row.name: row.count for row in guarantee.events}
     reached = {name for name, count in planned.items() if done.get(name, 0) >= count}
     if names != [name for name in planned if name in done]:
-        yield f"releases are {names} in {CERTIFICATE}: the curriculum has {list(planned)}, in this order, each once"
+        yield f"events are {names} in {CERTIFICATE}: the curriculum has {list(planned)}, in this order, each once"
     if not any(done.values()):
         yield f"{CERTIFICATE} lists no release: weights that cost nothing were not trained on the data"
     if shows_central and not done.get("central"):
@@ -273,7 +274,7 @@ def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_centra
     if done.get("private") and "central" in planned and "central" not in reached:
         yield f"{CERTIFICATE} lists steps of DP-SGD, but not all the queries that come before them"
     if guarantee.stopped == "budget" and not reached:
-        yield f"stopped is budget in {CERTIFICATE}, but no stage has done what was planned and paid for"
+        yield f"stopped is budget in {CERTIFICATE}, but no phase has done what was planned and paid for"
 
 
 def version_problems(certificate: Certificate) -> list[str]:
@@ -298,7 +299,7 @@ def _shown(value: object) -> str:
 
 
 def recompute(guarantee: Guarantee) -> tuple[Accounting | None, list[str]]:
-    """Return what the releases cost, or None and a line that says why that is unknown or more than is promised."""
+    """Return what the events cost, or None and a line that says why that is unknown or more than is promised."""
     try:
         return account(guarantee), []
     except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
@@ -321,7 +322,7 @@ def figure_problems(stated: Accounting, found: Accounting) -> list[str]:
             for one, other in zip(was, now, strict=True)
         ):
             problems.append(
-                f"accounting.{name} is {_told(was)}, but the certificate's releases cost {_told(now)} by that method"
+                f"accounting.{name} is {_told(was)}, but the certificate's events cost {_told(now)} by that method"
             )
     return problems
 

@@ -13,9 +13,10 @@ import numpy as np
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import frechet, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import read_released
+from curriculumdp.phases import PHASE_NAMES
 from curriculumdp.plots import scatter_panels
 from curriculumdp.privacy.event import rounded_up
-from curriculumdp.report.figures import read_metrics, seconds_by_stage
+from curriculumdp.report.figures import read_metrics, seconds_by_phase
 
 TABLE, PLOT, RECORD = "compare.csv", "compare.png", "compare.json"
 NONE = "–"
@@ -31,7 +32,7 @@ class RunFigures:
     """
 
     name: str
-    stages: str
+    phases: str
     epsilon: float
     delta: float
     accuracy: Mapping[str, float]
@@ -57,14 +58,14 @@ def read_run(run: Path) -> RunFigures:
     rows = read_metrics(run / "private")
     return RunFigures(
         name=released.name,
-        stages="+".join(config.get("curriculum") or ("central", "warmup", "private")),
+        phases="+".join(config.get("curriculum") or PHASE_NAMES),
         epsilon=released.certificate.guarantee.epsilon,
         delta=released.certificate.guarantee.delta,
         accuracy={name: value["mean"] for name, value in record.get("utility", {}).items()},
         fd=fd["mean"] if fd else None,
         kid=fidelity["kid"]["mean"] if fidelity else None,
         network=fidelity["network"]["sha256"] if fidelity else None,
-        hours=sum(seconds_by_stage(rows).values()) / 3600 if rows else None,
+        hours=sum(seconds_by_phase(rows).values()) / 3600 if rows else None,
         settings=_without_name(config),
         private="utility" in record and "utility" not in public,
         distance=distance,
@@ -81,7 +82,7 @@ def table(runs: Sequence[RunFigures]) -> list[list[str]]:
     classifiers = _classifiers(runs)
     head = [
         "run",
-        "stages",
+        "phases",
         "ε",
         "δ",
         *(f"{name}, %" for name in classifiers),
@@ -92,7 +93,7 @@ def table(runs: Sequence[RunFigures]) -> list[list[str]]:
     rows = [
         [
             run.name,
-            run.stages,
+            run.phases,
             rounded_up(run.epsilon),
             rounded_up(run.delta),
             *(_shown(run.accuracy.get(name), 100, 1) for name in classifiers),
@@ -129,7 +130,7 @@ def _repeats(runs: Sequence[RunFigures], classifiers: Sequence[str]) -> list[lis
             rows.append(
                 [
                     f"mean of {len(group)} like {first.name}",
-                    first.stages,
+                    first.phases,
                     rounded_up(first.epsilon),
                     rounded_up(first.delta),
                     *(_mean([run.accuracy.get(name) for run in group], 100, 1) for name in classifiers),

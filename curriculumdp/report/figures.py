@@ -15,11 +15,11 @@ from curriculumdp.evaluation.record import (
     measures,
     percent,
 )
+from curriculumdp.phases import work_of
 from curriculumdp.plots import curve_plot
 from curriculumdp.report.page import Html, columns, facts, paragraph, picture, section, table, tag
 
 PAUSE = 600.0  # seconds: a longer gap between two steps is a run that was stopped, not one that worked
-STAGES = {"central": "central queries", "warmup": "training on central images", "private": "DP-SGD"}
 
 
 def utility_section(record: Mapping[str, Any], plot: bytes) -> Html:
@@ -140,7 +140,7 @@ def read_metrics(private: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def seconds_by_stage(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def seconds_by_phase(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """PRIVATE (batch sizes show in times): seconds between one step's end and the next, stops left out."""
     spent: dict[str, float] = {}
     for before, after in pairwise(rows):
@@ -152,24 +152,24 @@ def seconds_by_stage(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def curves_section(rows: Sequence[Mapping[str, Any]]) -> Html:
     """PRIVATE: loss, gradient norm and realised batch size by step."""
-    stages: dict[str, dict[int, Mapping[str, Any]]] = {}
+    phases: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:  # a step that was replayed counts once
-        stages.setdefault(row["phase"], {})[row["step"]] = row
+        phases.setdefault(row["phase"], {})[row["step"]] = row
     plots = []
-    for stage, key, ylabel in (
+    for phase, key, ylabel in (
         ("warmup", "loss", "loss on central images"),
         ("private", "loss", "loss on sensitive images"),
         ("private", "norm", "median gradient norm of a unit"),
         ("private", "units", "units in the step"),
     ):
-        points = [(step, row[key]) for step, row in sorted(stages.get(stage, {}).items()) if key in row]
+        points = [(step, row[key]) for step, row in sorted(phases.get(phase, {}).items()) if key in row]
         if len(points) > 1:
-            plot = curve_plot({ylabel: points}, f"step of {STAGES[stage]}", ylabel)
+            plot = curve_plot({ylabel: points}, f"step of {work_of(phase)}", ylabel)
             ends = f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
             plots.append(picture(plot, f"{ylabel} by step, {ends}"))
     if not plots:
         return section("Training curves", paragraph("The run kept no metrics."))
-    excluded = sum(int(row.get("excluded", 0)) for row in stages.get("private", {}).values())
+    excluded = sum(int(row.get("excluded", 0)) for row in phases.get("private", {}).values())
     return section(
         "Training curves",
         columns(*plots),
@@ -178,12 +178,15 @@ def curves_section(rows: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def time_facts(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """PRIVATE: how long each stage took."""
-    spent = seconds_by_stage(rows)
-    counts = {stage: sum(row["phase"] == stage for row in rows) for stage in spent}
+    """PRIVATE: how long each phase took."""
+    spent = seconds_by_phase(rows)
+    counts = {phase: sum(row["phase"] == phase for row in rows) for phase in spent}
     lines = [
-        (STAGES.get(stage, stage), f"{duration(seconds)} ({seconds / counts[stage]:.3g} s a step)")
-        for stage, seconds in spent.items()
+        (
+            work_of(phase),
+            f"{duration(seconds)} ({seconds / counts[phase]:.3g} s a step)",
+        )
+        for phase, seconds in spent.items()
     ]
     return facts([*lines, ("all", duration(sum(spent.values())))])
 

@@ -12,10 +12,11 @@ from safetensors import safe_open
 from curriculumdp.diffusion.pictures import GAP
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import Released
+from curriculumdp.phases import title_of
 from curriculumdp.plots import curve_plot, png_bytes
 from curriculumdp.privacy.accountant import compose, epsilon_path, losses
 from curriculumdp.privacy.event import rounded_up
-from curriculumdp.release.certificate import CertifiedRelease, Guarantee, statement
+from curriculumdp.release.certificate import CertifiedEvent, Guarantee, statement
 from curriculumdp.release.verify import CERTIFICATE, WEIGHTS, file_sha256
 from curriculumdp.report.page import Html, columns, facts, html, paragraph, picture, section, table, tag
 
@@ -32,16 +33,15 @@ SMALL_PRINT = {
     "scope": "covers",
     "proof": "what can be checked",
 }
-STAGES = {"central": "central images", "private": "DP-SGD"}
 
 
 def detection_bound(promised: Guarantee, alarms: Sequence[float]) -> list[float]:
     """The most that any test of a unit's presence can detect, one rate for each false alarm rate α.
 
-    The least of e^ε·α + δ(ε) and 1 − e^−ε·(1 − δ(ε) − α) over the whole curve δ(ε) of the releases (Kairouz et
+    The least of e^ε·α + δ(ε) and 1 − e^−ε·(1 − δ(ε) − α) over the whole curve δ(ε) of the events (Kairouz et
     al. 2015, theorem 2.1), which is tighter than at the promised pair alone. Takes seconds.
     """
-    total = compose([losses(row.release) for row in promised.releases])
+    total = compose([losses(row.event) for row in promised.events])
     epsilons = np.linspace(0.0, 2 * promised.epsilon, CURVE_POINTS)
     deltas = np.array([total.get_delta_for_epsilon(epsilon) for epsilon in epsilons])
     growth = np.exp(np.minimum(epsilons, 700.0))  # beyond e^700 a float ends
@@ -59,7 +59,7 @@ def guarantee_section(released: Released) -> Html:
         ("promised ε", rounded_up(promised.epsilon)),
         ("δ", rounded_up(promised.delta)),
         ("what is protected", promised.unit),
-        (f"ε by {cost.accountant}", rounded_up(cost.epsilon_of_releases)),
+        (f"ε by {cost.accountant}", rounded_up(cost.epsilon_of_events)),
         (f"ε by Opacus {cost.opacus}, RDP", rounded_up(cost.opacus_rdp)),
     ]
     if cost.opacus_prv is not None:
@@ -86,7 +86,7 @@ def _meaning(promised: Guarantee) -> Html:
             "one unit was in the data. However they go about it:"
         ),
         table(["false alarms", "recognised, at most"], rows),
-        tag("p", "A bound for the worst case, computed from the releases below.", class_="note"),
+        tag("p", "A bound for the worst case, computed from the events below.", class_="note"),
     )
 
 
@@ -96,7 +96,7 @@ def _at_most(rate: float) -> str:
 
 @dataclass(frozen=True)
 class Spending:
-    """ε along the run: `path` has (releases made, ε); `central` is what the first stage cost alone."""
+    """ε along the run: `path` has (events made, ε); `central` is what the central phase cost alone."""
 
     path: Sequence[tuple[int, float]]
     central: float
@@ -105,21 +105,21 @@ class Spending:
 
 
 def spending(promised: Guarantee) -> Spending:
-    """How the budget went, recomputed from the certificate's releases; takes seconds."""
-    rows = promised.releases
+    """How the budget went, recomputed from the certificate's events; takes seconds."""
+    rows = promised.events
     easy = sum(row.count for row in rows if row.name == "central")
     whole = sum(row.count for row in rows)
     points = (easy + (whole - easy) * part // PATH_POINTS for part in range(PATH_POINTS))
     done = sorted({0, easy, whole, *points})
-    # The first stage is spent first, in whatever order the certificate lists the releases.
+    # The first phase is spent first, in whatever order the certificate lists the events.
     ordered = sorted(rows, key=lambda row: row.name != "central")
-    found = epsilon_path([row.release for row in ordered], done, promised.delta)
+    found = epsilon_path([row.event for row in ordered], done, promised.delta)
     at = dict(zip(done, found, strict=True))
     return Spending(tuple(at.items()), at[easy], at[whole], promised.epsilon)
 
 
 def budget_section(released: Released) -> Html:
-    """Both stages' share of the budget, as a picture and as a table."""
+    """Both phases' share of the budget, as a picture and as a table."""
     spent = spending(released.certificate.guarantee)
     added, left = spent.total - spent.central, max(0.0, spent.promised - spent.total)
     parts = (
@@ -141,16 +141,16 @@ def budget_section(released: Released) -> Html:
         class_="key",
     )  # fmt: skip
     turn = next(place for place, (_, cost) in enumerate(spent.path) if cost >= spent.central)
-    stages = {"DP-SGD": spent.path[turn:], "central images": spent.path[: turn + 1]}
+    phases = {"DP-SGD": spent.path[turn:], "central images": spent.path[: turn + 1]}
     plot = curve_plot(
-        {name: path for name, path in stages.items() if len(path) > 1}, "queries and steps made", "ε spent"
+        {name: path for name, path in phases.items() if len(path) > 1}, "queries and steps made", "ε spent"
     )
     return section(
         "Where the budget went",
         bar,
         key,
         columns(
-            _release_table(released.certificate.guarantee.releases),
+            _release_table(released.certificate.guarantee.events),
             picture(
                 plot, f"ε grows with the steps, from 0 to {rounded_up(spent.total)}", "ε as the run went on."
             ),
@@ -158,7 +158,7 @@ def budget_section(released: Released) -> Html:
         tag(
             "p",
             "Training on central images, sampling and everything else that is done with what was released costs "
-            "nothing more. Costs do not simply add up: the second stage alone would cost more than its share.",
+            "nothing more. Costs do not simply add up: the private phase alone would cost more than its share.",
             class_="note",
         ),
     )
@@ -169,10 +169,10 @@ def _part(kind: str, epsilon: float) -> str:
     return f"{epsilon:.3g}" if kind == "left" else rounded_up(epsilon, 3)
 
 
-def _release_table(rows: Sequence[CertifiedRelease]) -> Html:
+def _release_table(rows: Sequence[CertifiedEvent]) -> Html:
     head = ["release", "rate q", "noise σ", "clip C", "times"]
     cells = [
-        (STAGES.get(row.name, row.name), f"{row.sample_rate:.4g}", f"{row.noise_multiplier:.4g}",
+        (title_of(row.name), f"{row.sample_rate:.4g}", f"{row.noise_multiplier:.4g}",
          f"{row.clip_norm:.4g}", row.count)
         for row in rows
     ]  # fmt: skip
@@ -188,7 +188,7 @@ def images_section(released: Released) -> Html:
         grid = picture(
             png_bytes(_read_picture(central)),
             f"noisy averages of random subsets of the images, {released.classes} classes side by side",
-            "What the first stage learns from: noisy aggregates, released under the same guarantee.",
+            "What the warm-up learns from: noisy aggregates, released under the same guarantee.",
             "pixels",
         )
         parts.append(tag("div", tag("h3", "Central images"), grid))
@@ -220,10 +220,10 @@ def cost_facts(released: Released) -> list[tuple[str, object]]:
     """What the run had to do, as planned: PUBLIC. How long that took depends on private batch sizes."""
     promised, training = released.certificate.guarantee, released.config["private"]
     draws = int(training["draws"])
-    steps = sum(row.count for row in promised.releases if row.name == "private")
+    steps = sum(row.count for row in promised.events if row.name == "private")
     expected = sum(
         row.count * row.sample_rate * promised.public.units
-        for row in promised.releases
+        for row in promised.events
         if row.name == "private"
     )
     rows: list[tuple[str, object]] = [("parameters", f"{_parameters(released.folder):,}")]

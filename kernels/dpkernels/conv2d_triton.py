@@ -138,7 +138,7 @@ def add_clipped_conv2d(
         *(x.stride(), grad_out.stride(), len(scale), len(x) // len(scale)),
         *(shape, tile, mode_of(x.dtype)),
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_phases=tile.num_phases,
         enable_fp_fusion=False,
     )
 
@@ -195,7 +195,7 @@ def _launch(
         *(bias.stride()[:2], parts.stride(0), len(x) // units),
         *(shape, tile, mode_of(x.dtype, weight_out is not None, accumulate, squares is not None)),
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_phases=tile.num_phases,
     )
 
 

@@ -58,7 +58,7 @@ class Tile(NamedTuple):
     columns: int
     depth: int
     num_warps: int
-    num_stages: int
+    num_phases: int
 
 
 # Per-unit weight gradients, by the operands' dtype and the shape class. A class is named after the result's
@@ -66,25 +66,25 @@ class Tile(NamedTuple):
 # warpgroup); fp32 products run on the ordinary cores, where small tiles keep the registers.
 # Not tuned by measurement yet: chosen so that no configuration spills on sm_80 or sm_90.
 GEMM_TILES: dict[tuple[str, str], Tile] = {
-    ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
-    ("bf16", "narrow"): Tile(32, 128, 64, num_warps=4, num_stages=3),
-    ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_stages=3),
-    ("tf32", "narrow"): Tile(32, 128, 32, num_warps=4, num_stages=3),
-    ("fp32", "wide"): Tile(64, 64, 32, num_warps=4, num_stages=2),
-    ("fp32", "narrow"): Tile(32, 64, 32, num_warps=4, num_stages=2),
+    ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_phases=3),
+    ("bf16", "narrow"): Tile(32, 128, 64, num_warps=4, num_phases=3),
+    ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_phases=3),
+    ("tf32", "narrow"): Tile(32, 128, 32, num_warps=4, num_phases=3),
+    ("fp32", "wide"): Tile(64, 64, 32, num_warps=4, num_phases=2),
+    ("fp32", "narrow"): Tile(32, 64, 32, num_warps=4, num_phases=2),
 }
 # The recompute pass also holds an int64 tile, twice the registers of the fp32 one: twice the warps.
 RECOMPUTE_TILES: dict[tuple[str, str], Tile] = {
-    ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
-    ("bf16", "narrow"): Tile(32, 128, 64, num_warps=8, num_stages=3),
-    ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_stages=3),
-    ("tf32", "narrow"): Tile(32, 128, 32, num_warps=8, num_stages=3),
-    ("fp32", "wide"): Tile(64, 64, 32, num_warps=8, num_stages=2),
-    ("fp32", "narrow"): Tile(32, 64, 32, num_warps=8, num_stages=2),
+    ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_phases=3),
+    ("bf16", "narrow"): Tile(32, 128, 64, num_warps=8, num_phases=3),
+    ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_phases=3),
+    ("tf32", "narrow"): Tile(32, 128, 32, num_warps=8, num_phases=3),
+    ("fp32", "wide"): Tile(64, 64, 32, num_warps=8, num_phases=2),
+    ("fp32", "narrow"): Tile(32, 64, 32, num_warps=8, num_phases=2),
 }
 WIDE_ROWS = 64
 # A step of `tl.dot` costs milliseconds in the interpreter whatever its size: few steps, huge tiles.
-INTERPRETED_TILE = Tile(64, 256, 1024, num_warps=1, num_stages=1)
+INTERPRETED_TILE = Tile(64, 256, 1024, num_warps=1, num_phases=1)
 
 # The kernels that only stream memory: how many elements a program owns, or takes in one step.
 CLIP_SUM_BLOCK = 1024

@@ -111,7 +111,7 @@ def shared_input_grads(
         *(weight_outs[0].stride()[:2] if bias_outs is None else bias_outs[0].stride(), squares.stride()),
         *(len(x) // len(weight_outs[0]), shape, tile, mode_of(x.dtype, squares=True)),
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_phases=tile.num_phases,
     )
 
 

@@ -166,7 +166,7 @@ def test_every_forged_field_that_promises_more_is_noticed_without_a_signature(re
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"releases": ()}, "private.steps"),
+        ({"events": ()}, "private.steps"),
         ({"unit": "all images of one patient"}, "data.unit"),
         ({"private_metrics_shown": False}, "logging.show_private_metrics"),
         ({"epsilon": 0.5}, "cost"),

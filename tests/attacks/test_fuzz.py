@@ -215,7 +215,7 @@ def ledger_of(folder: Path, bodies: list[Any]) -> None:
 PLAN = {
     **{"kind": "plan", "version": 2, "run": "0" * 32, "data": "0" * 64},
     "plan": {
-        "releases": [
+        "events": [
             {
                 "name": "private",
                 "mechanism": "subsampled_gaussian",
@@ -227,7 +227,7 @@ PLAN = {
     },
 }
 ENTRY = {
-    **{"kind": "release", "phase": "private", "step": 0, "incarnation": 0, "sample_rate": 0.1},
+    **{"kind": "charge", "phase": "private", "step": 0, "incarnation": 0, "sample_rate": 0.1},
     **{"noise_multiplier": 2.0, "clip_norm": 1.0, "sum_mac": "0" * 64},
 }
 FINITE = st.recursive(

@@ -22,7 +22,7 @@ from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.train import PHASES
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.ledger.run_ledger import Ledger
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.privacy.secret import RunSecret
 from tests.support.runs import tiny
 
@@ -112,7 +112,7 @@ def test_every_step_of_an_audited_run_is_charged(
 
     monkeypatch.setattr(Ledger, "charge", counted)
     one_run(of_units(run, 8), 8, noise, next(secrets()))
-    planned = run.plan.releases()[-1]
+    planned = run.plan.events()[-1]
     assert charged == [
         (planned.name, step, planned.sample_rate, planned.noise_multiplier) for step in range(planned.count)
     ]
@@ -143,7 +143,7 @@ def test_blindness_and_an_excess_are_said_in_words(record: dict) -> None:
 
 
 def test_less_noise_gives_an_ideal_attack_more() -> None:
-    release = Release("private", "subsampled_gaussian", 0.5, 4.0, 8)
+    release = PrivacyEvent("private", "subsampled_gaussian", 0.5, 4.0, 8)
     for kind in ("one_run", "many_runs"):
         bounds = [ideal_bounds(kind, 200, release, factor, 1e-4, 0.05).gaussian for factor in (1, 0.25, 0)]
         assert bounds == sorted(bounds)

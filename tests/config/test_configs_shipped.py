@@ -7,7 +7,7 @@ import pytest
 
 from curriculumdp.config.config import load_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
 LAUNCHERS = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 

@@ -177,11 +177,11 @@ def ends(place: Path, config: Config) -> tuple[str, str]:
 
 
 def charges(config: Config) -> int:
-    """How many releases the run's ledger holds."""
+    """How many events the run's ledger holds."""
     ledger = Path(config.run_dir) / "private" / "ledger.jsonl"
     if not ledger.exists():
         return 0
-    return sum(json.loads(line)["body"]["kind"] == "release" for line in ledger.read_text().splitlines())
+    return sum(json.loads(line)["body"]["kind"] == "charge" for line in ledger.read_text().splitlines())
 
 
 def require_early(place: Path, key: str, value: Any) -> str:

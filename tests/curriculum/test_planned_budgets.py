@@ -40,7 +40,7 @@ def keeps_to_its_budget(seed: int) -> None:
             break
         except BudgetTooSmall:  # the drawn queries alone cost it
             continue
-    parts = [(r.sample_rate, r.noise_multiplier, r.count) for r in plan.releases()]
+    parts = [(r.sample_rate, r.noise_multiplier, r.count) for r in plan.events()]
     true = epsilon_by_contour(parts, config.privacy.delta)
     assert true <= plan.epsilon <= config.privacy.epsilon
     assert plan.epsilon > 0.999 * config.privacy.epsilon

@@ -420,7 +420,7 @@ def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path):
     out = export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
     certificate = json.loads((out / "privacy.json").read_text())["guarantee"]
     assert certificate["stopped"] == "operator"
-    assert {r["name"]: r["count"] for r in certificate["releases"]} == {"central": 3, "private": 3}
+    assert {r["name"]: r["count"] for r in certificate["events"]} == {"central": 3, "private": 3}
     assert not (tmp_path / "run" / "private" / "secret").exists()
     outcome = run_curriculum(tiny(tmp_path / "run"), one_process())
     assert outcome.exit_code == 0
@@ -470,7 +470,7 @@ def test_an_accounting_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
     killed_run(tmp_path / "run")
 
     def costs_too_much(_: object) -> None:
-        raise CertificateError("the releases cost more than is promised")
+        raise CertificateError("the events cost more than is promised")
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "account", costs_too_much)
@@ -534,8 +534,8 @@ def test_a_run_that_began_from_given_weights_is_certified_so(tmp_path):
 
 
 def test_noise_that_the_grid_cannot_carry_is_refused_before_anything_is_charged(tmp_path):
-    stages = ["central", "warmup"]
-    config = tiny(tmp_path, curriculum=stages, central__noise_multiplier=20_000.0)
+    phases = ["central", "warmup"]
+    config = tiny(tmp_path, curriculum=phases, central__noise_multiplier=20_000.0)
     assert "noise multiplier 20000" in refusal(lambda: finish(config))
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
     assert not (tmp_path / "private" / "secret").exists()

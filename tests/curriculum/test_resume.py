@@ -151,8 +151,8 @@ def incarnations(run_dir: Path) -> list[dict]:
     return [body for body in entries(run_dir) if body["kind"] == "incarnation"]
 
 
-def releases(run_dir: Path) -> list[dict]:
-    return [body for body in entries(run_dir) if body["kind"] == "release"]
+def events(run_dir: Path) -> list[dict]:
+    return [body for body in entries(run_dir) if body["kind"] == "charge"]
 
 
 def test_another_microbatch_size_takes_new_keys_and_charges_what_is_done_again(tmp_path):
@@ -164,20 +164,20 @@ def test_another_microbatch_size_takes_new_keys_and_charges_what_is_done_again(t
         finish(config)
 
     assert in_child(killed) == -signal.SIGKILL
-    before = releases(tmp_path)
+    before = events(tmp_path)
     assert [(r["phase"], r["step"]) for r in before][-1] == ("private", 2)
     finish(tiny(tmp_path, compute__microbatch=16))
     assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
     assert "microbatch" in incarnations(tmp_path)[1]["why"]
-    after = releases(tmp_path)
+    after = events(tmp_path)
     assert after[: len(before)] == before
     assert after[len(before)]["incarnation"] == 1
     assert (after[len(before)]["phase"], after[len(before)]["step"]) == ("private", 2)
     assert after[len(before)]["sum_mac"] != before[-1]["sum_mac"]
     certificate = json.loads((tmp_path / "release" / "privacy.json").read_text())
-    counts = {r["name"]: r["count"] for r in certificate["guarantee"]["releases"]}
+    counts = {r["name"]: r["count"] for r in certificate["guarantee"]["events"]}
     assert counts["private"] == len([r for r in after if r["phase"] == "private"])
-    assert certificate["accounting"]["epsilon_of_releases"] <= config.privacy.epsilon
+    assert certificate["accounting"]["epsilon_of_events"] <= config.privacy.epsilon
     assert certificate["guarantee"]["stopped"] == ("planned" if counts["private"] == 7 else "budget")
 
 
@@ -199,7 +199,7 @@ def test_a_replayed_sum_that_differs_is_thrown_away_and_charged_anew(tmp_path, m
     monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
     finish(config)
     assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
-    again = [r for r in releases(tmp_path) if (r["phase"], r["step"]) == ("private", 2)]
+    again = [r for r in events(tmp_path) if (r["phase"], r["step"]) == ("private", 2)]
     assert [r["incarnation"] for r in again] == [0, 1]
 
 
@@ -233,12 +233,12 @@ def test_what_was_charged_is_replayed_to_the_bit_and_the_rest_is_drawn_anew(tmp_
     """Killed with two steps charged after the last checkpoint: both are replayed, no step is charged twice."""
     config = tiny(tmp_path, checkpoint__every=4)
     finish(tiny(tmp_path / "never killed"))
-    whole = releases(tmp_path / "never killed")
+    whole = events(tmp_path / "never killed")
     killed_at_charge(config, 5)  # three queries, steps 0 and 1; the last checkpoint is the warm-up's
-    before = releases(tmp_path)
+    before = events(tmp_path)
     keys.clear()
     finish(config, nonce=None)
-    after = releases(tmp_path)
+    after = events(tmp_path)
     assert after[: len(before)] == before
     steps = [(row["phase"], row["step"]) for row in whole]
     assert [(row["phase"], row["step"]) for row in after] == steps, "a step was charged twice"
@@ -259,7 +259,7 @@ def test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more(
     """
     killed_at_charge(tiny(tmp_path / "a"), 6)  # three queries, steps 0 to 2; the last checkpoint is at step 2
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    charged = len(releases(tmp_path / "a"))
+    charged = len(events(tmp_path / "a"))
     seen = []
     original = PrivatePhase.clipped_sum
 
@@ -277,7 +277,7 @@ def test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more(
         else:
             assert in_world(worlds, lambda world, c=config: finish(c, world, nonce=None)) == [0] * worlds
         seen.append({purpose: {key for kind, key in keys if kind == purpose} for purpose, _ in keys})
-    one, two = (releases(tmp_path / name) for name in ("a", "b"))
+    one, two = (events(tmp_path / name) for name in ("a", "b"))
     assert one[:charged] == two[:charged]
     assert len(one) == len(two) == 9
     new = [{row["sum_mac"] for row in rows[charged:]} for rows in (one, two)]

@@ -41,7 +41,7 @@ def ruin_at(patch: pytest.MonkeyPatch, step: int, kind: str) -> None:
 
 def charges(run_dir: Path) -> int:
     lines = (run_dir / "private" / "ledger.jsonl").read_text().splitlines()
-    return sum(json.loads(line)["body"]["kind"] == "release" for line in lines)
+    return sum(json.loads(line)["body"]["kind"] == "charge" for line in lines)
 
 
 def checkpoints(run_dir: Path) -> list[str]:
@@ -64,7 +64,7 @@ def test_a_ruined_network_stops_the_run_at_the_next_checkpoint_at_the_latest(tmp
         assert checkpoints(tmp_path) == ["2-private-0000002"]
     out = export_run(tmp_path, tmp_path / "out", None, end_run=True)
     guarantee = json.loads((out / "privacy.json").read_text())["guarantee"]
-    assert {row["name"]: row["count"] for row in guarantee["releases"]} == {
+    assert {row["name"]: row["count"] for row in guarantee["events"]} == {
         "central": 3,
         "private": spent - 3,
     }

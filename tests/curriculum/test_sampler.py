@@ -17,7 +17,7 @@ from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import Run
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.world import World
 from tests.support.one_step import nobody
 from tests.support.runs import SECRET, bare_run, tiny
@@ -50,7 +50,7 @@ def watch_rows(patch: pytest.MonkeyPatch) -> Watch:
         seen.taken.append(units.numpy().copy())
         return torch.zeros(query.classes * query.pixels, dtype=torch.int64)
 
-    def charged(_: Run, release: Release, *__: object) -> bytes:
+    def charged(_: Run, release: PrivacyEvent, *__: object) -> bytes:
         seen.charged.append(release.sample_rate)
         return bytes(32)
 
@@ -87,7 +87,7 @@ def rows_of_steps(
             seen.taken.clear()
             phase.step(run, state, step)
             found.append(np.concatenate([np.zeros(0, dtype=np.int64), *seen.taken]))
-    assert seen.charged == [phase.release.sample_rate] * steps
+    assert seen.charged == [phase.event.sample_rate] * steps
     return found
 
 

@@ -28,7 +28,7 @@ from curriculumdp.config.config import Config
 from curriculumdp.curriculum import private, run, train
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.ledger.run_ledger import Ledger
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.world import World, one_process
 from tests.support.runs import finish, in_child, in_world, kill_at
 from tests.support.small_run import _digest, ledger_lines, small
@@ -73,7 +73,7 @@ class Family:
         return config.model_copy(update={"data": unnamed})
 
     def unfinished(self) -> list[Folder]:
-        return [folder for folder in self.folders if not (folder.path / "release").exists()]
+        return [folder for folder in self.folders if not (folder.path / "event").exists()]
 
     def seen(self, folder: Folder) -> list[dict[str, str]]:
         path = folder.path.with_name(folder.path.name + ".seen")
@@ -95,7 +95,7 @@ class Family:
     def roll_back(self, folder: Folder) -> None:
         shutil.rmtree(folder.path / "private")
         shutil.copytree(self.rng.choice(folder.snapshots), folder.path / "private")
-        shutil.rmtree(folder.path / "release", ignore_errors=True)
+        shutil.rmtree(folder.path / "event", ignore_errors=True)
         folder.since = len(self.seen(folder))
 
     def resume(self, folder: Folder, kill: bool) -> list[int]:
@@ -129,7 +129,7 @@ class Family:
         for folder in self.folders:
             if (folder.path / "private" / "ledger.jsonl").exists():
                 given = {line["noise"] for line in self.seen(folder)[folder.since :]}
-                charged = [line for line in ledger_lines(folder.path) if line["kind"] == "release"]
+                charged = [line for line in ledger_lines(folder.path) if line["kind"] == "charge"]
                 assert len(charged) >= len(given), f"{len(given)} given out, {len(charged)} charged"
 
 
@@ -137,10 +137,10 @@ def watch(run_dir: Path) -> None:
     """Write down what this process is given keys for: from then on the noisy sum counts as seen."""
     original = run.Run.charge
 
-    def watched(self: run.Run, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
-        key = original(self, release, step, clip_norm, total)
+    def watched(self: run.Run, event: PrivacyEvent, step: int, clip_norm: float, total: Tensor) -> bytes:
+        key = original(self, event, step, clip_norm, total)
         line = {
-            "rows": _digest(self.rows_key(release.name, step)),
+            "rows": _digest(self.rows_key(event.name, step)),
             "noise": _digest(key),
             "sum": _digest(total.cpu().numpy().tobytes()),
         }

@@ -47,7 +47,7 @@ def test_units_whose_gradients_are_no_numbers_are_left_out_or_clipped(
     release = finish(small(tmp_path / "run", data))
     assert calls >= 3
     assert all(tensor.isfinite().all() for tensor in load_file(release / WEIGHTS).values())
-    assert sum(line["kind"] == "release" for line in ledger_lines(tmp_path / "run")) == 5
+    assert sum(line["kind"] == "charge" for line in ledger_lines(tmp_path / "run")) == 5
     TRIED["faults runs with spoiled gradients"] += 1
 
 
@@ -67,7 +67,7 @@ def test_weights_that_the_warm_up_ruined_stop_the_run_before_dp_sgd_spends(
         message = refusal_of(lambda: finish(small(tmp_path / "run", data, warmup__steps=3)))
         assert message is not None
         assert "warmup.learning_rate" in message
-    charged = {line["phase"] for line in ledger_lines(tmp_path / "run") if line["kind"] == "release"}
+    charged = {line["phase"] for line in ledger_lines(tmp_path / "run") if line["kind"] == "charge"}
     assert charged == {"central"}
 
 

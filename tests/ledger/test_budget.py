@@ -23,22 +23,22 @@ from curriculumdp.ledger.mirror import RunMirror
 from curriculumdp.ledger.run_ledger import BudgetSpent, Ledger, LedgerError
 from curriculumdp.privacy.accountant import AccountingError, epsilon, losses
 from curriculumdp.privacy.calibrate import solve_noise_multiplier
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.privacy.renyi_filter import RenyiFilter
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import one_process
 from tests.support.runs import tiny
 
 DELTA, BUDGET = 1e-5, 2.0
-CENTRAL = Release("central", "subsampled_gaussian", 0.1, 5.0, 3)
-PRIVATE = Release("private", "subsampled_gaussian", 0.02, 2.0, 200)
+CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 5.0, 3)
+PRIVATE = PrivacyEvent("private", "subsampled_gaussian", 0.02, 2.0, 200)
 PLAN = (CENTRAL, PRIVATE)
 DATA = [np.arange(12, dtype=np.uint8), np.array([0, 1])]
 FINGERPRINT = {"threads": 1}
 NONCE = "5e" * 32
 
 
-def anything(_: Sequence[Release]) -> bool:
+def anything(_: Sequence[PrivacyEvent]) -> bool:
     return True
 
 
@@ -57,10 +57,10 @@ class Place:
     def shared(self, **changes: Any) -> DatasetLedger:
         return DatasetLedger.open(self.root / "state", self.definition | changes)
 
-    def begin(self, number: int, plan: Sequence[Release] = PLAN, allowance: Any = anything) -> Ledger:
+    def begin(self, number: int, plan: Sequence[PrivacyEvent] = PLAN, allowance: Any = anything) -> Ledger:
         run = self.root / f"run{number}"
         run.mkdir()
-        record = {"releases": [asdict(release) for release in plan]}
+        record = {"events": [asdict(event) for event in plan]}
         ledger = Ledger.create(run, secret(number), record, DATA, allowance)
         self.shared().attach(ledger, 1.0, DATA)
         ledger.begin(FINGERPRINT, NONCE)
@@ -88,18 +88,18 @@ def secret(number: int) -> RunSecret:
     return RunSecret.from_bytes(bytes([number]) * 32)
 
 
-def charge(ledger: Ledger, step: int, release: Release = PRIVATE) -> bytes:
+def charge(ledger: Ledger, step: int, event: PrivacyEvent = PRIVATE) -> bytes:
     return ledger.charge(
-        release.name,
+        event.name,
         step,
-        sample_rate=release.sample_rate,
-        noise_multiplier=release.noise_multiplier,
+        sample_rate=event.sample_rate,
+        noise_multiplier=event.noise_multiplier,
         clip_norm=1.0,
         total=np.arange(5, dtype=np.int64) + step,
     )
 
 
-def filling(share: float, budget: float = BUDGET) -> Release:
+def filling(share: float, budget: float = BUDGET) -> PrivacyEvent:
     """A plan of one row that takes about this part of the budget."""
     of_one = RenyiFilter(budget, DELTA).share([replace(PRIVATE, count=1)])
     return replace(PRIVATE, count=round(share / of_one))
@@ -119,9 +119,9 @@ def test_the_limit_at_its_order_is_the_budget_at_delta(budget: float, delta: flo
     assert above > budget
 
 
-def renyi_by_quadrature(release: Release, order: int) -> float:
+def renyi_by_quadrature(event: PrivacyEvent, order: int) -> float:
     """D_α of one use by integration, the larger of both directions: it shares nothing with the library."""
-    rate, sigma = release.sample_rate, release.noise_multiplier
+    rate, sigma = event.sample_rate, event.noise_multiplier
 
     def of(upper: Callable[[float], float], lower: Callable[[float], float]) -> float:
         def weighted(x: float) -> float:
@@ -141,22 +141,22 @@ def renyi_by_quadrature(release: Release, order: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "release",
+    "event",
     [
         replace(PRIVATE, count=1),
-        Release("private", "subsampled_gaussian", 0.5, 2.0, 1),
-        Release("private", "subsampled_gaussian", 1 / 15, 12.0, 1),
-        Release("central", "gaussian", 1.0, 3.0, 1),
+        PrivacyEvent("private", "subsampled_gaussian", 0.5, 2.0, 1),
+        PrivacyEvent("private", "subsampled_gaussian", 1 / 15, 12.0, 1),
+        PrivacyEvent("central", "gaussian", 1.0, 3.0, 1),
     ],
 )
 @pytest.mark.parametrize("budget", [1.0, 8.0, 30.0])
 def test_a_share_is_the_divergence_of_the_fixed_order_in_the_worse_direction(
-    release: Release, budget: float
+    event: PrivacyEvent, budget: float
 ) -> None:
     limit = RenyiFilter(budget, DELTA)
-    expected = renyi_by_quadrature(release, limit.order) / limit.limit
-    assert limit.share([release]) == pytest.approx(expected, rel=1e-6)
-    assert limit.share([replace(release, count=7), release]) == pytest.approx(8 * expected, rel=1e-6)
+    expected = renyi_by_quadrature(event, limit.order) / limit.limit
+    assert limit.share([event]) == pytest.approx(expected, rel=1e-6)
+    assert limit.share([replace(event, count=7), event]) == pytest.approx(8 * expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("budget", [1.0, 3.0, 10.0])
@@ -167,19 +167,19 @@ def test_what_fills_the_limit_costs_at_most_the_budget_and_little_less(budget: f
 
 
 def test_costs_chosen_after_an_output_was_seen_keep_to_delta() -> None:
-    """An adversary sees one Gaussian release and then takes whichever of two mechanisms hurts more there.
+    """An adversary sees one Gaussian event and then takes whichever of two mechanisms hurts more there.
 
     Each fills what is left of the limit. δ(ε) is the mean over the first output of the second's δ(ε − loss).
     """
     budget = 2.0
     limit = RenyiFilter(budget, DELTA)
     half = math.sqrt(limit.order / limit.limit)  # σ of a Gaussian that takes half
-    strong = Release("gaussian", "gaussian", 1.0, half, 1)
-    rare = Release("rare", "subsampled_gaussian", 0.001, 0.8, 1)
+    strong = PrivacyEvent("gaussian", "gaussian", 1.0, half, 1)
+    rare = PrivacyEvent("rare", "subsampled_gaussian", 0.001, 0.8, 1)
     rare = replace(rare, count=int(0.5 / limit.share([rare])))
     assert limit.share([strong, strong]) <= 1.00001
     assert limit.share([strong, rare]) <= 1
-    seconds = [losses(release) for release in (strong, rare)]
+    seconds = [losses(event) for event in (strong, rare)]
     outputs = np.linspace(8, -8, 801) * half + 1  # what is left of the budget rises
     weights = norm.pdf(outputs, 1, half) * (outputs[0] - outputs[1])
     left = budget - (2 * outputs - 1) / (2 * half**2)
@@ -192,8 +192,8 @@ def test_costs_chosen_after_an_output_was_seen_keep_to_delta() -> None:
 def test_the_price_of_choosing_as_one_goes_is_what_the_readme_says() -> None:
     """Runs of ε = 1 on Fashion-MNIST at the paper's settings: composition would take one in 1, and 11 in 4."""
     run = [
-        Release("central", "subsampled_gaussian", 0.1, 5.0, 5),
-        Release("private", "subsampled_gaussian", 1 / 15, 12.031, 2250),
+        PrivacyEvent("central", "subsampled_gaussian", 0.1, 5.0, 5),
+        PrivacyEvent("private", "subsampled_gaussian", 1 / 15, 12.031, 2250),
     ]
     shares = {budget: RenyiFilter(budget, DELTA).share(run) for budget in (1.1, 1.15, 4.0)}
     assert shares[1.1] > 1 >= shares[1.15]
@@ -271,7 +271,7 @@ def named_epsilon(refusal: Exception) -> float:
     return float(str(refusal).split("set privacy.epsilon to ")[1].split(",")[0])
 
 
-def at_epsilon(fixed: Sequence[Release], last: Release, budget: float) -> Release:
+def at_epsilon(fixed: Sequence[PrivacyEvent], last: PrivacyEvent, budget: float) -> PrivacyEvent:
     noise = solve_noise_multiplier(fixed, last.sample_rate, last.count, budget, DELTA)
     return replace(last, noise_multiplier=noise)
 
@@ -284,7 +284,7 @@ def test_the_named_epsilon_is_the_largest_of_two_digits_for_the_plan_itself(
     place = Place(tmp_path, budget=5.0).made()
     place.begin(1, [filling(taken, 5.0)])
     central = replace(CENTRAL, count=2)
-    step = Release("private", "subsampled_gaussian", rate, 1.0, steps)
+    step = PrivacyEvent("private", "subsampled_gaussian", rate, 1.0, steps)
     plan = [central, at_epsilon([central], step, 5.0)]
     with pytest.raises(NoRoom) as refused:
         place.shared().require_room(plan)
@@ -377,7 +377,7 @@ def test_what_a_run_killed_in_its_sealing_did_not_use_is_given_back_by_the_next_
 def test_a_run_that_only_ends_reserves_nothing(place: Place) -> None:
     run = place.root / "run1"
     run.mkdir()
-    Ledger.create(run, secret(1), {"releases": [asdict(filling(0.9))]}, DATA).close()
+    Ledger.create(run, secret(1), {"events": [asdict(filling(0.9))]}, DATA).close()
     ledger = place.resume(1, None)
     ledger.seal("operator")
     assert place.shared().reservations() == []
@@ -402,8 +402,8 @@ def test_an_extension_stops_where_the_data_sets_budget_ends(place: Place) -> Non
     done = spend_to_the_end(ledger)
     limit = place.shared().limit
     assert limit is not None
-    assert ledger.releases() == [replace(PRIVATE, count=done)]
-    assert 0.999 < 0.9 + limit.share(ledger.releases()) <= 1.001
+    assert ledger.events() == [replace(PRIVATE, count=done)]
+    assert 0.999 < 0.9 + limit.share(ledger.events()) <= 1.001
     assert 1 - limit.share([replace(PRIVATE, count=1)]) < place.share() <= 1
     ledger.seal("budget")
     assert place.share() <= 1
@@ -414,7 +414,7 @@ def test_an_extension_is_in_force_before_its_entry_is_written(place: Place) -> N
     for step in range(10):
         charge(ledger, step)
         (reservation,) = place.shared().reservations()
-        assert reservation.releases[0].count >= step + 1
+        assert reservation.events[0].count >= step + 1
 
 
 def test_an_extension_keeps_the_plan_that_is_still_to_come(place: Place) -> None:
@@ -437,14 +437,14 @@ def test_where_plan_and_extension_do_not_fit_the_fewest_steps_are_given_up(place
     shared = place.shared()
     assert shared.limit is not None
     limit, most = shared.limit, shared.limit.share(plan)
-    ledger = place.begin(1, plan, lambda releases: limit.share(releases) <= most)
+    ledger = place.begin(1, plan, lambda events: limit.share(events) <= most)
     charge(ledger, 0, CENTRAL)
     for incarnation in range(3):
         ledger.new_incarnation(FINGERPRINT, f"mismatch {incarnation}")
         charge(ledger, 0, CENTRAL)
         assert most - limit.share([replace(PRIVATE, count=1)]) < place.share() <= most
         (mine,) = place.shared().reservations()
-        assert ledger.granted() == list(mine.releases)
+        assert ledger.granted() == list(mine.events)
     other = place.begin(2, [filling(1 - place.share() - 0.002)])
     done = spend_to_the_end(ledger)
     once = limit.share([replace(CENTRAL, count=1)]) / limit.share([replace(PRIVATE, count=1)])
@@ -461,8 +461,8 @@ def test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_
     assert shared.limit is not None
     limit, most = shared.limit, shared.limit.share(plan)
 
-    def allowance(releases: Sequence[Release]) -> bool:
-        return limit.share(releases) <= most
+    def allowance(events: Sequence[PrivacyEvent]) -> bool:
+        return limit.share(events) <= most
 
     ledger = place.begin(1, plan, allowance)
     charge(ledger, 0, CENTRAL)
@@ -477,11 +477,11 @@ def test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_
     for data in (DATA, None):
         resumed = place.resume(1, data, allowance)
         (mine, _) = place.shared().reservations()
-        assert resumed.granted() == list(mine.releases)
+        assert resumed.granted() == list(mine.events)
         resumed.close()
     resumed = place.resume(1, DATA, allowance)
     spend_to_the_end(resumed)
-    assert resumed.releases()[1].count >= plan[1].count - 100
+    assert resumed.events()[1].count >= plan[1].count - 100
     assert place.share() <= 1
 
 
@@ -549,8 +549,8 @@ def test_a_second_run_beyond_the_budget_is_refused_before_its_first_query_and_a_
     shared = {"name": "digits", "ledger": str(tmp_path / "state"), "budget": 5.0}
 
     def run(noise: float) -> None:
-        stages = ["central", "warmup"]  # no noise is solved for
-        config = tiny(tmp_path, curriculum=stages, central__noise_multiplier=noise)
+        phases = ["central", "warmup"]  # no noise is solved for
+        config = tiny(tmp_path, curriculum=phases, central__noise_multiplier=noise)
         data = config.data.model_copy(update=shared)
         config = config_from(config.model_copy(update={"data": data}).resolved(), "test")
         run_curriculum(config, one_process(), secret=secret(2))
@@ -565,4 +565,4 @@ def test_a_second_run_beyond_the_budget_is_refused_before_its_first_query_and_a_
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
     assert not (tmp_path / "private" / "secret").exists()
     run(6.0)
-    assert (tmp_path / "release" / "privacy.json").exists()
+    assert (tmp_path / "event" / "privacy.json").exists()

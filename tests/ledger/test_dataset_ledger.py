@@ -17,12 +17,12 @@ from curriculumdp.ledger.lock import waiting_lock
 from curriculumdp.ledger.mirror import SLOT, RunMirror
 from curriculumdp.ledger.run_files import subkey
 from curriculumdp.ledger.run_ledger import Ledger, LedgerError
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.privacy.secret import RunSecret
 
-CENTRAL = Release("central", "subsampled_gaussian", 0.1, 5.0, 3)
-PRIVATE = Release("private", "subsampled_gaussian", 0.02, 1.5, 20)
-PLAN = {"releases": [asdict(CENTRAL), asdict(PRIVATE)]}
+CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 5.0, 3)
+PRIVATE = PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.5, 20)
+PLAN = {"events": [asdict(CENTRAL), asdict(PRIVATE)]}
 DATA = [np.arange(12, dtype=np.uint8), np.array([0, 1])]
 FINGERPRINT = {"threads": 1}
 NONCE = "5e" * 32
@@ -67,12 +67,12 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def charge(ledger: Ledger, step: int, release: Release = PRIVATE) -> bytes:
+def charge(ledger: Ledger, step: int, event: PrivacyEvent = PRIVATE) -> bytes:
     return ledger.charge(
-        release.name,
+        event.name,
         step,
-        sample_rate=release.sample_rate,
-        noise_multiplier=release.noise_multiplier,
+        sample_rate=event.sample_rate,
+        noise_multiplier=event.noise_multiplier,
         clip_norm=1.0,
         total=np.arange(5, dtype=np.int64) + step,
     )
@@ -81,7 +81,7 @@ def charge(ledger: Ledger, step: int, release: Release = PRIVATE) -> bytes:
 def test_a_run_reserves_its_plan_before_its_first_query(place):
     place.begin(1)
     (reservation,) = place.shared().reservations()
-    assert reservation.releases == (CENTRAL, PRIVATE)
+    assert reservation.events == (CENTRAL, PRIVATE)
     assert reservation.epsilon == 8.0
     assert reservation.run == secret(1).identity()
 
@@ -89,7 +89,7 @@ def test_a_run_reserves_its_plan_before_its_first_query(place):
 def test_all_runs_are_composed(place):
     place.begin(1)
     place.begin(2)
-    total = place.shared().total_releases()
+    total = place.shared().total_events()
     assert {(r.name, r.sample_rate, r.noise_multiplier): r.count for r in total} == {
         ("central", 0.1, 5.0): 6,
         ("private", 0.02, 1.5): 40,
@@ -326,7 +326,7 @@ def test_what_a_sealed_run_really_spent_is_composed(place):
     charge(ledger, 0, CENTRAL)
     charge(ledger, 0)
     ledger.seal("operator")
-    assert {r.name: r.count for r in place.shared().total_releases()} == {"central": 1, "private": 1}
+    assert {r.name: r.count for r in place.shared().total_events()} == {"central": 1, "private": 1}
 
 
 def test_what_goes_beyond_a_plan_is_reserved_before_it_is_spent(place):
@@ -335,9 +335,9 @@ def test_what_goes_beyond_a_plan_is_reserved_before_it_is_spent(place):
         if incarnation:
             ledger.new_incarnation(FINGERPRINT, "mismatch")
         charge(ledger, 0, CENTRAL)
-        reserved = {r.name: r.count for r in place.shared().total_releases()}
+        reserved = {r.name: r.count for r in place.shared().total_events()}
         assert reserved["central"] >= incarnation + 1
-    assert ledger.releases()[0].count == 5
+    assert ledger.events()[0].count == 5
 
 
 def test_a_missing_ledger_or_key_of_a_data_set_in_use_is_refused(place):
@@ -383,7 +383,7 @@ def test_runs_of_many_processes_can_reserve_and_charge_at_once(place):
                 os._exit(status)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
-    assert {r.name: r.count for r in place.shared().total_releases()} == {"private": 40}
+    assert {r.name: r.count for r in place.shared().total_events()} == {"private": 40}
 
 
 def test_a_reservation_waits_for_the_one_before(place):
@@ -432,7 +432,7 @@ def test_an_attachment_killed_anywhere_is_done_again_by_the_same_command(tmp_pat
         ledger.begin(FINGERPRINT, NONCE)
         charge(ledger, 0)
         assert len(place.shared().reservations()) == 1
-        assert place.shared().total_releases() == [CENTRAL, PRIVATE]
+        assert place.shared().total_events() == [CENTRAL, PRIVATE]
     assert nth > 20
 
 

@@ -1,4 +1,4 @@
-"""What a run releases is in its ledger before its noise can exist, and is counted as often as it must be."""
+"""What a run is charged is in its ledger before its noise can exist, and is counted as often as it must be."""
 
 import contextlib
 import itertools
@@ -20,13 +20,13 @@ import pytest
 from curriculumdp.ledger import run_ledger as module
 from curriculumdp.ledger.run_files import data_mac
 from curriculumdp.ledger.run_ledger import BudgetSpent, Ledger, LedgerError, ReplayMismatch, ledger_is_missing
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.privacy.secret import RunSecret
 
 RAW = bytes(range(32))
-CENTRAL = Release("central", "subsampled_gaussian", 0.1, 5.0, 3)
-PRIVATE = Release("private", "subsampled_gaussian", 0.02, 1.5, 20)
-PLAN = {"releases": [asdict(CENTRAL), asdict(PRIVATE)], "parameters": 40, "delta": 1e-5, "config": "ab12"}
+CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 5.0, 3)
+PRIVATE = PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.5, 20)
+PLAN = {"events": [asdict(CENTRAL), asdict(PRIVATE)], "parameters": 40, "delta": 1e-5, "config": "ab12"}
 FACTS = {"parameters": 40, "delta": 1e-5, "config": "ab12"}
 DATA = [np.arange(48, dtype=np.uint8).reshape(3, 1, 4, 4), np.array([0, 1, 1]), np.array([0, 1, 2])]
 FINGERPRINT = {"threads": 1, "torch": "2.13"}
@@ -37,7 +37,7 @@ def secret() -> RunSecret:
     return RunSecret.from_bytes(RAW)
 
 
-def create(folder: Path, allowance: Callable[[Sequence[Release]], bool] = lambda _: False) -> Ledger:
+def create(folder: Path, allowance: Callable[[Sequence[PrivacyEvent]], bool] = lambda _: False) -> Ledger:
     folder.mkdir(exist_ok=True, parents=True)
     secret().save(folder / "secret")
     ledger = Ledger.create(folder, secret(), PLAN, DATA, allowance)
@@ -61,19 +61,19 @@ def a_sum(step: int) -> np.ndarray:
 
 
 def charge(
-    ledger: Ledger, step: int, release: Release = PRIVATE, total: np.ndarray | None = None, **changes: Any
+    ledger: Ledger, step: int, event: PrivacyEvent = PRIVATE, total: np.ndarray | None = None, **changes: Any
 ) -> bytes:
     given: dict[str, Any] = {
-        "sample_rate": release.sample_rate,
-        "noise_multiplier": release.noise_multiplier,
+        "sample_rate": event.sample_rate,
+        "noise_multiplier": event.noise_multiplier,
         "clip_norm": 1.0,
         "total": a_sum(step) if total is None else total,
     }
-    return ledger.charge(release.name, step, **(given | changes))
+    return ledger.charge(event.name, step, **(given | changes))
 
 
 def counts(ledger: Ledger) -> dict[str, int]:
-    return {release.name: release.count for release in ledger.releases()}
+    return {event.name: event.count for event in ledger.events()}
 
 
 def test_a_run_is_planned_charged_reopened_and_goes_on(tmp_path):
@@ -87,10 +87,10 @@ def test_a_run_is_planned_charged_reopened_and_goes_on(tmp_path):
     assert counts(ledger) == {"central": 3}
     assert [charge(ledger, step, CENTRAL) for step in range(3)] == first
     charge(ledger, 0)
-    assert ledger.releases() == [CENTRAL, Release("private", "subsampled_gaussian", 0.02, 1.5, 1)]
+    assert ledger.events() == [CENTRAL, PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.5, 1)]
     assert [entry["kind"] for entry in ledger.entries()] == [
         *("plan", "incarnation", "start"),
-        *["release"] * 4,
+        *["event"] * 4,
     ]
 
 
@@ -106,7 +106,7 @@ def test_charge_returns_the_bytes_of_an_entry_that_is_on_disk_and_synced(tmp_pat
         assert b'{"body":' + entry + b',"mac":"' in snapshots[-1]
         assert len(snapshots) == step + 1
         assert json.loads(entry) == {
-            "kind": "release",
+            "kind": "charge",
             "phase": "private",
             "step": step,
             "incarnation": 0,
@@ -166,7 +166,7 @@ def test_what_was_not_planned_cannot_be_charged(tmp_path):
 
 def test_every_charge_has_its_own_noise_key(tmp_path):
     ledger = create(tmp_path)
-    entries = [charge(ledger, step, release) for release in (CENTRAL, PRIVATE) for step in range(3)]
+    entries = [charge(ledger, step, event) for event in (CENTRAL, PRIVATE) for step in range(3)]
     ledger.new_incarnation(FINGERPRINT, "a replayed sum differs")
     entries += [charge(ledger, step) for step in range(3)]
     other = create(tmp_path / "other")
@@ -214,11 +214,11 @@ def test_steps_done_again_under_a_new_incarnation_are_charged_again(tmp_path):
 
 
 def test_within_the_plan_nobody_is_asked_and_beyond_it_the_budget_ends_the_run(tmp_path):
-    asked: list[list[Release]] = []
+    asked: list[list[PrivacyEvent]] = []
 
-    def allowance(releases: Sequence[Release]) -> bool:
-        asked.append(list(releases))
-        return sum(release.count for release in releases) <= 26
+    def allowance(events: Sequence[PrivacyEvent]) -> bool:
+        asked.append(list(events))
+        return sum(event.count for event in events) <= 26
 
     ledger = create(tmp_path, allowance)
     for step in range(3):
@@ -239,17 +239,17 @@ def test_within_the_plan_nobody_is_asked_and_beyond_it_the_budget_ends_the_run(t
 
 
 def test_a_reopened_run_beyond_its_plan_is_still_bounded(tmp_path):
-    ledger = create(tmp_path, lambda releases: sum(r.count for r in releases) <= 5)
+    ledger = create(tmp_path, lambda events: sum(r.count for r in events) <= 5)
     for incarnation in range(5):
         if incarnation:
             ledger.new_incarnation(FINGERPRINT, "mismatch")
         charge(ledger, 0, CENTRAL)
     ledger.close()
-    ledger = resume(tmp_path, allowance=lambda releases: sum(r.count for r in releases) <= 5)
+    ledger = resume(tmp_path, allowance=lambda events: sum(r.count for r in events) <= 5)
     ledger.new_incarnation(FINGERPRINT, "mismatch")
-    for release in (CENTRAL, PRIVATE):
+    for event in (CENTRAL, PRIVATE):
         with pytest.raises(BudgetSpent):
-            charge(ledger, 0, release)
+            charge(ledger, 0, event)
 
 
 def test_a_sealed_ledger_takes_nothing_more(tmp_path):
@@ -598,7 +598,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.heads: list[tuple[int, str, str]] = []
-        self.reserved: list[list[Release]] = []
+        self.reserved: list[list[PrivacyEvent]] = []
         self.refuse = False
 
     def advance(self, count: int, mac: str, previous: str) -> None:
@@ -606,16 +606,16 @@ class Seen:
             raise LedgerError("a copy has gone on")
         self.heads.append((count, mac, previous))
 
-    def reserve(self, releases: Sequence[Release]) -> bool:
-        self.reserved.append(list(releases))
+    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
+        self.reserved.append(list(events))
         return True
 
-    def end(self, releases: Sequence[Release]) -> None:
-        self.reserved.append(list(releases))
+    def end(self, events: Sequence[PrivacyEvent]) -> None:
+        self.reserved.append(list(events))
 
 
 def test_every_entry_is_mirrored_before_its_bytes_are_returned(tmp_path):
-    ledger = create(tmp_path, lambda releases: sum(r.count for r in releases) < 30)
+    ledger = create(tmp_path, lambda events: sum(r.count for r in events) < 30)
     ledger.mirror = seen = Seen()
     charge(ledger, 0)
     charge(ledger, 0)
@@ -623,7 +623,7 @@ def test_every_entry_is_mirrored_before_its_bytes_are_returned(tmp_path):
     ledger.seal("operator")
     assert [head[:2] for head in seen.heads] == list(enumerate(ledger.macs, start=1))[3:]
     assert [head[2] for head in seen.heads] == list(ledger.macs)[2:-1]
-    assert seen.reserved == [ledger.releases()]
+    assert seen.reserved == [ledger.events()]
 
 
 def test_without_the_mirrors_consent_no_entry_is_returned_and_it_is_still_counted(tmp_path):
@@ -640,7 +640,7 @@ def test_without_the_mirrors_consent_no_entry_is_returned_and_it_is_still_counte
 
 
 def test_what_goes_beyond_the_plan_is_reserved_before_it_is_charged(tmp_path):
-    ledger = create(tmp_path, lambda releases: sum(r.count for r in releases) <= 12)
+    ledger = create(tmp_path, lambda events: sum(r.count for r in events) <= 12)
     ledger.mirror = seen = Seen()
     for incarnation in range(4):
         if incarnation:

@@ -8,24 +8,24 @@ import pytest
 
 from curriculumdp.ledger.chain import LedgerError
 from curriculumdp.ledger.spending import AHEAD, BudgetSpent, Spending
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 
-CENTRAL = Release("central", "subsampled_gaussian", 0.1, 5.0, 3)
-PRIVATE = Release("private", "subsampled_gaussian", 0.02, 1.5, 10)
+CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 5.0, 3)
+PRIVATE = PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.5, 10)
 
 
 class Accountant:
-    """Allows up to `most` releases in all, and counts how often it is asked."""
+    """Allows up to `most` events in all, and counts how often it is asked."""
 
     def __init__(self, most: int) -> None:
         self.most, self.asked = most, 0
 
-    def __call__(self, releases: Sequence[Release]) -> bool:
+    def __call__(self, events: Sequence[PrivacyEvent]) -> bool:
         self.asked += 1
-        return sum(release.count for release in releases) <= self.most
+        return sum(event.count for event in events) <= self.most
 
 
-def charge_until_spent(spending: Spending, planned: Release, reserve: "Reserve | None" = None) -> int:
+def charge_until_spent(spending: Spending, planned: PrivacyEvent, reserve: "Reserve | None" = None) -> int:
     """How many were charged before BudgetSpent."""
     charged = 0
     while True:
@@ -37,20 +37,20 @@ def charge_until_spent(spending: Spending, planned: Release, reserve: "Reserve |
 
 
 class Reserve:
-    """Grants up to `most` releases in all, and keeps what it granted."""
+    """Grants up to `most` events in all, and keeps what it granted."""
 
     def __init__(self, most: float = math.inf) -> None:
         self.most = most
-        self.granted: list[list[Release]] = []
+        self.granted: list[list[PrivacyEvent]] = []
 
-    def __call__(self, releases: Sequence[Release]) -> bool:
-        if sum(release.count for release in releases) > self.most:
+    def __call__(self, events: Sequence[PrivacyEvent]) -> bool:
+        if sum(event.count for event in events) > self.most:
             return False
-        self.granted.append(list(releases))
+        self.granted.append(list(events))
         return True
 
 
-def charge(spending: Spending, planned: Release, reserve: Reserve | None = None) -> None:
+def charge(spending: Spending, planned: PrivacyEvent, reserve: Reserve | None = None) -> None:
     row = spending.row(planned.name, planned.sample_rate, planned.noise_multiplier)
     spending.admit(row, reserve or Reserve())
     spending.add(row)
@@ -64,7 +64,7 @@ def test_the_plan_is_spent_without_asking():
             assert spending.granted() == [CENTRAL, PRIVATE]
             charge(spending, planned)
     assert accountant.asked == 0
-    assert spending.releases() == [CENTRAL, PRIVATE]
+    assert spending.events() == [CENTRAL, PRIVATE]
 
 
 @pytest.mark.parametrize("beyond", [0, 1, 7, 8, 9, 63, 64, 65, 200])
@@ -83,7 +83,7 @@ def test_after_one_row_passed_its_plan_the_others_are_asked_for_too():
     for _ in range(5):
         charge(spending, CENTRAL)
     assert charge_until_spent(spending, PRIVATE) == 8
-    assert sum(release.count for release in spending.releases()) == 13
+    assert sum(event.count for event in spending.events()) == 13
 
 
 def test_a_widened_bound_is_reserved_once_and_before_it_is_used():
@@ -101,7 +101,7 @@ def test_what_cannot_be_reserved_is_not_charged_though_it_is_within_epsilon(room
         charge(spending, PRIVATE, reserve)
     with pytest.raises(BudgetSpent):
         charge(spending, PRIVATE, reserve)
-    assert spending.releases() == [replace(PRIVATE, count=room)]
+    assert spending.events() == [replace(PRIVATE, count=room)]
 
 
 def test_what_is_granted_is_the_plan_until_a_row_passes_it_and_then_what_was_reserved():

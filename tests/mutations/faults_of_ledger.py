@@ -24,9 +24,9 @@ LEDGER_FAULTS = [
     Fault(
         "the ledger written after the work",
         "curriculumdp.curriculum.private:PrivatePhase.step",
-        "key = run.charge(self.release, step, self.config.clip_norm, total)\n    self.update(state, step, total, key)",
+        "key = run.charge(self.event, step, self.config.clip_norm, total)\n    self.update(state, step, total, key)",
         "self.update(state, step, total.clone(), run.secret.key('noise', phase=self.name, step=step));"
-        " run.charge(self.release, step, self.config.clip_norm, total)",
+        " run.charge(self.event, step, self.config.clip_norm, total)",
         BEFORE_NOISE,
     ),
     Fault(
@@ -96,7 +96,7 @@ LEDGER_FAULTS = [
     Fault(
         "a plan taken for reserved after an extension gave up a part of it",
         "curriculumdp.ledger.dataset_ledger:DatasetLedger._settle",
-        "settled = ledger.keep_within(before.releases)",
+        "settled = ledger.keep_within(before.events)",
         "settled = True",
         Check(
             BUDGET + "test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_reserved"
@@ -207,7 +207,7 @@ LEDGER_FAULTS = [
     Fault(
         "a run resumed without the ledger that knows it",
         "curriculumdp.curriculum.dataset:attach",
-        "if shared is None and ledger.sealed is None and (data is not None or ledger.releases()):",
+        "if shared is None and ledger.sealed is None and (data is not None or ledger.events()):",
         "if shared is None and ledger.sealed is None and not ledger.macs:",
         Check(
             DATA_SET + "test_an_unsealed_run_that_has_spent_is_refused_without_its_ledger_and_makes_none",
@@ -239,7 +239,7 @@ LEDGER_FAULTS = [
         "a sealed run that is charged on",
         "curriculumdp.ledger.run_ledger:Ledger._require_open",
         "if self.sealed is not None:",
-        "if self.sealed is not None and not self.releases():",
+        "if self.sealed is not None and not self.events():",
         Check(LEDGER + "test_a_sealed_ledger_takes_nothing_more"),
     ),
     Fault(

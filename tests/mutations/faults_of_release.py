@@ -15,7 +15,7 @@ CENTRAL = "tests.curriculum.test_central:"
 QUERY = "curriculumdp.curriculum.central:CentralPhase.step"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
 PROMISE = "curriculumdp.curriculum.release:guarantee_of"
-CERTIFIED = "releases=certified_releases(ledger.releases(), clip_norms),"
+CERTIFIED = "events=certified_events(ledger.events(), clip_norms),"
 IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
 SHARES = "shares = data.class_counts or (data.units / data.classes,) * data.classes"
 
@@ -136,16 +136,16 @@ RELEASE_FAULTS = [
     Fault(
         "an empty sample that is skipped",
         STEP,
-        "key = run.charge(self.release, step, self.config.clip_norm, total)",
-        "key = run.charge(self.release, step, self.config.clip_norm, total) if total.any() else bytes(32)",
+        "key = run.charge(self.event, step, self.config.clip_norm, total)",
+        "key = run.charge(self.event, step, self.config.clip_norm, total) if total.any() else bytes(32)",
         CHARGES,
     ),
     Fault(
         "one ledger entry for many queries",
         QUERY,
-        "noisy = run.release_sum(self.release, step, self.query.clip_norm, mine)",
-        "noisy = run.release_sum(self.release, step, self.query.clip_norm, mine) if step == 0 else"
-        " add_noise(mine, self.release.noise_multiplier, run.secret.key('noise', query=step))",
+        "noisy = run.noisy_sum(self.event, step, self.query.clip_norm, mine)",
+        "noisy = run.noisy_sum(self.event, step, self.query.clip_norm, mine) if step == 0 else"
+        " add_noise(mine, self.event.noise_multiplier, run.secret.key('noise', query=step))",
         ONE_CHARGE,
         uses={"add_noise": add_noise},
     ),
@@ -153,16 +153,16 @@ RELEASE_FAULTS = [
         "a certificate that names fewer steps than were taken",
         PROMISE,
         CERTIFIED,
-        "releases=certified_releases([replace(row, count=min(row.count, 2))"
-        " for row in ledger.releases()], clip_norms),",
+        "events=certified_events([replace(row, count=min(row.count, 2))"
+        " for row in ledger.events()], clip_norms),",
         WHOLE_LEDGER,
         uses={"replace": dataclasses.replace},
     ),
     Fault(
-        "a certificate without the central stage",
+        "a certificate without the central phase",
         PROMISE,
         CERTIFIED,
-        CERTIFIED.replace("ledger.releases()", "ledger.releases()[1:]"),
+        CERTIFIED.replace("ledger.events()", "ledger.events()[1:]"),
         WHOLE_LEDGER,
     ),
     Fault(
@@ -177,7 +177,7 @@ RELEASE_FAULTS = [
         "private metrics that are shown before they are marked",
         "curriculumdp.curriculum.folder:RunFolder.accept",
         "if config.logging.show_private_metrics:",
-        "if config.logging.show_private_metrics and self.ledger.releases():",
+        "if config.logging.show_private_metrics and self.ledger.events():",
         Check(
             "tests.curriculum.test_resume:"
             "test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_do"
@@ -235,7 +235,7 @@ RELEASE_FAULTS = [
         "if False:",
         Check(
             COURSE,
-            {"stages": ("private",), "stopped": "operator", "counts": {}, "picture": False}
+            {"phases": ("private",), "stopped": "operator", "counts": {}, "picture": False}
             | {"wrong": "lists no release"},
         ),
     ),
@@ -246,7 +246,7 @@ RELEASE_FAULTS = [
         'if guarantee.stopped == "planned" and "central" not in reached:',
         Check(
             COURSE,
-            {"stages": ("central", "private"), "stopped": "operator", "counts": {"private": 7}}
+            {"phases": ("central", "private"), "stopped": "operator", "counts": {"private": 7}}
             | {"picture": False, "wrong": "not all the queries"},
         ),
     ),
@@ -280,11 +280,11 @@ RELEASE_FAULTS = [
         ),
     ),
     Fault(
-        "calibration without stage 1",
+        "calibration without phase 1",
         "curriculumdp.privacy.calibrate:_solved",
         "return epsilon_of_losses(spent.compose(more), delta)",
         "return epsilon_of_losses(more, delta)",
-        Check("tests.curriculum.test_plan:test_both_stages_together_spend_the_budget_and_no_more"),
+        Check("tests.curriculum.test_plan:test_both_phases_together_spend_the_budget_and_no_more"),
         raises=(RuntimeError,),
     ),
     Fault(
@@ -297,8 +297,8 @@ RELEASE_FAULTS = [
     Fault(
         "one use's rounding for all",
         "curriculumdp.privacy.composition:convolved",
-        "error += part.uses * (stages + added + POWER) * _size(np.real(total - log))",
-        "error += (stages + added + POWER) * _size(np.real(total - log))",
+        "error += part.uses * (phases + added + POWER) * _size(np.real(total - log))",
+        "error += (phases + added + POWER) * _size(np.real(total - log))",
         Check(COMPOSED + "test_a_convolutions_rounding_is_counted_once_for_each_use"),
     ),
     Fault(

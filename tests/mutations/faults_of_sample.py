@@ -11,7 +11,7 @@ from tests.mutations.planting import Check, Fault
 P4 = "tests.curriculum.test_sampler:"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
 ROWS_KEY = "curriculumdp.curriculum.run:Run.rows_key"
-ROWS = "rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)"
+ROWS = "rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.event.sample_rate)"
 KEYED = 'self.secret.key("rows", incarnation=self.incarnation, nonce=nonce, phase=phase, step=step)'
 
 SIZES = Check(P4 + "test_the_number_of_units_in_a_step_has_the_binomials_variance", {"param": "private"})
@@ -46,7 +46,7 @@ SAMPLE_FAULTS = [
         STEP,
         ROWS,
         "rows = poisson_rows(run.secret.key('rows', phase=self.name, step=step, rank=run.world.rank),"
-        " run.config.data.units, self.release.sample_rate)",
+        " run.config.data.units, self.event.sample_rate)",
         RANKS,
     ),
     Fault(
@@ -79,7 +79,7 @@ SAMPLE_FAULTS = [
         "a higher rate than is charged",
         STEP,
         ROWS,
-        ROWS.replace("self.release.sample_rate", "2 * self.release.sample_rate"),
+        ROWS.replace("self.event.sample_rate", "2 * self.event.sample_rate"),
         Check(P4 + "test_every_unit_is_in_a_step_at_the_rate_that_is_charged", {"param": "private"}),
     ),
     Fault("the same rows in every step", ROWS_KEY, KEYED, KEYED.replace("step=step", "step=0"), LAGS),

@@ -1,4 +1,4 @@
-"""A release that no accountant can take is refused where it is made."""
+"""An event that no accountant can take is refused where it is made."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from curriculumdp.privacy.event import AccountingError, Release, as_typed, rounded_up
+from curriculumdp.privacy.event import AccountingError, PrivacyEvent, as_typed, rounded_up
 
 GOOD: dict[str, Any] = {
     "name": "private",
@@ -45,21 +45,21 @@ GOOD: dict[str, Any] = {
 )
 def test_a_value_out_of_range_is_refused_in_one_line_that_names_it(field: str, value: object) -> None:
     with pytest.raises(AccountingError, match=field) as refusal:
-        Release(**{**GOOD, field: value})
+        PrivacyEvent(**{**GOOD, field: value})
     assert "\n" not in str(refusal.value)
 
 
 def test_a_gaussian_takes_everybody() -> None:
     with pytest.raises(AccountingError, match="sample_rate"):
-        Release("central", "gaussian", 0.5, 2.0, 1)
-    assert Release("central", "gaussian", 1, 2.0, 1).sample_rate == 1
+        PrivacyEvent("central", "gaussian", 0.5, 2.0, 1)
+    assert PrivacyEvent("central", "gaussian", 1, 2.0, 1).sample_rate == 1
 
 
 def test_a_release_cannot_change_and_survives_json() -> None:
-    release: Any = Release(**GOOD)
+    event: Any = PrivacyEvent(**GOOD)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        release.count = 4
-    assert Release(**json.loads(json.dumps(dataclasses.asdict(release)))) == release
+        event.count = 4
+    assert PrivacyEvent(**json.loads(json.dumps(dataclasses.asdict(event)))) == event
 
 
 def test_the_error_is_one_that_a_launcher_shows_as_bad_input() -> None:

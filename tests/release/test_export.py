@@ -18,11 +18,11 @@ import yaml
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import SamplingError, denoise
 from curriculumdp.release import export
-from curriculumdp.release.certificate import CertificateError, CertifiedRelease
-from curriculumdp.release.export import ExportError, SampleSettings, certified_releases
+from curriculumdp.release.certificate import CertificateError, CertifiedEvent
+from curriculumdp.release.export import ExportError, SampleSettings, certified_events
 from curriculumdp.release.signature import SignatureError
 from curriculumdp.release.verify import ALLOWED, REQUIRED, verify_release
-from tests.support.tiny_release import CONFIG, RELEASES, guarantee, write_keys, write_release
+from tests.support.tiny_release import CONFIG, EVENTS, guarantee, write_keys, write_release
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def accounted_once() -> Iterator[None]:
-    """The accountants' answers are kept between releases that promise the same: they are the slowest part."""
+    """The accountants' answers are kept between events that promise the same: they are the slowest part."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(export, "account", lru_cache(export.account))
         yield
@@ -120,8 +120,8 @@ def test_scheduler_is_saved_with_the_noise_levels_that_were_trained(release: Pat
 def test_certificate_states_everything_that_the_guarantee_needs(release: Path) -> None:
     whole = json.loads((release / "privacy.json").read_text())
     assert whole["guarantee"]["epsilon"] == 6.0
-    assert [row["count"] for row in whole["guarantee"]["releases"]] == [3, 40]
-    assert whole["guarantee"]["releases"][1]["clip_norm"] == 1.0
+    assert [row["count"] for row in whole["guarantee"]["events"]] == [3, 40]
+    assert whole["guarantee"]["events"][1]["clip_norm"] == 1.0
     assert whole["guarantee"]["stopped"] == "planned"
     words = " ".join(whole["statement"].values())
     for needed in (
@@ -134,9 +134,9 @@ def test_certificate_states_everything_that_the_guarantee_needs(release: Path) -
     ):
         assert needed.lower() in words.lower(), needed
     cost = whole["accounting"]
-    assert cost["opacus_prv"][0] <= cost["epsilon_of_releases"] <= 6.0
-    assert cost["epsilon_of_releases"] < cost["opacus_rdp"]
-    assert 1.7 < cost["epsilon_replace_one"] / cost["epsilon_of_releases"] < 2.3
+    assert cost["opacus_prv"][0] <= cost["epsilon_of_events"] <= 6.0
+    assert cost["epsilon_of_events"] < cost["opacus_rdp"]
+    assert 1.7 < cost["epsilon_replace_one"] / cost["epsilon_of_events"] < 2.3
     assert set(whole["files"]) == names(release) - {"privacy.json"}
     assert whole["versions"]["torch"] == torch.__version__
 
@@ -148,13 +148,13 @@ def test_shown_private_metrics_are_certified(tmp_path: Path) -> None:
 
 
 def test_a_promise_that_the_releases_break_is_never_written(tmp_path: Path) -> None:
-    with pytest.raises(CertificateError, match=r"promises ε = 0\.5 at δ = 0\.0001, but its releases cost"):
+    with pytest.raises(CertificateError, match=r"promises ε = 0\.5 at δ = 0\.0001, but its events cost"):
         write_release(tmp_path / "release", guarantee=guarantee(epsilon=0.5))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_prv_alone_can_refuse_a_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curriculumdp.release.certificate.epsilon", lambda releases, delta: 1.0)
+    monkeypatch.setattr("curriculumdp.release.certificate.epsilon", lambda events, delta: 1.0)
     with pytest.raises(CertificateError, match="by Opacus's PRV") as raised:
         write_release(tmp_path / "release", guarantee=guarantee(epsilon=1.5))
     assert "\n" not in str(raised.value)
@@ -168,7 +168,7 @@ def test_a_certificate_that_disagrees_with_the_config_is_never_written(tmp_path:
 
 
 def test_a_release_without_central_images_can_be_written(tmp_path: Path) -> None:
-    said = guarantee(releases=certified_releases(RELEASES[1:], {"private": 1.0}))
+    said = guarantee(events=certified_events(EVENTS[1:], {"private": 1.0}))
     config = CONFIG | {"curriculum": ["private"]}
     folder = write_release(tmp_path / "a/b/release", central=None, guarantee=said, config=config)
     assert "central.png" not in names(folder)
@@ -197,8 +197,8 @@ def other_weights(folder: Path) -> dict[str, Any]:
 OTHER_RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "another end": lambda _: {"guarantee": guarantee(stopped="operator")},
     "another promise": lambda _: {"guarantee": guarantee(epsilon=6.5)},
-    "fewer releases": lambda _: {
-        "guarantee": guarantee(releases=certified_releases(RELEASES[:1], {"central": 4.0}), stopped="budget")
+    "fewer events": lambda _: {
+        "guarantee": guarantee(events=certified_events(EVENTS[:1], {"central": 4.0}), stopped="budget")
     },
     "shown metrics": lambda _: {"guarantee": guarantee(private_metrics_shown=True)},
     "other weights": other_weights,
@@ -337,7 +337,7 @@ def test_model_card_tells_how_to_sample(release: Path) -> None:
 
 def test_certified_release_refuses_what_no_mechanism_has() -> None:
     with pytest.raises(ValueError, match="sample_rate"):
-        CertifiedRelease(
+        CertifiedEvent(
             name="private",
             mechanism="gaussian",
             sample_rate=1.5,

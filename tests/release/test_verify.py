@@ -27,7 +27,7 @@ from curriculumdp.release.certificate import (
     parse_certificate,
     statement,
 )
-from curriculumdp.release.export import certified_releases
+from curriculumdp.release.export import certified_events
 from curriculumdp.release.signature import SignatureError, load_signer, sign
 from curriculumdp.release.verify import (
     REQUIRED,
@@ -38,7 +38,7 @@ from curriculumdp.release.verify import (
     summary,
     verify_release,
 )
-from tests.support.tiny_release import CONFIG, RELEASES, guarantee, write_keys, write_release
+from tests.support.tiny_release import CONFIG, EVENTS, guarantee, write_keys, write_release
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def once() -> Callable[..., Any]:
 def release(
     original: tuple[Path, Path], once: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A copy to be spoiled. Equal releases are accounted once for the whole file: it takes two seconds."""
+    """A copy to be spoiled. Equal events are accounted once for the whole file: it takes two seconds."""
     monkeypatch.setattr(verify, "account", once)
     return Path(shutil.copytree(original[0], tmp_path / "release"))
 
@@ -74,8 +74,8 @@ def certify_again(release: Path, **changes: Any) -> None:
 def with_row(release: Path, **changes: Any) -> dict[str, Any]:
     """A guarantee whose second release is changed."""
     said = read_certificate(release).guarantee
-    rows = (said.releases[0], said.releases[1].model_copy(update=changes))
-    return {"guarantee": said.model_copy(update={"releases": rows})}
+    rows = (said.events[0], said.events[1].model_copy(update=changes))
+    return {"guarantee": said.model_copy(update={"events": rows})}
 
 
 def test_clean_copy_has_no_problems(release: Path, original: tuple[Path, Path]) -> None:
@@ -184,9 +184,9 @@ def test_a_lower_epsilon_is_noticed(release: Path) -> None:
     ("change", "word"),
     [
         ({"count": 4000}, "cost"),
-        ({"count": 20}, "accounting.epsilon_of_releases"),
+        ({"count": 20}, "accounting.epsilon_of_events"),
         ({"noise_multiplier": 0.6}, "cost"),
-        ({"noise_multiplier": 3.0}, "accounting.epsilon_of_releases"),
+        ({"noise_multiplier": 3.0}, "accounting.epsilon_of_events"),
         ({"sample_rate": 0.1}, "private.sample_rate"),
         ({"clip_norm": 0.5}, "private.clip_norm"),
         ({"noise_multiplier": 0.01}, "ε cannot be recomputed"),
@@ -227,7 +227,7 @@ def test_weights_that_training_began_from_are_certified_as_taken_for_public(tmp_
 
 def test_a_run_of_central_images_alone_verifies(tmp_path: Path) -> None:
     config = {**CONFIG, "curriculum": ["central", "warmup"]}
-    said = guarantee(releases=certified_releases(RELEASES[:1], {"central": 4.0}))
+    said = guarantee(events=certified_events(EVENTS[:1], {"central": 4.0}))
     release = write_release(tmp_path / "release", config=config, guarantee=said)
     assert verify_release(release) == []
     (release / "training_config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -306,12 +306,12 @@ def test_each_edited_field_of_a_certificate_is_noticed_or_declared_free(
     needed = (
         "guarantee.epsilon",
         "guarantee.unit",
-        "guarantee.releases.1.noise_multiplier",
+        "guarantee.events.1.noise_multiplier",
         "accounting.opacus",
     )
     assert {
         *needed,
-        "guarantee.releases",
+        "guarantee.events",
         "accounting.epsilon_replace_one",
         "accounting.opacus_prv.0",
     } <= tried
@@ -322,7 +322,7 @@ def restated(release: Path, **changes: Any) -> list[str]:
     return verify_release(release)
 
 
-@pytest.mark.parametrize("name", ["epsilon_of_releases", "epsilon_replace_one", "opacus_rdp", "opacus_prv"])
+@pytest.mark.parametrize("name", ["epsilon_of_events", "epsilon_replace_one", "opacus_rdp", "opacus_prv"])
 def test_a_figure_may_be_another_versions_larger_one_but_never_a_lower_one(release: Path, name: str) -> None:
     certificate = read_certificate(release)
     true = getattr(certificate.accounting, name)
@@ -394,25 +394,25 @@ COURSES: list[tuple[tuple[str, ...], str, dict[str, int], bool, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("stages", "stopped", "counts", "picture", "wrong"), COURSES)
+@pytest.mark.parametrize(("phases", "stopped", "counts", "picture", "wrong"), COURSES)
 def test_releases_must_be_what_a_run_of_the_config_can_have_come_to(
-    tmp_path: Path, stages: tuple[str, ...], stopped: str, counts: dict[str, int], picture: bool, wrong: str
+    tmp_path: Path, phases: tuple[str, ...], stopped: str, counts: dict[str, int], picture: bool, wrong: str
 ) -> None:
-    first, second = guarantee().releases
+    first, second = guarantee().events
     kinds = {"central": first, "private": second, "more": second.model_copy(update={"name": "more"})}
     rows = tuple(kinds[name].model_copy(update={"count": count}) for name, count in counts.items())
-    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(CONFIG | {"curriculum": list(stages)}))
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(CONFIG | {"curriculum": list(phases)}))
     if picture:
         (tmp_path / "central.png").write_bytes(b"")
-    problems = verify.config_problems(tmp_path, guarantee(releases=rows, stopped=stopped))
+    problems = verify.config_problems(tmp_path, guarantee(events=rows, stopped=stopped))
     assert any(wrong in line for line in problems) if wrong else problems == []
 
 
-def test_each_stage_stands_once(tmp_path: Path) -> None:
-    first, second = guarantee().releases
+def test_each_phase_stands_once(tmp_path: Path) -> None:
+    first, second = guarantee().events
     half = second.model_copy(update={"count": 20})
     (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(CONFIG))
-    problems = verify.config_problems(tmp_path, guarantee(releases=(first, half, half)))
+    problems = verify.config_problems(tmp_path, guarantee(events=(first, half, half)))
     assert any("each once" in line for line in problems)
 
 
@@ -423,10 +423,10 @@ def test_a_clip_norm_that_the_config_leaves_open_is_the_one_that_training_takes(
     central = CONFIG["central"] | {"statistic": statistic}
     (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(CONFIG | {"central": central}))
     taken = clip_norm_of(CentralConfig(**central), DataConfig(source="digits", **CONFIG["data"]))
-    first, second = guarantee().releases
+    first, second = guarantee().events
     for clip_norm in (taken, taken * 2):
         rows = (first.model_copy(update={"clip_norm": clip_norm}), second)
-        assert bool(verify.config_problems(tmp_path, guarantee(releases=rows))) == (clip_norm != taken)
+        assert bool(verify.config_problems(tmp_path, guarantee(events=rows))) == (clip_norm != taken)
 
 
 def test_what_is_printed_is_what_was_recomputed(release: Path) -> None:
@@ -434,7 +434,7 @@ def test_what_is_printed_is_what_was_recomputed(release: Path) -> None:
     assert checked.certificate is not None
     assert checked.recomputed is not None
     other = checked.recomputed.model_copy(
-        update={"epsilon_of_releases": 1.00000049, "epsilon_replace_one": 2.0}
+        update={"epsilon_of_events": 1.00000049, "epsilon_replace_one": 2.0}
     )
     said = checked.certificate.guarantee.model_copy(update={"epsilon": 1.0000049, "delta": 1.0000001e-5})
     printed = "\n".join(summary(checked.certificate.model_copy(update={"guarantee": said}), other))
@@ -541,11 +541,11 @@ def drop(key: str) -> Callable[[bytes], bytes]:
         put("guarantee.delta", None),
         put("guarantee.stopped", "whenever"),
         put("guarantee.private_metrics_shown", "no"),
-        put("guarantee.releases", {}),
-        put("guarantee.releases.0.count", 1.5),
-        put("guarantee.releases.0.count", 10**30),
-        put("guarantee.releases.0.sample_rate", 0.0),
-        put("guarantee.releases.0.mechanism", "laplace"),
+        put("guarantee.events", {}),
+        put("guarantee.events.0.count", 1.5),
+        put("guarantee.events.0.count", 10**30),
+        put("guarantee.events.0.sample_rate", 0.0),
+        put("guarantee.events.0.mechanism", "laplace"),
         put("guarantee.public.image_shape", [1, 8]),
         put("guarantee.unit", "x" * 10_000),
         put("accounting.opacus_prv", [1.0]),

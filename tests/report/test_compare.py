@@ -22,7 +22,7 @@ OTHER = replace(ONE, name="other", epsilon=1.0, accuracy={"cnn": 0.7, "mlp": 0.6
 
 def test_a_run_is_read_from_its_folder(run: Path) -> None:
     found = read_run(run)
-    assert (found.name, found.stages, found.epsilon, found.delta) == (
+    assert (found.name, found.phases, found.epsilon, found.delta) == (
         "tiny",
         "central+warmup+private",
         6.0,
@@ -44,7 +44,7 @@ def test_missing_figures_show_as_missing() -> None:
     head, one, bare = table(
         [ONE, replace(ONE, name="bare", accuracy={}, fd=None, kid=None, hours=None, settings="")]
     )
-    assert head == ["run", "stages", "ε", "δ", "cnn, %", "FD", "KID", "hours"]
+    assert head == ["run", "phases", "ε", "δ", "cnn, %", "FD", "KID", "hours"]
     assert one == ["one", "central+warmup+private", "10", "1e-05", "80.0", "4.00", "0.5000", "2.00"]
     assert bare[4:] == ["–", "–", "–", "–"]
 

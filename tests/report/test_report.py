@@ -16,9 +16,9 @@ from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import read_released
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.event import Release
-from curriculumdp.release.export import certified_releases
-from curriculumdp.report.figures import duration, read_metrics, seconds_by_stage
+from curriculumdp.privacy.event import PrivacyEvent
+from curriculumdp.release.export import certified_events
+from curriculumdp.report.figures import duration, read_metrics, seconds_by_phase
 from curriculumdp.report.report import private_report, public_report, write_reports
 from curriculumdp.report.sections import cost_facts, detection_bound, spending
 from tests.support.evaluated_run import (
@@ -31,7 +31,7 @@ from tests.support.evaluated_run import (
     write_private,
     write_run,
 )
-from tests.support.tiny_release import RELEASES, guarantee
+from tests.support.tiny_release import EVENTS, guarantee
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +165,8 @@ def test_a_run_without_a_release_is_refused(tmp_path: Path) -> None:
 
 def test_the_budget_is_split_as_the_accountant_says() -> None:
     spent = spending(guarantee())
-    assert spent.central == pytest.approx(epsilon(RELEASES[:1], 1e-4), abs=1e-9)
-    assert spent.total == pytest.approx(epsilon(RELEASES, 1e-4), abs=1e-9)
+    assert spent.central == pytest.approx(epsilon(EVENTS[:1], 1e-4), abs=1e-9)
+    assert spent.total == pytest.approx(epsilon(EVENTS, 1e-4), abs=1e-9)
     assert [uses for uses, _ in spent.path][:2] == [0, 3]
     assert spent.path[-1] == (43, spent.total)
     costs = [cost for _, cost in spent.path]
@@ -174,12 +174,12 @@ def test_the_budget_is_split_as_the_accountant_says() -> None:
 
 
 @pytest.mark.parametrize("kept", ["central", "private"])
-def test_a_run_of_one_stage_has_a_report(kept: str, tmp_path: Path) -> None:
-    rows = [row for row in RELEASES if row.name == kept]
-    promised = guarantee(releases=certified_releases(rows, {"central": 4.0, "private": 1.0}))
-    stages = ["central", "warmup"] if kept == "central" else ["private"]
+def test_a_run_of_one_phase_has_a_report(kept: str, tmp_path: Path) -> None:
+    rows = [row for row in EVENTS if row.name == kept]
+    promised = guarantee(events=certified_events(rows, {"central": 4.0, "private": 1.0}))
+    phases = ["central", "warmup"] if kept == "central" else ["private"]
     left_out = () if kept == "central" else ("central", "warmup")
-    config = {key: value for key, value in SETTINGS.items() if key not in left_out} | {"curriculum": stages}
+    config = {key: value for key, value in SETTINGS.items() if key not in left_out} | {"curriculum": phases}
     place = write_run(tmp_path / kept, guarantee=promised, config=config, central=None)
     page = public_report(place / "release", place / "evaluation")
     assert ("central images: ε" in page) == (kept == "central")
@@ -191,17 +191,17 @@ def test_a_run_of_one_stage_has_a_report(kept: str, tmp_path: Path) -> None:
 def test_the_detection_bound_holds_and_is_tight_for_a_gaussian() -> None:
     """One Gaussian release at σ lets the best test detect Φ(Φ⁻¹(α) + 1/σ), and no test more."""
     normal, sigma = NormalDist(), 0.8
-    rows = certified_releases([Release("private", "gaussian", 1.0, sigma, 1)], {"private": 1.0})
+    rows = certified_events([PrivacyEvent("private", "gaussian", 1.0, sigma, 1)], {"private": 1.0})
     alarms = (0.001, 0.01, 0.1)
     best = [normal.cdf(normal.inv_cdf(rate) + 1 / sigma) for rate in alarms]
-    for bound, reached in zip(detection_bound(guarantee(releases=rows), alarms), best, strict=True):
+    for bound, reached in zip(detection_bound(guarantee(events=rows), alarms), best, strict=True):
         assert reached <= bound <= 1.1 * reached
 
 
 def test_time_is_summed_over_steps_and_a_stopped_night_is_not_counted(run: Path) -> None:
     rows = read_metrics(run / "private")
     assert len(rows) == 30  # the torn line is passed over
-    assert seconds_by_stage(rows) == {"warmup": 19.0, "private": 18.0}
+    assert seconds_by_phase(rows) == {"warmup": 19.0, "private": 18.0}
 
 
 def test_a_picture_that_is_none_ends_in_one_line(run: Path, tmp_path: Path) -> None:

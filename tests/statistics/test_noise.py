@@ -1,6 +1,6 @@
 """P2 by statistics: what the real path adds to a sum is Gaussian to its farthest tail, and independent of all else.
 
-The noise comes from `Run.release_sum` on sums of zeros: ledger entry, key, ChaCha20, Box-Muller, grid.
+The noise comes from `Run.noisy_sum` on sums of zeros: ledger entry, key, ChaCha20, Box-Muller, grid.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from curriculumdp.curriculum.run import Run
 from curriculumdp.data.images import ImageSet
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy import streams
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.privacy.grid_noise import GRID, add_noise
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.privacy.streams import gaussian
@@ -29,8 +29,8 @@ from tests.support.levels import LEVEL, Floats, binomial_p, farthest_normal, lar
 from tests.support.runs import NONCE, tiny
 
 PARAMETERS = 2**17
-CENTRAL = Release("central", "subsampled_gaussian", 0.1, 6.0, 10)
-PRIVATE = Release("private", "subsampled_gaussian", 0.02, 1.7, 10)
+CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 6.0, 10)
+PRIVATE = PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.7, 10)
 SECRET = bytes(range(100, 132))
 # What a radius word of 0 comes to, the farthest normal of all.
 FARTHEST = math.sqrt(2 * 65 * math.log(2))
@@ -42,7 +42,7 @@ def zero_sums(folder: Path, parameters: int) -> Noises:
     """The noise, in units of its σ, of each (incarnation, phase, step) of a run whose sums are all zero."""
     nobody = ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
     secret = RunSecret.from_bytes(SECRET)
-    plan = {"releases": [asdict(CENTRAL), asdict(PRIVATE)]}
+    plan = {"events": [asdict(CENTRAL), asdict(PRIVATE)]}
     ledger = Ledger.create(folder, secret, plan, list(nobody.content_arrays().values()))
     run = Run(
         config=tiny(folder),
@@ -58,9 +58,9 @@ def zero_sums(folder: Path, parameters: int) -> Noises:
             run.begin_incarnation({"threads": 1}, "a replayed sum differs")
         else:
             run.begin({"threads": 1}, NONCE)
-        for release, step in itertools.product((CENTRAL, PRIVATE), range(4)):
-            noisy = run.release_sum(release, step, 0.7, torch.zeros(parameters, dtype=torch.int64))
-            found[incarnation, release.name, step] = noisy.numpy() / (release.noise_multiplier * GRID)
+        for event, step in itertools.product((CENTRAL, PRIVATE), range(4)):
+            noisy = run.noisy_sum(event, step, 0.7, torch.zeros(parameters, dtype=torch.int64))
+            found[incarnation, event.name, step] = noisy.numpy() / (event.noise_multiplier * GRID)
     ledger.close()
     return found
 
@@ -210,7 +210,7 @@ def test_a_tail_of_chosen_words_arrives_in_the_sum_whole(
 
 
 def test_noise_of_other_phases_steps_and_incarnations_is_uncorrelated_at_every_shift(noises: Noises) -> None:
-    """Pairs of releases, over all 2¹⁷ shifts: a keystream used twice shows wherever its second use begins."""
+    """Pairs of events, over all 2¹⁷ shifts: a keystream used twice shows wherever its second use begins."""
     pairs = list(itertools.combinations(noises.values(), 2))
     most = max(largest_correlation(one, other) for one, other in pairs)
     assert most < farthest_normal(len(pairs) * PARAMETERS)

@@ -34,7 +34,7 @@ def charged_run(
     run, state = bare_run(images, world, config, secret)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        record = {"releases": [asdict(row) for row in run.plan.releases()]}
+        record = {"events": [asdict(row) for row in run.plan.events()]}
         run.ledger = Ledger.create(folder, run.secret, record, [], lambda _: True)
     run.begin({}, nonce)
     return run, state

@@ -16,11 +16,11 @@ from curriculumdp.config.config import Config
 from curriculumdp.curriculum import run
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.privacy.accountant import ACCOUNTANT
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from tests.support.runs import accountants_asked_once, tiny
 
 UNITS, CLASSES = 300, 3
-RELEASES = 5  # of a small run: 2 queries, 3 steps
+EVENTS = 5  # of a small run: 2 queries, 3 steps
 # This comes to ε = 0.5 of 3, so that redone steps have room; to solve for the limit takes ten seconds.
 NOISE = 1.0
 
@@ -100,8 +100,8 @@ class Observer:
         """Draws of runs in here are seen; AssertionError in the run itself if one was not charged before."""
         original = run.Run.charge
 
-        def watched(run: run.Run, release: Release, step: int, clip_norm: float, total: Tensor) -> bytes:
-            key = original(run, release, step, clip_norm, total)
+        def watched(run: run.Run, event: PrivacyEvent, step: int, clip_norm: float, total: Tensor) -> bytes:
+            key = original(run, event, step, clip_norm, total)
             line = {"key": _digest(key), "sum": _digest(total.cpu().numpy().tobytes())}
             descriptor = os.open(self.seen, os.O_WRONLY | os.O_APPEND)
             os.write(descriptor, (json.dumps(line) + "\n").encode())
@@ -118,7 +118,7 @@ class Observer:
         seen = {(line["key"], line["sum"]) for line in [*(earlier or []), *self.lines()]}
         assert len({key for key, _ in seen}) == len(seen), "one noise key was used on two sums"
         assert len({total for _, total in seen}) == len(seen), "one sum was given out under two noises"
-        charged = [line for line in ledger_lines(run_dir) if line["kind"] == "release"]
+        charged = [line for line in ledger_lines(run_dir) if line["kind"] == "charge"]
         assert len(charged) >= len(seen), f"{len(seen)} noisy sums were seen, {len(charged)} were charged"
 
 

@@ -8,13 +8,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from curriculumdp.diffusion.networks import build_unet
-from curriculumdp.privacy.event import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.release.certificate import Guarantee, PublicFacts
-from curriculumdp.release.export import SampleSettings, certified_releases, export_release
+from curriculumdp.release.export import SampleSettings, certified_events, export_release
 
-RELEASES = (
-    Release("central", "subsampled_gaussian", 0.1, 5.0, 3),
-    Release("private", "subsampled_gaussian", 0.2, 1.5, 40),
+EVENTS = (
+    PrivacyEvent("central", "subsampled_gaussian", 0.1, 5.0, 3),
+    PrivacyEvent("private", "subsampled_gaussian", 0.2, 1.5, 40),
 )
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -31,7 +31,7 @@ def guarantee(**changes: Any) -> Guarantee:
         "delta": 1e-4,
         "unit": "one image",
         "public": PublicFacts(units=1437, classes=3, image_shape=(1, 8, 8)),
-        "releases": certified_releases(RELEASES, {"central": 4.0, "private": 1.0}),
+        "events": certified_events(EVENTS, {"central": 4.0, "private": 1.0}),
         "stopped": "planned",
         "private_metrics_shown": False,
     }
