@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,11 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from curriculumdp.disk import sync
+from curriculumdp.errors import UserError
+
 STATE, FACTS = "state.safetensors", "checkpoint.json"
 NAME = re.compile(r"[0-9]+-[a-z]+-[0-9]{7,}(\.[0-9]+)?")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint could not be written or does not belong here."""
 
 
@@ -58,7 +60,7 @@ def save_checkpoint(
     beside = folder / f".{target.name}.unfinished"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _fsync(folder.parent)
+        sync(folder.parent)
         _clear_unfinished(folder)
         beside.mkdir(mode=0o700)
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, beside / STATE)
@@ -66,7 +68,7 @@ def save_checkpoint(
         facts["mac"] = _mac(facts, mac_key)
         (beside / FACTS).write_text(json.dumps(facts, indent=1))
         for path in (beside / STATE, beside / FACTS, beside):
-            _fsync(path)
+            sync(path)
         _swap(beside, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
@@ -95,7 +97,7 @@ def _swap(beside: Path, target: Path) -> None:
         if aside is not None:
             aside.rename(target)
         raise
-    _fsync(target.parent)
+    sync(target.parent)
 
 
 def load_latest(
@@ -169,14 +171,6 @@ def _mac(facts: Mapping[str, object], key: bytes) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def weights_digest(weights: Tensor) -> bytes:

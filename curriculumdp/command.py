@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from curriculumdp.errors import UserError
 from curriculumdp.printable import printable
 
 BAD_INPUT = 2
@@ -51,9 +52,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except ValueError as error:
-        if not type(error).__module__.startswith("curriculumdp"):
-            raise
+    except UserError as error:
         _stop(str(error))
     except BrokenPipeError:
         # What is left in the buffer would be written, and fail, while Python shuts down.

@@ -16,15 +16,17 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
+from curriculumdp.errors import UserError
+
 # Rank 0 trains the warm-up alone while the others wait in one collective call.
 PATIENCE = timedelta(hours=12)
 
 
-class WorldError(ValueError):
+class WorldError(UserError):
     """The processes that were started are not the ones asked for, or they disagree."""
 
 
-class StoppedByMain(ValueError):
+class StoppedByMain(UserError):
     """Rank 0 refused to go on and said why; the other ranks stop quietly."""
 
 

@@ -125,7 +125,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     assert load_latest(tmp_path, b"x" * 32, lambda _: None) is None
 
 
-@pytest.mark.parametrize("call", ["save_file", "_sha256", "_mac", "_fsync"])
+@pytest.mark.parametrize("call", ["save_file", "_sha256", "_mac", "sync"])
 def test_a_crash_inside_a_write_leaves_the_one_before(tmp_path, monkeypatch, call):
     save(tmp_path, 5)
 

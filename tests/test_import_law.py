@@ -13,17 +13,17 @@ CODE = sorted([*ROOT.glob("curriculumdp/**/*.py"), *ROOT.glob("kernels/dpkernels
 # Top-level names beside the standard library, and parts of curriculumdp, that a part may import: whole lists.
 MAY_IMPORT = {
     "kernels/dpkernels": {"torch", "triton", "dpkernels"},
-    "curriculumdp/clipping": {"torch", "dpkernels", "curriculumdp.clipping"},
+    "curriculumdp/clipping": {"torch", "dpkernels", "curriculumdp.clipping", "curriculumdp.errors"},
     "curriculumdp/privacy": {
         *("numpy", "scipy", "torch", "cryptography", "dp_accounting", "opacus", "dpkernels"),
-        *("curriculumdp.privacy", "curriculumdp.disk"),
+        *("curriculumdp.privacy", "curriculumdp.disk", "curriculumdp.errors"),
     },
     "curriculumdp/ledger": {
-        *("numpy", "curriculumdp.ledger", "curriculumdp.privacy", "curriculumdp.disk"),
+        *("numpy", "curriculumdp.ledger", "curriculumdp.privacy", "curriculumdp.disk", "curriculumdp.errors"),
     },
     "curriculumdp/config": {
         *("pydantic", "pydantic_core", "yaml", "curriculumdp.config", "curriculumdp.phases"),
-        *("curriculumdp.printable", "curriculumdp.privacy.event", "dpkernels.limits"),
+        *("curriculumdp.errors", "curriculumdp.printable", "curriculumdp.privacy.event", "dpkernels.limits"),
     },
 }
 # What a part may not import, whatever else it does.

@@ -17,6 +17,7 @@ import numpy as np
 from curriculumdp.audit.bounds import Bounds, bounds_of_many_runs, bounds_of_one_run
 from curriculumdp.audit.canaries import LEAST_NOISE, Scores, log_ratio, many_runs, of_units, one_run
 from curriculumdp.curriculum.run import Run
+from curriculumdp.disk import write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.plots import EASY, HARD, INK, QUIET, axes, figure_bytes
 from curriculumdp.privacy.event import PrivacyEvent, rounded_up
@@ -192,8 +193,9 @@ def write_audit(record: dict[str, Any], place: Path) -> Path:
     folder = place / "private" / "audit" if private else place / "audit"
     for path in (folder.parent, folder) if private else (folder,):
         path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
-    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    (folder / PLOT).write_bytes(audit_plot(record))
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / RECORD, text.encode(), mode=0o666)
+    write_whole(folder / PLOT, audit_plot(record), mode=0o666)
     return folder
 
 

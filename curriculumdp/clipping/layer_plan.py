@@ -19,6 +19,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from curriculumdp.clipping.rules import ruled_layers
+from curriculumdp.errors import UserError
 
 Way = Literal["store", "recompute", "factors"]
 
@@ -28,7 +29,7 @@ BYTES_PER_SECOND = 0.8 * 3.35e12
 MIB = 2**20
 
 
-class PlanError(ValueError):
+class PlanError(UserError):
     """No choice of ways fits the memory given."""
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from curriculumdp.clipping.clip import ClipResult, add_clipped_rows
 from curriculumdp.clipping.rules import Rule, ruled_layers
+from curriculumdp.errors import UserError
 
 
-class GradientError(ValueError):
+class GradientError(UserError):
     """A backward could not give every unit's gradient of every parameter."""
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curriculumdp.errors import UserError
 from dpkernels.accumulate import store
 from dpkernels.conv2d import Pair, conv2d_bias_grad, conv2d_weight_grad
 from dpkernels.embedding import embedding_weight_grad
@@ -21,7 +22,7 @@ from dpkernels.linear import linear_bias_grad, linear_weight_grad
 Saved = tuple[Tensor, ...]
 
 
-class UnruledLayer(ValueError):
+class UnruledLayer(UserError):
     """A trainable layer or parameter whose gradient by unit cannot be computed."""
 
 

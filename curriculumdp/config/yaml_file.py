@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from curriculumdp.errors import UserError
 from curriculumdp.printable import printable
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -20,7 +21,7 @@ LONGEST_NUMBER = 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config file or an override that no run can be made of; the message is one line."""
 
 

@@ -29,6 +29,7 @@ from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.sample import denoise
+from curriculumdp.errors import UserError
 from curriculumdp.privacy.event import Mechanism
 from curriculumdp.privacy.secret import KEY_BYTES, RunSecret
 from curriculumdp.world import World
@@ -42,7 +43,7 @@ SAMPLED_STEPS = 4
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-class DryStepError(ValueError):
+class DryStepError(UserError):
     """A config that cannot be trained on this machine; nothing was charged for finding out."""
 
 

@@ -25,7 +25,8 @@ from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.curriculum.release import guarantee_of, weights_of
 from curriculumdp.curriculum.state import State
 from curriculumdp.data.images import ImageSet
-from curriculumdp.disk import make_folder, sync_folder
+from curriculumdp.disk import make_folder, sync, write_whole
+from curriculumdp.errors import UserError
 from curriculumdp.ledger.dataset_ledger import NoRoom
 from curriculumdp.ledger.run_files import LEDGER, forget_unbegun, key_is_cut
 from curriculumdp.ledger.run_ledger import (
@@ -47,7 +48,7 @@ CONFIG = "config.json"
 SHOWN = "metrics_were_shown"
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """A run folder that this config cannot begin in or go on with; the message is one line."""
 
 
@@ -130,7 +131,7 @@ class RunFolder:
         self._ledger = Ledger.read(self.private)
         if self._ledger.sealed is not None and self.secret_file.exists():
             # Of a process killed between write and sync, only memory may hold the seal.
-            sync_folder(self.private / LEDGER)
+            sync(self.private / LEDGER)
             self.forget_secret()
         return self._ledger
 
@@ -328,19 +329,3 @@ def config_digest(config: Config) -> str:
     options = {d.key for d in resume_differences({}, blank) if d.kind == "refused"}
     flat = {d.key: d.now for d in resume_differences({}, config) if d.key in options}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Replaces a private file by `content`, wholly or not at all, whatever happens."""
-    beside = file.with_name(f".{file.name}.unfinished")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.rename(file)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)

@@ -10,12 +10,13 @@ from torch.func import functional_call
 
 from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.diffusion.sample import SIGMA_MAX, SIGMA_MIN
+from curriculumdp.errors import UserError
 
 # Noise levels at which the network is asked: sampling passes through all between the first and the last.
 LEVELS = (SIGMA_MIN, 0.05, 1.0, SIGMA_MAX)
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """Training that cannot be resumed to any use; the message is one line."""
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curriculumdp.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """The data are not what the config declares, or cannot be read; one line, whatever a file's name holds."""
 
     def __init__(self, message: str) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from diffusers import UNet2DModel
 from torch import nn
 
+from curriculumdp.errors import UserError
+
 __all__ = ["NetworkError", "UNet2DModel", "build_unet", "check_trainable", "load_public_weights"]
 
 MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-class NetworkError(ValueError):
+class NetworkError(UserError):
     """A network that cannot be built, or that cannot be trained under privacy."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curriculumdp.diffusion.denoiser import Denoiser
+from curriculumdp.errors import UserError
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, table 1
 # Heun and churn are EDM's algorithms 1 and 2 (below) over the noise levels that diffusers' Euler scheduler lays out.
@@ -23,7 +24,7 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
 CHURN, CHURN_FROM, CHURN_TO, CHURN_NOISE = 40.0, 0.05, 50.0, 1.003
 
 
-class SamplingError(ValueError):
+class SamplingError(UserError):
     """What cannot be sampled: an unknown sampler, no steps, a network that gives no finite image."""
 
 

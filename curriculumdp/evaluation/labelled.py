@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curriculumdp.errors import UserError
+
 # Not the config's seed: which half of a real set trains the feature network must not differ between runs.
 HALVES_SEED = 0
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """What cannot be evaluated, reported or compared; the message is one line."""
 
 

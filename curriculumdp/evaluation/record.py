@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from curriculumdp.disk import write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 
 FORMAT = "curriculumdp evaluation 1"
@@ -53,9 +54,11 @@ def write_record(
             path.mkdir(mode=0o700 if figures is private else 0o755, parents=True, exist_ok=True)
         for name, content in pictures.items():
             if (name == UTILITY and "utility" in figures) or (name != UTILITY and figures is private):
-                (folder / name).write_bytes(content)
+                write_whole(folder / name, content, mode=0o666)
         whole = {"format": FORMAT, "privacy": words, "release": dict(release), **figures}
-        (folder / RECORD).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+        write_whole(
+            folder / RECORD, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode(), mode=0o666
+        )
         written.append(folder / RECORD)
     return written
 

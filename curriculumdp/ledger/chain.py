@@ -15,14 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
-from curriculumdp.disk import sync_folder
+from curriculumdp.disk import sync, write_whole
+from curriculumdp.errors import UserError
 
 _BEFORE, _BETWEEN, _AFTER = b'{"body":', b',"mac":"', b'"}'
 _MAC_BYTES = 32
 _TAIL = len(_BETWEEN) + 2 * _MAC_BYTES + len(_AFTER)
 
 
-class LedgerError(ValueError):
+class LedgerError(UserError):
     """A ledger was changed, does not belong here, or cannot be written: training must not go on."""
 
 
@@ -73,20 +74,15 @@ class Chain:
     @classmethod
     def create(cls, path: Path, key: bytes, kind: str, first: Mapping[str, object]) -> "Chain":
         """A new file (mode 0600) that holds `first`; it gets its name once it is whole and synced."""
-        beside = unfinished(path)
+        if path.exists():
+            raise LedgerError(f"{path}: exists already")
+        empty = cls(path, key, kind, -1)
+        body = canonical(first)
         try:
-            beside.unlink(missing_ok=True)
-            os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            if path.exists():
-                raise LedgerError(f"{path}: exists already")
-            made = cls(beside, key, kind, os.open(beside, os.O_RDWR | os.O_APPEND))
-            made.append(first)
-            beside.rename(path)
-            sync_folder(path.parent)
+            write_whole(path, _line(body, empty._mac(body)) + b"\n")
         except OSError as error:
             raise LedgerError(f"{path}: the ledger could not be made ({error.strerror})") from error
-        made.path = path
-        return made
+        return cls.open(path, key, kind, to_append=True)
 
     @classmethod
     def open(cls, path: Path, key: bytes, kind: str, to_append: bool) -> "Chain":
@@ -202,7 +198,7 @@ class Chain:
                 _write(self._descriptor, b"\n")
             # A process killed between write and sync leaves lines that only memory holds.
             os.fsync(self._descriptor)
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def _take(self, line: bytes) -> bool:
         body = self._body_of(line)
@@ -232,11 +228,6 @@ class Chain:
             raise LedgerError(f"{self.path}: the ledger was removed while it was in use") from None
         if not os.path.samestat(here, there) or here.st_size != self._size:
             raise LedgerError(f"{self.path}: the ledger was changed by another process while it was in use")
-
-
-def unfinished(path: Path) -> Path:
-    """Where a ledger is written before it gets its name."""
-    return path.with_name(f".{path.name}.unfinished")
 
 
 def _line(body: bytes, mac: str) -> bytes:

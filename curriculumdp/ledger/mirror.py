@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from curriculumdp.disk import sync_folder
-from curriculumdp.ledger.chain import LedgerError, unfinished
+from curriculumdp.disk import write_whole
+from curriculumdp.ledger.chain import LedgerError
 from curriculumdp.privacy.event import PrivacyEvent
 
 # A sector: a torn write of one slot leaves the other alone.
@@ -32,18 +32,10 @@ class RunMirror:
 
     def create(self, count: int, mac: str) -> None:
         """A new file with one head; an unused one of a killed run is replaced."""
-        beside = unfinished(self.path)
+        slots = [bytes(SLOT), bytes(SLOT)]
+        slots[count % 2] = self._slot(count, mac)
         try:
-            beside.unlink(missing_ok=True)
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                slots = [bytes(SLOT), bytes(SLOT)]
-                slots[count % 2] = self._slot(count, mac)
-                file.write(b"".join(slots))
-                file.flush()
-                os.fsync(descriptor)
-            beside.rename(self.path)
-            sync_folder(self.path.parent)
+            write_whole(self.path, b"".join(slots))
         except OSError as error:
             raise LedgerError(f"{self.path}: the mirror could not be made ({error.strerror})") from error
 

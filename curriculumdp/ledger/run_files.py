@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curriculumdp.disk import sync_folder
-from curriculumdp.ledger.chain import Chain, LedgerError, canonical, unfinished
+from curriculumdp.disk import sync, unfinished
+from curriculumdp.ledger.chain import Chain, LedgerError, canonical
 from curriculumdp.privacy.secret import KEY_BYTES, RunSecret, SecretError, read_private, write_private
 
 LEDGER, KEY, SECRET, CHECKPOINTS = "ledger.jsonl", "ledger.key", "secret", "checkpoints"
@@ -67,7 +67,7 @@ def forget_unbegun(folder: Path) -> None:
     """
     for name in (KEY, LEDGER, SECRET):
         (folder / name).unlink(missing_ok=True)
-        sync_folder(folder)
+        sync(folder)
 
 
 def read_key(path: Path) -> bytes:

@@ -7,7 +7,7 @@ The file is a chain of MACed lines (`chain.py`) in the run's private folder. Its
 | plan        | first and only once: the run's name, the MAC of its data, what the caller has planned |
 | incarnation | number, fingerprint, why: from here on all keys are new                               |
 | start       | nonce: a process began; what it charges first is drawn under this nonce               |
-| event     | phase, step, incarnation, sample_rate, noise_multiplier, clip_norm, sum_mac           |
+| charge    | phase, step, incarnation, sample_rate, noise_multiplier, clip_norm, sum_mac           |
 | sealed      | reason: nothing comes after it                                                        |
 
 An event's noise key is derived from its entry's bytes, which `charge` returns only once they are on disk:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Literal, get_args
 
+from curriculumdp.errors import UserError
+
 Mechanism = Literal["gaussian", "subsampled_gaussian"]
 
 # Under a tenth, one use without sampling costs ε > 90 at δ = 1e-5, and its loss distribution takes seconds.
@@ -20,7 +22,7 @@ MAX_CERTIFIED_CLIP_NORM = 1e12
 MIN_DELTA = 1e-10
 
 
-class AccountingError(ValueError):
+class AccountingError(UserError):
     """Numbers that no accountant can make a guarantee of; the message is one line."""
 
 

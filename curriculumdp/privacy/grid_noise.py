@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from curriculumdp.errors import UserError
 from curriculumdp.privacy.event import CLIP_NORMS
 from curriculumdp.privacy.streams import gaussian
 
@@ -21,7 +22,7 @@ AIM = 1 - 2.0**-12
 FARTHEST_NORMAL = 9.5
 
 
-class NoiseError(ValueError):
+class NoiseError(UserError):
     """A noise multiplier, a clip norm or a number of units that the grid cannot carry."""
 
 

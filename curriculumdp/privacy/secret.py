@@ -13,7 +13,8 @@ from typing import NoReturn
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from curriculumdp.disk import sync_folder
+from curriculumdp.disk import sync, write_new
+from curriculumdp.errors import UserError
 
 KEY_BYTES = 32
 
@@ -21,7 +22,7 @@ KEY_BYTES = 32
 PROTOCOL = "curriculumdp 1"
 
 
-class SecretError(ValueError):
+class SecretError(UserError):
     """A run's secret cannot be read, written or used."""
 
 
@@ -118,12 +119,7 @@ def read_private(path: Path, what: str) -> bytes:
 def write_private(path: Path, content: bytes, what: str) -> None:
     """Writes a new file of mode 0600, synced with its folder; SecretError if it exists or cannot be."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        sync_folder(path.parent)
+        write_new(path, content)
     except OSError as error:
         raise SecretError(f"{path}: {what} could not be written ({error.strerror})") from error
 
@@ -135,4 +131,4 @@ def erase_private(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     path.unlink()
-    sync_folder(path.parent)
+    sync(path.parent)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from curriculumdp.errors import UserError
 from curriculumdp.printable import printable, require_line
 from curriculumdp.privacy.accountant import (
     ACCOUNTANT,
@@ -60,7 +61,7 @@ Cost = Annotated[float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
-class CertificateError(ValueError):
+class CertificateError(UserError):
     """A certificate that cannot be read, or that its own events contradict; the message is one line."""
 
 

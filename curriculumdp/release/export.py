@@ -22,6 +22,8 @@ from torch import Tensor
 from curriculumdp.diffusion.pictures import image_grid
 from curriculumdp.diffusion.pipeline import save_pipeline
 from curriculumdp.diffusion.sample import sample_images
+from curriculumdp.disk import sync, unfinished
+from curriculumdp.errors import UserError
 from curriculumdp.ledger.run_files import LEDGER
 from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.release.certificate import (
@@ -49,7 +51,7 @@ from curriculumdp.release.verify import (
 SOFTWARE = ("curriculumdp", "torch", "diffusers", "safetensors", "dp-accounting", "opacus", "cryptography")
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """A release that cannot be written; the message is one line."""
 
 
@@ -229,7 +231,7 @@ def _bring_back(folder: Path) -> None:
 @contextmanager
 def _beside(folder: Path, before_publishing: Callable[[], object]) -> Iterator[Path]:
     """A fresh sibling of `folder`, which takes its place if the block succeeds and is removed if it fails."""
-    place, replaced = folder.with_name(f".{folder.name}.unfinished"), _replaced(folder)
+    place, replaced = unfinished(folder), _replaced(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in (place, replaced):
@@ -259,22 +261,14 @@ def _swap(place: Path, folder: Path, replaced: Path) -> None:
         if earlier:
             replaced.rename(folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _publish(place: Path) -> None:
     """Makes all of it readable by everyone (diffusers writes weights with mode 0600) and safe on disk."""
     for path in [*place.rglob("*"), place]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _version(name: str) -> str:

@@ -8,12 +8,13 @@ import torch
 from curriculumdp.diffusion.pictures import image_grid, save_images
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import balanced_labels, sample_images
+from curriculumdp.errors import UserError
 from curriculumdp.release.verify import read_certificate
 
 IN_GRID = 100
 
 
-class RequestError(ValueError):
+class RequestError(UserError):
     """Samples that cannot be made as asked; the message is one line."""
 
 

@@ -8,13 +8,15 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
+from curriculumdp.errors import UserError
+
 MAKE_KEY = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
 MAKE_PUBLIC = "take it from the private key with: openssl pkey -in key.pem -pubout -out key.pub"
 
 LONGEST_KEY = 100_000  # bytes of a key file that are read
 
 
-class SignatureError(ValueError):
+class SignatureError(UserError):
     """A key that cannot be used; the message is one line and never shows the key."""
 
 

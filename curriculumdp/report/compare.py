@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from curriculumdp.disk import write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import frechet, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import read_released
@@ -201,13 +202,14 @@ def write_comparison(runs: Sequence[RunFigures], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     buffer = io.StringIO()
     csv.writer(buffer).writerows(table(runs))
-    (out / TABLE).write_text(buffer.getvalue(), encoding="utf-8")
+    write_whole(out / TABLE, buffer.getvalue().encode(), mode=0o666)
     figures = [
         {key: value for key, value in vars(run).items() if key != "settings"}
         | {"accuracy": dict(run.accuracy)}
         for run in runs
     ]
     whole = {"remarks": remarks(runs), "runs": figures}
-    (out / RECORD).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / PLOT).write_bytes(drawn)
+    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    write_whole(out / RECORD, text.encode(), mode=0o666)
+    write_whole(out / PLOT, drawn, mode=0o666)
     return [out / TABLE, out / RECORD, out / PLOT]

@@ -5,11 +5,11 @@ under `private/` is opened for it, so it is post-processing of what is different
 took stays out of it, because times show private batch sizes. The private edition holds all there is.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from curriculumdp.disk import write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import percent, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import Released, read_released
@@ -45,12 +45,11 @@ def write_reports(run: Path) -> list[Path]:
     if not (run / "release").is_dir():
         raise EvaluationError(f"{run} has no release yet: finish the run, or export it with launch/export.py")
     written = [run / PUBLIC_NAME]
-    written[0].write_text(public_report(run / "release", public_folder(run)), encoding="utf-8")
+    page = public_report(run / "release", public_folder(run))
+    write_whole(written[0], page.encode(), mode=0o666)
     if (run / "private").is_dir():
         path = run / "private" / PRIVATE_NAME
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(private_report(run))
+        write_whole(path, private_report(run).encode())
         written.append(path)
     return written
 

@@ -38,7 +38,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "a step is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 6, after=True),
     "noise is drawn, weights not updated": lambda: kill_at(private, "add_noise", 4, after=True),
     "a checkpoint's tensors are half written": lambda: kill_at(checkpoint, "save_file", 4),
-    "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "_fsync", 15),
+    "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "sync", 15),
     "all is trained, nothing sealed": lambda: kill_at(Ledger, "seal", 1),
     "sealed, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
     "sealed, not released": lambda: kill_at(train, "publish", 1),

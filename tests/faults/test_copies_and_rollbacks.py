@@ -42,7 +42,7 @@ MOMENTS: list[tuple[object, str, bool]] = [
     *((private, "add_noise", after) for after in (False, True)),
     (PerUnitGradients, "backward", False),
     (checkpoint, "save_file", False),
-    *((checkpoint, "_fsync", after) for after in (False, True)),
+    *((checkpoint, "sync", after) for after in (False, True)),
     (Ledger, "seal", True),
     (train, "publish", False),
 ]

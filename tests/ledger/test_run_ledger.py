@@ -90,7 +90,7 @@ def test_a_run_is_planned_charged_reopened_and_goes_on(tmp_path):
     assert ledger.events() == [CENTRAL, PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.5, 1)]
     assert [entry["kind"] for entry in ledger.entries()] == [
         *("plan", "incarnation", "start"),
-        *["event"] * 4,
+        *["charge"] * 4,
     ]
 
 
