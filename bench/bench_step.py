@@ -43,7 +43,7 @@ COLUMNS = [
     *("ratio", "ratio_q1", "ratio_q3", "images_per_s", "peak_mib", "rounds", "note", "command"),
 ]
 # Of the processors, beyond which a turn is disturbed.
-MOST_BY_OTHERS = 0.1
+MAX_BY_OTHERS = 0.1
 
 
 @dataclass
@@ -151,7 +151,7 @@ def take_turns(ways: list[Timed], asked: argparse.Namespace) -> None:
             if base is None or own is None:
                 continue
             timed.turns.append((base.seconds, own.seconds))
-            if asked.clock == "cpu" or max(base.taken_by_others, own.taken_by_others) <= MOST_BY_OTHERS:
+            if asked.clock == "cpu" or max(base.taken_by_others, own.taken_by_others) <= MAX_BY_OTHERS:
                 timed.quiet.append(timed.turns[-1])
         number += 1
 

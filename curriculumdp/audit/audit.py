@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from curriculumdp.audit.bounds import Bounds, bounds_of_many_runs, bounds_of_one_run
-from curriculumdp.audit.canaries import LEAST_NOISE, Scores, log_ratio, many_runs, of_units, one_run
+from curriculumdp.audit.canaries import MIN_NOISE, Scores, log_ratio, many_runs, of_units, one_run
 from curriculumdp.curriculum.run import Run
 from curriculumdp.disk import write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
@@ -125,7 +125,7 @@ def ideal_bounds(
             signal = included * (draw.random(count) < event.sample_rate) + spread * draw.standard_normal(
                 count
             )
-            ratios += log_ratio(signal, max(LEAST_NOISE, spread), event.sample_rate)
+            ratios += log_ratio(signal, max(MIN_NOISE, spread), event.sample_rate)
         found.append(OF_KIND[kind](ratios, included, delta, significance))
     return Bounds(
         *(float(np.median([getattr(one, name) for one in found])) for name in ("plain", "gaussian"))

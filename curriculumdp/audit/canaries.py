@@ -35,9 +35,9 @@ from dpkernels.noise_step import BETA1, adam_step
 # A canary's gradient is this many times the clip norm, so that clipping has to hold.
 TOO_LONG = 10.0
 # The least noise that the adversary reckons with, over C: without any it would divide by 0.
-LEAST_NOISE = 0.05
+MIN_NOISE = 0.05
 # Of parameters a canary: the others show how much noise there is.
-PARAMETERS_A_CANARY = 4
+PARAMETERS_PER_CANARY = 4
 NORMAL_MAD = 0.6744897501960817  # the median of |N(0, 1)|
 
 
@@ -118,8 +118,8 @@ def log_ratio(signal: np.ndarray, spread: float, sample_rate: float) -> np.ndarr
 
 
 def noise_of(seen: Tensor) -> float:
-    """The standard deviation of what is in most coordinates of `seen`, by the median; at least LEAST_NOISE."""
-    return max(LEAST_NOISE, float(seen.abs().median()) / NORMAL_MAD)
+    """The standard deviation of what is in most coordinates of `seen`, by the median; at least MIN_NOISE."""
+    return max(MIN_NOISE, float(seen.abs().median()) / NORMAL_MAD)
 
 
 class AuditedPhase(PrivatePhase):
@@ -235,8 +235,8 @@ def _with_canaries(images: ImageSet, canaries: int, coins: np.ndarray) -> ImageS
 
 def _check_room(run: Run, state: State, canaries: int) -> None:
     units, parameters = run.config.data.units, len(state.weights)
-    if not 1 <= canaries <= min(units, parameters // PARAMETERS_A_CANARY):
+    if not 1 <= canaries <= min(units, parameters // PARAMETERS_PER_CANARY):
         raise EvaluationError(
-            f"{canaries} canaries: they need a unit each, of data.units = {units}, and {PARAMETERS_A_CANARY} "
-            f"parameters each, of {parameters}: ask for between 1 and {min(units, parameters // PARAMETERS_A_CANARY)}"
+            f"{canaries} canaries: they need a unit each, of data.units = {units}, and {PARAMETERS_PER_CANARY} "
+            f"parameters each, of {parameters}: ask for between 1 and {min(units, parameters // PARAMETERS_PER_CANARY)}"
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dpkernels.clip_sum import add_rounded_rows, squared_norms
 from dpkernels.grid import AIM, GRID
-from dpkernels.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM
+from dpkernels.limits import MAX_CLIP_NORM, MIN_CLIP_NORM
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,8 @@ def add_clipped_rows(grads: Tensor, total: Tensor, clip_norm: float, present: Te
     doing: a removed unit's slot is still sampled and packed (`PrivatePhase.clipped_sum`), so that no other unit's
     position, microbatch or arithmetic changes. Under bf16 a shift could move every other unit by more than the margin.
     """
-    if not LEAST_CLIP_NORM <= clip_norm <= MOST_CLIP_NORM:
-        raise ValueError(
-            f"clip_norm is {clip_norm}; it must lie between {LEAST_CLIP_NORM} and {MOST_CLIP_NORM}"
-        )
+    if not MIN_CLIP_NORM <= clip_norm <= MAX_CLIP_NORM:
+        raise ValueError(f"clip_norm is {clip_norm}; it must lie between {MIN_CLIP_NORM} and {MAX_CLIP_NORM}")
     norms = squared_norms(grads).sqrt()
     finite = norms.isfinite()
     kept = finite & present

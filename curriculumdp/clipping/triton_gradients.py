@@ -19,7 +19,7 @@ from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, 
 from dpkernels.device import precision_of
 from dpkernels.embedding_triton import embedding_grads, embedding_parts
 from dpkernels.group_norm_triton import group_norm_forward, group_norm_input_and_unit_grads
-from dpkernels.limits import LEAST_CLIP_NORM, MOST_CLIP_NORM
+from dpkernels.limits import MAX_CLIP_NORM, MIN_CLIP_NORM
 from dpkernels.linear_triton import as_image, linear_squares, shared_input_grads
 
 
@@ -153,8 +153,8 @@ class FusedGradients(PerUnitGradients):
 
     def add_clipped_grads(self, total: Tensor, clip_norm: float, present: Tensor) -> ClipResult:
         """Adds each present, finite unit's clipped and rounded gradient to `total` int64 [P] (design D3, 1 to 3)."""
-        if not LEAST_CLIP_NORM <= clip_norm <= MOST_CLIP_NORM:
-            raise ValueError(f"clip_norm is {clip_norm}; it must lie in {LEAST_CLIP_NORM}..{MOST_CLIP_NORM}")
+        if not MIN_CLIP_NORM <= clip_norm <= MAX_CLIP_NORM:
+            raise ValueError(f"clip_norm is {clip_norm}; it must lie in {MIN_CLIP_NORM}..{MAX_CLIP_NORM}")
         if not self._fresh:
             raise GradientError("add_clipped_grads needs a new, complete backward: a unit would count twice")
         self._fresh = False

@@ -17,7 +17,7 @@ from curriculumdp.phases import PHASE_NAMES
 from curriculumdp.privacy.event import MIN_DELTA, as_typed
 
 # No normal of 32-bit words lies farther out; and e^±80, a square's, is well inside what fp32 holds.
-FARTHEST_LEVEL, MOST_LOG_LEVEL = 7.0, 40.0
+MAX_LEVEL, MAX_LOG_LEVEL = 7.0, 40.0
 
 
 def disagreements(options: Options) -> Iterator[str]:
@@ -124,12 +124,12 @@ def _model_problems(model: ModelConfig, size: int) -> Iterator[str]:
 
 
 def _level_problems(private: PrivateConfig) -> Iterator[str]:
-    reach = abs(private.p_mean) + FARTHEST_LEVEL * private.p_std + abs(log(private.sigma_data))
-    if reach > MOST_LOG_LEVEL:
+    reach = abs(private.p_mean) + MAX_LEVEL * private.p_std + abs(log(private.sigma_data))
+    if reach > MAX_LOG_LEVEL:
         yield (
             f"private.p_mean is {private.p_mean:g}, private.p_std {private.p_std:g} and private.sigma_data "
             f"{private.sigma_data:g}: the loss of some noise levels would be infinite; |p_mean| + "
-            f"{FARTHEST_LEVEL:g}·p_std + |ln sigma_data| must be at most {MOST_LOG_LEVEL:g}"
+            f"{MAX_LEVEL:g}·p_std + |ln sigma_data| must be at most {MAX_LOG_LEVEL:g}"
         )
 
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from curriculumdp.phases import PHASE_NAMES, PhaseName
 from curriculumdp.printable import require_line
 from curriculumdp.privacy.event import CLIP_NORMS, MAX_CERTIFIED_CLIP_NORM
-from dpkernels.limits import LEAST_CLIP_NORM, MAX_UNITS, MOST_CLIP_NORM
+from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
 
 NEUTRAL: dict[str, Any] = {"resume": "neutral"}
 
@@ -51,7 +51,7 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 CentralClipNorm = Annotated[Float, Field(ge=CLIP_NORMS[0], le=min(CLIP_NORMS[1], MAX_CERTIFIED_CLIP_NORM))]
 
 
-PrivateClipNorm = Annotated[Float, Field(ge=LEAST_CLIP_NORM, le=min(MOST_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
+PrivateClipNorm = Annotated[Float, Field(ge=MIN_CLIP_NORM, le=min(MAX_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
 
 
 # That of `dataset_ledger.state_folder`, where it names a folder.

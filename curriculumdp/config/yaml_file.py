@@ -16,8 +16,8 @@ from curriculumdp.errors import UserError
 from curriculumdp.printable import printable
 
 Model = TypeVar("Model", bound=BaseModel)
-LONGEST = 1_000_000  # bytes of a config file that are read
-LONGEST_NUMBER = 100
+MAX_BYTES = 1_000_000  # bytes of a config file that are read
+MAX_DIGITS = 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -29,13 +29,13 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """The mapping in a YAML file, with the overrides (their values are YAML) put in."""
     try:
         with Path(path).open("rb") as file:
-            text = file.read(LONGEST + 1)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read the config file ({error.strerror}): give a file such as configs/digits.yaml"
         ) from None
-    if len(text) > LONGEST:
-        raise ConfigError(f"{path}: is no config file: it has more than {LONGEST} bytes")
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{path}: is no config file: it has more than {MAX_BYTES} bytes")
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, this is {shown(values)}")
@@ -93,8 +93,8 @@ class _Loader(yaml.SafeLoader):
                 problem="aliases are not taken: write the value out", problem_mark=mark
             )
         node = super().compose_node(parent, index)
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
-            problem = f"a number has at most {LONGEST_NUMBER} digits"
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+            problem = f"a number has at most {MAX_DIGITS} digits"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return node
 

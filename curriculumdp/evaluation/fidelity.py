@@ -19,7 +19,7 @@ from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 
 KERNEL_BLOCK, KERNEL_BLOCKS = 1000, 20  # images a block, and blocks, of the kernel distance
 NEIGHBOURS = 3  # k of precision and recall (Kynkäänniemi et al. 2019)
-MOST_NEIGHBOURS = 10_000  # images whose neighbours are searched, of either set
+MAX_NEIGHBOURS = 10_000  # images whose neighbours are searched, of either set
 FEWEST = 10
 AT_ONCE = 1000
 
@@ -131,7 +131,7 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> 
     (Kynkäänniemi et al. 2019). Both sets are cut to the same number of images, on which the figures depend.
     """
     draw = np.random.default_rng(seed)
-    count = min(len(real), len(synthetic), MOST_NEIGHBOURS)
+    count = min(len(real), len(synthetic), MAX_NEIGHBOURS)
     a, b = draw.permutation(real)[:count], draw.permutation(synthetic)[:count]
     return _share_inside(b, a), _share_inside(a, b)
 

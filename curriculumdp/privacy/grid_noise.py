@@ -19,7 +19,7 @@ GRID_BITS = 36
 GRID = 2.0**GRID_BITS
 AIM = 1 - 2.0**-12
 # √(2 ln 2⁶⁵) = 9.493: no normal of `gaussian` is farther out.
-FARTHEST_NORMAL = 9.5
+MAX_NORMAL = 9.5
 
 
 class NoiseError(UserError):
@@ -31,14 +31,14 @@ def check_capacity(units: int, noise_multiplier: float) -> None:
 
     Needs σ·9.5·2³⁶ < 2⁵³ (float64 noise is then exact on the grid) and units·2³⁶ plus that noise < 2⁶³.
     """
-    noise = _noise_scale(noise_multiplier) * FARTHEST_NORMAL
+    noise = _noise_scale(noise_multiplier) * MAX_NORMAL
     if units < 0 or units * 2**GRID_BITS + math.ceil(noise) >= 2**63:
         most = (2**63 - math.ceil(noise) - 1) // 2**GRID_BITS
         raise NoiseError(f"{units} units are more than an exact sum can hold: at most {most} units")
 
 
 def _noise_scale(noise_multiplier: float) -> float:
-    most = 2.0**53 / GRID / FARTHEST_NORMAL
+    most = 2.0**53 / GRID / MAX_NORMAL
     if not 0 < noise_multiplier < most:
         raise NoiseError(f"noise multiplier {noise_multiplier} is not between 0 and {most:.6g}")
     return noise_multiplier * GRID

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 from torch import Tensor
 
-WORDS_A_BLOCK = 8
+WORDS_PER_BLOCK = 8
 
 
-MOST_BLOCKS = 2**32
+MAX_BLOCKS = 2**32
 
 
 # 64 Ki words (512 KiB) stay in a core's cache through the dozen passes of Box-Muller.
@@ -32,13 +32,13 @@ def keystream(key: bytes, words: int, first_block: int = 0) -> NDArray[np.uint64
     A key serves one purpose and place, so that the nonce can stay zero. Raises ValueError where the 32-bit
     block counter would wrap and the stream repeat.
     """
-    blocks = -(-words // WORDS_A_BLOCK)
-    if words < 0 or first_block < 0 or first_block + blocks > MOST_BLOCKS:
+    blocks = -(-words // WORDS_PER_BLOCK)
+    if words < 0 or first_block < 0 or first_block + blocks > MAX_BLOCKS:
         raise ValueError(
             f"a ChaCha20 key gives at most 2**32 blocks; blocks {first_block} to "
             f"{first_block + blocks} were asked for"
         )
-    nonce = first_block.to_bytes(4, "little") + bytes(12) if first_block < MOST_BLOCKS else bytes(16)
+    nonce = first_block.to_bytes(4, "little") + bytes(12) if first_block < MAX_BLOCKS else bytes(16)
     encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
     stream = np.empty(words, dtype="<u8")
     view = stream.view(np.uint8).data
@@ -56,7 +56,7 @@ def gaussian(key: bytes, count: int) -> NDArray[np.float64]:
     """
     normals = np.empty(count + count % 2)
     for start in range(0, len(normals), WORDS_AT_ONCE):
-        words = keystream(key, min(WORDS_AT_ONCE, len(normals) - start), start // WORDS_A_BLOCK)
+        words = keystream(key, min(WORDS_AT_ONCE, len(normals) - start), start // WORDS_PER_BLOCK)
         radius = words[0::2].astype(np.float64)
         radius += 0.5
         radius *= 2.0**-64

@@ -24,7 +24,7 @@ from curriculumdp.privacy.accountant import (
 from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM, PrivacyEvent, rounded_up
 
 FORMAT = "curriculumdp privacy certificate 2"
-LONGEST = 1_000_000  # bytes of a certificate that are read
+MAX_BYTES = 1_000_000  # bytes of a certificate that are read
 SLACK = 1e-6  # relative: two versions of an accountant may differ in the last digits
 
 ADJACENCY = (
@@ -212,8 +212,10 @@ def certificate_bytes(certificate: Certificate) -> bytes:
 
 def parse_certificate(content: bytes) -> Certificate:
     """The certificate of privacy.json's bytes. Raises CertificateError, one line, for anything else."""
-    if len(content) > LONGEST:
-        raise CertificateError(f"privacy.json has {len(content)} bytes; a certificate has at most {LONGEST}")
+    if len(content) > MAX_BYTES:
+        raise CertificateError(
+            f"privacy.json has {len(content)} bytes; a certificate has at most {MAX_BYTES}"
+        )
     try:
         whole = json.loads(content.decode())
     except (ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from curriculumdp.errors import UserError
 MAKE_KEY = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
 MAKE_PUBLIC = "take it from the private key with: openssl pkey -in key.pem -pubout -out key.pub"
 
-LONGEST_KEY = 100_000  # bytes of a key file that are read
+MAX_KEY = 100_000  # bytes of a key file that are read
 
 
 class SignatureError(UserError):
@@ -63,7 +63,7 @@ def _line(signature: bytes) -> bytes:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(LONGEST_KEY)
+            content = file.read(MAX_KEY)
     except OSError as error:
         raise SignatureError(f"{path}: {error.strerror}: name a key in a PEM file") from None
     if not content.strip():

@@ -17,7 +17,7 @@ from curriculumdp.phases import PHASES
 from curriculumdp.privacy.accountant import ACCOUNTANT
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import (
-    LONGEST,
+    MAX_BYTES,
     SLACK,
     Accounting,
     Certificate,
@@ -133,7 +133,7 @@ def read_certificate(folder: Path) -> Certificate:
 def read_certificate_bytes(folder: Path) -> bytes:
     """privacy.json, or as much of it as shows that it is too long. Raises CertificateError."""
     try:
-        return _read(folder / CERTIFICATE, LONGEST + 1)
+        return _read(folder / CERTIFICATE, MAX_BYTES + 1)
     except OSError as error:
         raise CertificateError(
             f"{folder} has no readable {CERTIFICATE} ({error.strerror}): no release"
@@ -197,7 +197,7 @@ def _weights_problems(path: Path) -> list[str]:
 def config_problems(folder: Path, guarantee: Guarantee) -> list[str]:
     """Return a line for each fact of the certificate that the training config, or a file beside it, contradicts."""
     try:
-        config = parse_yaml(_read(folder / CONFIG, LONGEST), CONFIG)
+        config = parse_yaml(_read(folder / CONFIG, MAX_BYTES), CONFIG)
         pairs = [*_facts(config, guarantee), *_settings(config, guarantee), *_counts(config, guarantee)]
         return [
             *(

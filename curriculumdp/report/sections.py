@@ -21,7 +21,7 @@ from curriculumdp.release.verify import CERTIFICATE, WEIGHTS, file_sha256
 from curriculumdp.report.page import Html, columns, facts, html, paragraph, picture, section, table, tag
 
 ALARMS = (0.001, 0.01, 0.1)  # false alarm rates
-MOST_STRIPS = 20  # classes whose samples get a row of their own
+MAX_STRIPS = 20  # classes whose samples get a row of their own
 PATH_POINTS = 6
 CURVE_POINTS = 60
 SMALL_PRINT = {
@@ -207,7 +207,7 @@ def _read_picture(path: Path) -> Image.Image:
 def _strips(sheet: Image.Image, classes: int) -> Html:
     width, height = sheet.size
     step, rest = divmod(height - GAP, classes)
-    if rest or classes > MOST_STRIPS:
+    if rest or classes > MAX_STRIPS:
         return picture(png_bytes(sheet), "synthetic images, one class a row", kind="pixels")
     rows = []
     for place in range(classes):

@@ -22,7 +22,7 @@ QUARTERS = (
 )
 NORMALS_PER_BLOCK = 8
 # The counter is one 32-bit word; beyond it blocks would repeat.
-MOST_BLOCKS = 2**32
+MAX_BLOCKS = 2**32
 MASK = 0xFFFFFFFF
 
 
@@ -49,7 +49,7 @@ def keystream(key: bytes, blocks: int, first_block: int = 0, device: torch.devic
 
 def check_counter(first_block: int, blocks: int) -> None:
     """ValueError where a block's number would not fit in the counter."""
-    if not 0 <= first_block <= first_block + blocks <= MOST_BLOCKS:
+    if not 0 <= first_block <= first_block + blocks <= MAX_BLOCKS:
         raise ValueError(f"blocks {first_block}..{first_block + blocks} pass ChaCha20's counter of 32 bits")
 
 

@@ -19,7 +19,7 @@ from dpkernels.device import INTERPRETER, Tile, gemm_tile, precision_of
 from dpkernels.grid import add_to, rint, store_value
 
 Pair = tuple[int, int]
-MOST_ELEMENTS = 2**31
+MAX_ELEMENTS = 2**31
 
 
 class Geometry(NamedTuple):
@@ -152,7 +152,7 @@ def mode_of(dtype: torch.dtype, store: bool = True, accumulate: bool = False, sq
 def require_indexable(x: Tensor, grad_out: Tensor, units: int) -> None:
     """ValueError where one unit's samples pass the 32 bits of an offset: it would wrap, and read another unit's."""
     for operand in (x, grad_out):
-        if len(operand) // units * operand.stride(0) >= MOST_ELEMENTS:
+        if len(operand) // units * operand.stride(0) >= MAX_ELEMENTS:
             raise ValueError(
                 f"one unit's input of a layer has {len(operand) // units} x {operand.stride(0)} elements; the kernels "
                 "index fewer than 2**31: fewer draws or smaller images"

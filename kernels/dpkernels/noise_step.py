@@ -28,7 +28,7 @@ from dpkernels.grid import GRID, rint
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 # √(2 ln 2⁶⁵) = 9.493: no normal is farther out.
-FARTHEST_NORMAL = 9.5
+MAX_NORMAL = 9.5
 
 
 class Buffers(Protocol):
@@ -61,7 +61,7 @@ def noise_step(
     """
     if total.dtype != torch.int64 or total.dim() != 1:
         raise TypeError(f"noise is added to one flat int64 sum, not to {total.dtype} {tuple(total.shape)}")
-    if not 0 < noise_multiplier * FARTHEST_NORMAL * GRID < 2.0**53:
+    if not 0 < noise_multiplier * MAX_NORMAL * GRID < 2.0**53:
         raise ValueError(
             f"noise multiplier {noise_multiplier}: no noise, or more than the grid holds exactly"
         )

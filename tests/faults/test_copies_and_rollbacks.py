@@ -73,7 +73,7 @@ class Family:
         return config.model_copy(update={"data": unnamed})
 
     def unfinished(self) -> list[Folder]:
-        return [folder for folder in self.folders if not (folder.path / "event").exists()]
+        return [folder for folder in self.folders if not (folder.path / "release").exists()]
 
     def seen(self, folder: Folder) -> list[dict[str, str]]:
         path = folder.path.with_name(folder.path.name + ".seen")
@@ -95,7 +95,7 @@ class Family:
     def roll_back(self, folder: Folder) -> None:
         shutil.rmtree(folder.path / "private")
         shutil.copytree(self.rng.choice(folder.snapshots), folder.path / "private")
-        shutil.rmtree(folder.path / "event", ignore_errors=True)
+        shutil.rmtree(folder.path / "release", ignore_errors=True)
         folder.since = len(self.seen(folder))
 
     def resume(self, folder: Folder, kill: bool) -> list[int]:

@@ -565,4 +565,4 @@ def test_a_second_run_beyond_the_budget_is_refused_before_its_first_query_and_a_
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
     assert not (tmp_path / "private" / "secret").exists()
     run(6.0)
-    assert (tmp_path / "event" / "privacy.json").exists()
+    assert (tmp_path / "release" / "privacy.json").exists()

@@ -149,14 +149,14 @@ NOISE_FAULTS = [
     Fault(
         "the keystream begun again in every chunk",
         GAUSSIAN,
-        "start // WORDS_A_BLOCK)",
+        "start // WORDS_PER_BLOCK)",
         "0)",
         Check(RANDOMNESS + "test_gaussians_are_uncorrelated_within_and_between_keys"),
     ),
     Fault(
         "the block counter wraps and repeats",
         "curriculumdp.privacy.streams:keystream",
-        "if words < 0 or first_block < 0 or first_block + blocks > MOST_BLOCKS:",
+        "if words < 0 or first_block < 0 or first_block + blocks > MAX_BLOCKS:",
         "if words < 0 or first_block < 0:",
         Check(RANDOMNESS + "test_the_keystream_refuses_to_wrap_and_repeat"),
         raises=(MemoryError,),

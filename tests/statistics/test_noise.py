@@ -33,7 +33,7 @@ CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 6.0, 10)
 PRIVATE = PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.7, 10)
 SECRET = bytes(range(100, 132))
 # What a radius word of 0 comes to, the farthest normal of all.
-FARTHEST = math.sqrt(2 * 65 * math.log(2))
+MAX_NORMAL = math.sqrt(2 * 65 * math.log(2))
 
 Noises = dict[tuple[int, str, int], Floats]
 
@@ -184,12 +184,12 @@ def test_a_normals_own_tail_is_right_where_its_words_can_be_counted(
 
 def test_the_farthest_normals_are_reached_in_every_direction(monkeypatch: pytest.MonkeyPatch) -> None:
     quarter = 2**62
-    assert of_words(monkeypatch, [(0, 0)])[0] == pytest.approx(FARTHEST, rel=1e-15)
-    assert of_words(monkeypatch, [(0, 2 * quarter)])[0] == pytest.approx(-FARTHEST, rel=1e-15)
+    assert of_words(monkeypatch, [(0, 0)])[0] == pytest.approx(MAX_NORMAL, rel=1e-15)
+    assert of_words(monkeypatch, [(0, 2 * quarter)])[0] == pytest.approx(-MAX_NORMAL, rel=1e-15)
     for side, angle in ((1, quarter), (-1, 3 * quarter)):
         words = np.array([0, angle], dtype=np.uint64)
         monkeypatch.setattr(streams, "keystream", lambda *_, w=words: w)
-        assert gaussian(bytes(32), 2)[1] == pytest.approx(side * FARTHEST, rel=1e-15)
+        assert gaussian(bytes(32), 2)[1] == pytest.approx(side * MAX_NORMAL, rel=1e-15)
 
 
 @pytest.mark.parametrize("distance", [6.0, 7.0, 8.0, 9.0, 9.4])

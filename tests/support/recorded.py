@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import GridExecutor
 
-READS_A_VALUE = {
+READS_PER_VALUE = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.masked_select.default,
@@ -57,7 +57,7 @@ class Recorded(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         masks = args[1] if func is torch.ops.aten.index.Tensor else ()
-        if func in READS_A_VALUE or any(mask is not None and mask.dtype == torch.bool for mask in masks):
+        if func in READS_PER_VALUE or any(mask is not None and mask.dtype == torch.bool for mask in masks):
             raise HostRead(f"{func} looks at a value from the host")
         out = func(*args, **kwargs)
         taken = {_memory(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
