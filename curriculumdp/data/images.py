@@ -56,10 +56,6 @@ class ImageSet:
                 f"{self.units.max()}"
             )
 
-    def images_of(self, unit: int) -> np.ndarray:
-        """The rows of the images that `unit` owns, int64 [counts[unit]]."""
-        return self.order[self.offsets[unit] : self.offsets[unit + 1]]
-
     def rows_of(self, units: Tensor) -> tuple[Tensor, np.ndarray]:
         """All images of the given units (int64 [B] on the CPU): who of the B owns each, and its row.
 

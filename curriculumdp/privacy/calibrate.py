@@ -1,4 +1,4 @@
-"""How much noise a budget asks for, and how many steps it allows: bisections over the accountant."""
+"""How much noise a budget asks for: bisections over the accountant."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,6 @@ from curriculumdp.privacy.accountant import (
     rdp_curve,
 )
 from curriculumdp.privacy.event import (
-    MAX_COUNT,
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     AccountingError,
@@ -28,7 +27,6 @@ __all__ = [
     "MAX_BUDGET",
     "BudgetTooSmall",
     "check_budget",
-    "most_steps",
     "solve_noise_multiplier",
     "solve_noise_multiplier_rdp",
 ]
@@ -118,47 +116,6 @@ def _rdp_cost(fixed: Sequence[PrivacyEvent], step: PrivacyEvent, delta: float) -
         return epsilon_of_rdp(spent + rdp_curve([replace(step, noise_multiplier=noise_multiplier)]), delta)
 
     return cost
-
-
-def most_steps(fixed: Sequence[PrivacyEvent], event: PrivacyEvent, epsilon: float, delta: float) -> int:
-    """The largest count of `event` (its own is ignored) for which it and `fixed` cost at most `epsilon`.
-
-    0 where not one fits; at most 10⁶, the most that a `PrivacyEvent` takes. Raises BudgetTooSmall where `fixed`
-    alone costs more than the budget.
-    """
-    check_budget(epsilon)
-    check_affordable(fixed, delta)
-    spent = compose(map(losses, fixed))
-    alone = epsilon_of_losses(spent, delta)
-    if alone > epsilon:
-        raise _too_small(alone, fixed, epsilon)
-
-    def fits(count: int) -> bool:
-        return epsilon_of_losses(spent.compose(losses(replace(event, count=count))), delta) <= epsilon
-
-    low = _most_steps_rdp(fixed, event, epsilon, delta)
-    while low and not fits(low):  # an event so weak that RDP is the tighter one
-        low //= 2
-    high = min(max(1, low + low // 8), MAX_COUNT)
-    while fits(high):
-        if high == MAX_COUNT:
-            return MAX_COUNT
-        low, high = high, min(2 * high, MAX_COUNT)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _most_steps_rdp(fixed: Sequence[PrivacyEvent], event: PrivacyEvent, epsilon: float, delta: float) -> int:
-    spent, one = rdp_curve(fixed), rdp_curve([replace(event, count=1)])
-    low, high = 0, MAX_COUNT + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (
-            (middle, high) if epsilon_of_rdp(spent + middle * one, delta) <= epsilon else (low, middle)
-        )
-    return low
 
 
 def _smallest_noise(cost: Cost, budget: float, bracket: tuple[float, float], tolerance: float) -> float:

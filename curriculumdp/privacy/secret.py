@@ -59,7 +59,6 @@ class RunSecret:
 
     def save(self, path: Path) -> None:
         """Writes a new file of mode 0600 and syncs it and its folder; refuses to overwrite one."""
-        self._require_held()
         try:
             write_private(path, bytes(self._held), "the run's secret")
             return
@@ -68,19 +67,11 @@ class RunSecret:
             failed = error.with_traceback(None)
         raise failed  # out here: the frames of before hold the bytes, and a traceback may show them
 
-    def erase(self, path: Path | None = None) -> None:
-        """Forgets the bytes, overwrites and removes the file at `path`: no key can be derived any more."""
-        self._held[:] = bytes(len(self._held))
-        self._held.clear()
-        if path is not None and path.exists():
-            erase_private(path)
-
     def key(self, purpose: str, **context: int | float | str) -> bytes:
         """32 bytes for one purpose and place: HKDF-SHA256, info = canonical JSON of (purpose, context).
 
         Other purposes or contexts give independent keys, which tell nothing about each other or the secret.
         """
-        self._require_held()
         if any(not isinstance(value, int | float | str) for value in context.values()):
             raise TypeError("a key's context holds int, float and str only")
         info = json.dumps(
@@ -93,10 +84,6 @@ class RunSecret:
     def identity(self) -> str:
         """32 hex digits that name the secret and tell nothing about it or any other key."""
         return self.key("identity")[:16].hex()
-
-    def _require_held(self) -> None:
-        if not self._held:
-            raise SecretError("the run's secret was erased: a sealed run draws nothing any more")
 
     def __repr__(self) -> str:
         return "RunSecret(hidden)"

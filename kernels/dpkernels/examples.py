@@ -470,29 +470,25 @@ BUFFERS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 def step_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     buffers = {name: torch.rand(s["count"], device=device) for name in BUFFERS}
     total = torch.randint(-(2**36), 2**36, (s["count"],), device=device)
-    half = torch.zeros(s["count"], dtype=torch.bfloat16, device=device) if s["half"] else None
-    return {"total": total, "buffers": buffers, "half": half, "step": s["step"]}
+    return {"total": total, "buffers": buffers, "step": s["step"]}
 
 
-def step_call(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Call:
-    total, new, half = _copies(total, buffers, half)
+def step_call(total: Tensor, buffers: dict[str, Tensor], step: int) -> Call:
+    total, new = _copies(total, buffers)
     state, key = SimpleNamespace(**new), bytes(range(32))
     return Call(
-        lambda: noise_step(total, key, 1.5, 0.7, 3.0, state, step, 1e-3, 0.99, half),
-        lambda: new | {"total": total} | ({} if half is None else {"half": half}),
+        lambda: noise_step(total, key, 1.5, 0.7, 3.0, state, step, 1e-3, 0.99),
+        lambda: new | {"total": total},
     )
 
 
-def step_truth(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Outputs:
-    total, new, half = _copies(total, buffers, half)
+def step_truth(total: Tensor, buffers: dict[str, Tensor], step: int) -> Outputs:
+    total, new = _copies(total, buffers)
     noise = gaussian_reference(key_words(bytes(range(32)), total.device), len(total))
     to_gradient = 0.7 / 2.0**36 / 3.0
-    noise_step_reference(total, noise, 1.5, to_gradient, SimpleNamespace(**new), step, 1e-3, 0.99, half)
-    return new | {"total": total} | ({} if half is None else {"half": half})
+    noise_step_reference(total, noise, 1.5, to_gradient, SimpleNamespace(**new), step, 1e-3, 0.99)
+    return new | {"total": total}
 
 
-def _copies(
-    total: Tensor, buffers: dict[str, Tensor], half: Tensor | None
-) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-    copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    return total.clone(), copies, None if half is None else half.clone()
+def _copies(total: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    return total.clone(), {name: buffer.clone() for name, buffer in buffers.items()}

@@ -50,14 +50,13 @@ def noise_step(
     step: int,
     learning_rate: float,
     ema_decay: float,
-    half_copy: Tensor | None = None,
 ) -> None:
     """Updates `buffers` in place by the un-noised sum `total` int64 [P] (PRIVATE), which becomes zero.
 
-    key: 32 bytes that no other sum may ever meet (PRIVATE). step counts from 0. half_copy bf16 [P] receives
-    the new weights. Call it once per step and rank: all ranks with the same total and key get the same
-    weights. ValueError: a key of another length, P beyond the keystream's counter, or a noise multiplier whose noise a
-    float64 does not hold exactly on the grid. TypeError: a sum that is not one flat int64.
+    key: 32 bytes that no other sum may ever meet (PRIVATE). step counts from 0. Call it once per step and rank: all
+    ranks with the same total and key get the same weights. ValueError: a key of another length, P beyond the
+    keystream's counter, or a noise multiplier whose noise a float64 does not hold exactly on the grid. TypeError: a
+    sum that is not one flat int64.
     """
     if total.dtype != torch.int64 or total.dim() != 1:
         raise TypeError(f"noise is added to one flat int64 sum, not to {total.dtype} {tuple(total.shape)}")
@@ -74,15 +73,13 @@ def noise_step(
     if not use_triton(total):
         noise = gaussian_reference(words, total.numel())
         noise_step_reference(
-            total, noise, noise_multiplier, to_gradient, buffers, step, learning_rate, ema_decay, half_copy
+            total, noise, noise_multiplier, to_gradient, buffers, step, learning_rate, ema_decay
         )
         return
     scalars = _scalars(noise_multiplier * GRID, to_gradient, step, learning_rate, ema_decay, total.device)
-    half = total if half_copy is None else half_copy
     _noise_step_kernel[(triton.cdiv(blocks, CHACHA_BLOCKS),)](
-        *(total, words, scalars, buffers.weights, buffers.exp_avg, buffers.exp_avg_sq, buffers.ema, half),
+        *(total, words, scalars, buffers.weights, buffers.exp_avg, buffers.exp_avg_sq, buffers.ema),
         total.numel(),
-        half_copy is not None,
         *(BETA1, BETA2, EPS, CHACHA_BLOCKS),
         num_warps=4,
         enable_fp_fusion=False,
@@ -98,14 +95,11 @@ def noise_step_reference(
     step: int,
     learning_rate: float,
     ema_decay: float,
-    half_copy: Tensor | None = None,
 ) -> None:
     """`noise_step` in torch with given standard normals `noise` float64 [P]."""
     noisy = total + (noise * (noise_multiplier * GRID)).round().to(torch.int64)
     gradient = (noisy.double() * to_gradient).float()
     adam_step(gradient, buffers, step, learning_rate, ema_decay)
-    if half_copy is not None:
-        half_copy.copy_(buffers.weights)
     total.zero_()
 
 
@@ -149,9 +143,7 @@ def _noise_step_kernel(
     exp_avg: tl.tensor,
     exp_avg_sq: tl.tensor,
     ema: tl.tensor,
-    half: tl.tensor,  # bf16 [P], or anything where HALF is False
     count: tl.tensor,
-    HALF: tl.constexpr,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPS: tl.constexpr,
@@ -164,9 +156,7 @@ def _noise_step_kernel(
     # A mask that is constant over a block's eight parameters lets loads and stores be wide; the last block,
     # where it is not whole, is done by itself.
     whole = (block < count // 8)[:, None] & (tl.arange(0, 8) < 8)[None, :]
-    _update(
-        total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, half, place, whole, HALF, BETA1, BETA2, EPS
-    )
+    _update(total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, place, whole, BETA1, BETA2, EPS)
     if (tl.program_id(0) + 1) * BLOCKS > count // 8:
         rest = (block >= count // 8)[:, None] & (place < count)
         _update(
@@ -177,10 +167,8 @@ def _noise_step_kernel(
             exp_avg,
             exp_avg_sq,
             ema,
-            half,
             place,
             rest,
-            HALF,
             BETA1,
             BETA2,
             EPS,
@@ -196,10 +184,8 @@ def _update(
     exp_avg: tl.tensor,
     exp_avg_sq: tl.tensor,
     ema: tl.tensor,
-    half: tl.tensor,
     place: tl.tensor,
     mask: tl.tensor,
-    HALF: tl.constexpr,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPS: tl.constexpr,
@@ -221,5 +207,3 @@ def _update(
     tl.store(weights + place, w, mask=mask)
     tl.store(ema + place, average, mask=mask)
     tl.store(total + place, tl.zeros_like(noisy), mask=mask)
-    if HALF:
-        tl.store(half + place, w.to(tl.bfloat16), mask=mask)

@@ -14,10 +14,14 @@ def image_set(units: list[int], unit_count: int) -> ImageSet:
     return ImageSet(images, rows % 3, np.array(units, dtype=np.int64), unit_count)
 
 
+def owned_by(images: ImageSet, unit: int) -> np.ndarray:
+    return images.order[images.offsets[unit] : images.offsets[unit + 1]]
+
+
 def test_offsets_and_order_give_each_unit_its_own_images_in_the_sets_order() -> None:
     images = image_set([2, 0, 2, 4, 0, 2], 6)
     assert images.counts.tolist() == [2, 0, 3, 0, 1, 0]
-    owned = [images.images_of(unit).tolist() for unit in range(6)]
+    owned = [owned_by(images, unit).tolist() for unit in range(6)]
     assert owned == [[1, 4], [], [0, 2, 5], [], [3], []]
     assert images.offsets.tolist() == [0, 2, 2, 5, 5, 6, 6]
 
@@ -36,16 +40,16 @@ def test_taking_a_unit_away_moves_nobody_else() -> None:
     without = images.without_unit(0)
     assert without.unit_count == 6
     for unit in range(6):
-        before, after = images.images[images.images_of(unit)], without.images[without.images_of(unit)]
+        before, after = images.images[owned_by(images, unit)], without.images[owned_by(without, unit)]
         assert np.array_equal(after, before[:0] if unit == 0 else before)
 
 
 def test_a_unit_taken_away_and_put_back_owns_the_same_images() -> None:
     images = image_set([2, 0, 2, 4, 0, 2], 6)
-    rows = images.images_of(2)
+    rows = owned_by(images, 2)
     back = images.without_unit(2).with_unit(2, images.images[rows], images.labels[rows])
     for unit in range(6):
-        before, after = images.images_of(unit), back.images_of(unit)
+        before, after = owned_by(images, unit), owned_by(back, unit)
         assert np.array_equal(images.images[before], back.images[after])
         assert np.array_equal(images.labels[before], back.labels[after])
     with pytest.raises(DataError, match="take them away first"):
