@@ -1,11 +1,11 @@
-"""Files that survive a power cut: folders synced, files written wholly or not at all."""
+"""Durable file operations: folders are synced, and a file is written completely or not at all."""
 
 import os
 from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, durable: a new, renamed or removed name survives."""
+    """Flush a file's content, or a folder's entries (new, renamed or removed names), to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -14,23 +14,23 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path, mode: int = 0o777) -> None:
-    """Make a folder, and those above it, if need be; their names survive a power cut.
+    """Create a folder and any missing parents, and sync their names to disk.
 
-    The folder's own name is synced even if it was there: a process killed in here may not have got to that.
+    The folder's own name is synced even if it exists: a process killed in this function may not have done so.
     """
-    above = [folder, *(level for level in folder.parents if not level.exists())]
+    levels = [folder, *(level for level in folder.parents if not level.exists())]
     folder.mkdir(mode=mode, parents=True, exist_ok=True)
-    for level in above:
+    for level in levels:
         sync(level.parent)
 
 
 def unfinished(path: Path) -> Path:
-    """Return where a file or folder is written before it gets its name."""
+    """Return the temporary path under which a file or folder is written before it is renamed to `path`."""
     return path.with_name(f".{path.name}.unfinished")
 
 
 def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file that must not exist yet, synced with its name. Raises OSError."""
+    """Create a file and sync it and its name. Raises OSError if it exists or cannot be written."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with open(descriptor, "wb") as file:
         file.write(content)
@@ -40,13 +40,13 @@ def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write or replace a file, wholly or not at all, whatever happens. Raises OSError."""
-    beside = unfinished(path)
-    beside.unlink(missing_ok=True)
+    """Write or replace a file atomically: after a crash it is either complete or as before. Raises OSError."""
+    temporary = unfinished(path)
+    temporary.unlink(missing_ok=True)
     try:
-        write_new(beside, content, mode)
-        beside.rename(path)
+        write_new(temporary, content, mode)
+        temporary.rename(path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)

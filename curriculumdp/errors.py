@@ -1,8 +1,8 @@
-"""The one class of errors that commands print as a line instead of a traceback."""
+"""The base class of the errors that commands print as one line instead of a traceback."""
 
 
 class UserError(ValueError):
-    """An error that a user can mend; its message is one line that says what, where, and how to mend it.
+    """An error that the user can fix. Its message is one line that says what is wrong, where, and how to fix it.
 
-    Every part of the package has subclasses of its own. Whatever else is raised is a bug.
+    Each part of the package has its own subclasses. Any other exception is a bug.
     """

@@ -1,4 +1,4 @@
-"""The phases of a curriculum: their names and order, written here once. PUBLIC."""
+"""The phases of a curriculum: their names and order, defined in this one place. PUBLIC."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,9 +9,9 @@ PHASE_NAMES: tuple[PhaseName, ...] = get_args(PhaseName)
 
 @dataclass(frozen=True)
 class PhaseFacts:
-    """What people are told of a phase. `count`: the option that says how many steps it has.
+    """How a phase is described. count: the option that sets its number of steps; charged: whether they spend ε.
 
-    charged: whether its steps spend privacy. title: in tables of what was spent. work: in plots and times.
+    title: its name in tables of what was spent. work: its name in plots and timings.
     """
 
     count: str
@@ -28,10 +28,10 @@ PHASES: dict[str, PhaseFacts] = {
 
 
 def title_of(name: str) -> str:
-    """Return a phase's title, or the name itself of a phase that this version does not know."""
+    """Return a phase's title, or `name` itself if this version does not know the phase."""
     return PHASES[name].title if name in PHASES else name
 
 
 def work_of(name: str) -> str:
-    """Return what a phase does, or the name itself of a phase that this version does not know."""
+    """Return a description of a phase's work, or `name` itself if this version does not know the phase."""
     return PHASES[name].work if name in PHASES else name

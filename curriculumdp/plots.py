@@ -1,4 +1,4 @@
-"""Plots as PNG bytes, by matplotlib without a display. As private as the figures they show."""
+"""Plots as PNG bytes, drawn by matplotlib without a display. As private as the numbers they show."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,27 @@ EASY, HARD, REAL, QUIET = (
     "#3f51b5",
     "#0f766e",
     "#94a3b8",
-)  # central, private, real images, all else
+)  # central, private, real images, everything else
 INK = "#334155"
-WIDTH, HEIGHT, DPI = 4.6, 2.9, 180  # inches: as wide as a phone, so that the text stays readable there
+WIDTH, HEIGHT, DPI = 4.6, 2.9, 180  # inches: the width of a phone, so that text stays readable there
 
 
 def figure_bytes(figure: Figure) -> bytes:
-    """The PNG of a figure, with no date and no software name in it: the same figures give the same bytes."""
+    """Return a figure as PNG without date or software name, so that the same numbers give the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def png_bytes(picture: Image.Image) -> bytes:
-    """The PNG of a picture."""
+    """Return a picture as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def axes(xlabel: str, ylabel: str, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """An empty plot in the house style."""
+    """Return an empty plot in the house style."""
     figure = Figure(figsize=(width, height), layout="constrained")
     plot = figure.add_subplot()
     _style(plot, xlabel, ylabel)
@@ -54,14 +54,14 @@ def _style(plot: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def utility_plot(utility: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Accuracy by classifier: a bar for the mean, a dot for each seed."""
+    """Plot accuracy by classifier, as PNG: a bar for the mean, a dot per seed."""
     figure, plot = axes("", "accuracy on real images, %")
-    for place, (name, value) in enumerate(utility.items()):
+    for index, (name, value) in enumerate(utility.items()):
         mean = value["mean"] * 100
-        plot.bar(place, mean, width=0.55, color=HARD, label=name)
+        plot.bar(index, mean, width=0.55, color=HARD, label=name)
         spots = np.linspace(-0.12, 0.12, len(value["values"])) if len(value["values"]) > 1 else np.zeros(1)
-        plot.scatter(place + spots, np.array(value["values"]) * 100, s=14, color=EASY, zorder=3)
-        plot.text(place, mean + 2.5, f"{mean:.1f}", color=INK, ha="center")
+        plot.scatter(index + spots, np.array(value["values"]) * 100, s=14, color=EASY, zorder=3)
+        plot.text(index, mean + 2.5, f"{mean:.1f}", color=INK, ha="center")
     plot.set_xticks(range(len(utility)), list(utility))
     plot.set_ylim(0, 112)
     plot.set_yticks(range(0, 101, 20))
@@ -69,8 +69,8 @@ def utility_plot(utility: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 
 def distances_plot(synthetic: np.ndarray, held_out: np.ndarray) -> bytes:
-    """PRIVATE: how far from the training set synthetic and held-out real images lie."""
-    figure, plot = axes("RMS pixel distance to the nearest training image", "share of images")
+    """Plot the distances of synthetic and of held-out real images to the training set, as PNG. PRIVATE."""
+    figure, plot = axes("RMS pixel distance to the nearest training image", "fraction of images")
     edges = np.linspace(0, float(max(synthetic.max(), held_out.max())) * 1.02 + 1e-9, 41).tolist()
     for values, colour, label in ((held_out, REAL, "held-out real"), (synthetic, HARD, "synthetic")):
         weights = np.full(len(values), 1 / len(values))
@@ -83,7 +83,7 @@ def distances_plot(synthetic: np.ndarray, held_out: np.ndarray) -> bytes:
 def curve_plot(
     phases: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, log: bool = False
 ) -> bytes:
-    """Points (x, y) of each phase as a line; many points get a running mean over them."""
+    """Plot each phase's points (x, y) as a line, as PNG; long series also get a running mean."""
     figure, plot = axes(xlabel, ylabel)
     for (name, points), colour in zip(phases.items(), (HARD, EASY, REAL, QUIET), strict=False):
         x, y = np.array(points, dtype=float).T
@@ -100,12 +100,12 @@ def curve_plot(
 
 
 def scatter_panels(panels: Sequence[tuple[str, str, Sequence[tuple[str, float, float]]]]) -> bytes:
-    """Panels (x label, y label, [(name, x, y)]) side by side; a run has one colour in all of them."""
+    """Plot panels (x label, y label, [(name, x, y)]) side by side, as PNG; a run has one colour in all of them."""
     figure = Figure(figsize=(WIDTH * len(panels), HEIGHT + 0.4), layout="constrained")
     names = list(dict.fromkeys(name for _, _, points in panels for name, _, _ in points))
-    colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
-    for place, (xlabel, ylabel, points) in enumerate(panels):
-        plot = figure.add_subplot(1, len(panels), place + 1)
+    colours = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    for index, (xlabel, ylabel, points) in enumerate(panels):
+        plot = figure.add_subplot(1, len(panels), index + 1)
         _style(plot, xlabel, ylabel)
         for name, x, y in points:
             plot.scatter(x, y, color=colours[name], s=36, label=name)

@@ -1,14 +1,14 @@
-"""Lower confidence bounds on ε from membership guesses, by the methods of four papers. Numbers only.
+"""Lower confidence bounds on ε from membership guesses, by the methods of four papers. Pure arithmetic.
 
-| bound               | from                                 | it holds where                              |
+| bound               | from                                 | holds if                                    |
 |---------------------|--------------------------------------|---------------------------------------------|
 | `epsilon_of_errors` | Nasr et al. 2021, section IV         | trials are independent                      |
-| `mu_of_errors`      | Nasr et al. 2023; Dong et al. 2022   | and the trade-off curve is a Gaussian one   |
+| `mu_of_errors`      | Nasr et al. 2023; Dong et al. 2022   | also, the trade-off curve is Gaussian       |
 | `one_run_epsilon`   | Steinke et al. 2023, theorem 5.2     | each canary was in by its own fair coin     |
-| `one_run_mu`        | Mahloujifar et al. 2025, algorithm 3 | and the trade-off curve is a Gaussian one   |
+| `one_run_mu`        | Mahloujifar et al. 2025, algorithm 3 | also, the trade-off curve is Gaussian       |
 
-Each is wrong (above the true ε) with a probability of at most `significance`. A bound of 0 says nothing was
-shown, not that nothing leaks. μ means μ-GDP: N(0, 1) against N(μ, 1); `epsilon_of_mu` turns it into ε at a δ.
+Each is wrong (above the true ε) with probability at most `significance`. A bound of 0 means that nothing was
+shown, not that nothing leaks. μ refers to μ-GDP: N(0, 1) against N(μ, 1); `epsilon_of_mu` turns it into ε at a δ.
 """
 
 import math
@@ -18,33 +18,34 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betainc, betaincinv, log_ndtr, ndtr, ndtri
 
-# Bounds are looked for on these grids, upwards from 0, and then bisected: the first crossing counts.
-STEP, MOST, BISECTIONS = 0.25, 200.0, 30
-# Fixed before any score is seen, and paid for by dividing the significance: of the m canaries, the most confident
-# ones that are guessed about; log-likelihood ratios from which on a trial is called 'in'.
-GUESSED_SHARES = 0.05, 0.2, 0.5, 1.0
+# Bounds are searched for upwards from 0 in growing steps, then bisected: the first crossing counts.
+STEP, MAX_BOUND, BISECTIONS = 0.25, 200.0, 30
+# Fixed before any score is seen, and corrected for by dividing the significance: the fractions of the m canaries, most
+# confident first, that are guessed; the log-likelihood ratios above which a trial is called 'in'.
+GUESSED_FRACTIONS = 0.05, 0.2, 0.5, 1.0
 THRESHOLDS = 0.0, 2.0, 4.0
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Lower bounds on ε. plain: for any mechanism; gaussian: if its trade-off curve is a Gaussian one."""
+    """Lower bounds on ε. plain: for any mechanism; gaussian: if its trade-off curve is Gaussian."""
 
     plain: float
     gaussian: float
 
 
 def bounds_of_one_run(ratios: np.ndarray, included: np.ndarray, delta: float, significance: float) -> Bounds:
-    """What one run with many canaries shows; ratios float64 [m], included bool [m], each by a fair coin.
+    """Return the bounds from one run with many canaries, each included by a fair coin.
 
-    A canary is guessed 'in' where its log-likelihood ratio is above 0. Each of the two holds with 1 − significance.
+    ratios float64 [m], included bool [m]. A canary is guessed 'in' where its log-likelihood ratio is above 0. Each of
+    the two bounds holds with probability 1 − significance.
     """
     order = np.argsort(-np.abs(ratios), kind="stable")
     correct = ((ratios > 0) == included)[order]
-    each = significance / len(GUESSED_SHARES)
+    each = significance / len(GUESSED_FRACTIONS)
     plain, mu, canaries = 0.0, 0.0, len(ratios)
-    for share in GUESSED_SHARES:
-        guesses = math.ceil(share * canaries)
+    for fraction in GUESSED_FRACTIONS:
+        guesses = math.ceil(fraction * canaries)
         right = int(correct[:guesses].sum())
         plain = max(plain, one_run_epsilon(canaries, guesses, right, delta, each))
         mu = max(mu, one_run_mu(canaries, guesses, right, each))
@@ -54,9 +55,10 @@ def bounds_of_one_run(ratios: np.ndarray, included: np.ndarray, delta: float, si
 def bounds_of_many_runs(
     ratios: np.ndarray, included: np.ndarray, delta: float, significance: float
 ) -> Bounds:
-    """What independent runs show, with a canary in or out; ratios float64 [n], included bool [n].
+    """Return the bounds from independent runs, each with a canary in or out.
 
-    Each of the two holds with 1 − significance: half of it for either kind of error, shared by the thresholds.
+    ratios float64 [n], included bool [n]. Each of the two bounds holds with probability 1 − significance: half of the
+    significance goes to each kind of error and is divided among the thresholds.
     """
     each = significance / 2 / len(THRESHOLDS)
     inside, outside = ratios[included], ratios[~included]
@@ -70,16 +72,16 @@ def bounds_of_many_runs(
 
 
 def upper_rate(errors: int, trials: int, significance: float) -> float:
-    """The Clopper-Pearson upper bound of an error's probability after `errors` in `trials`; 1 without trials."""
+    """Return the Clopper-Pearson upper bound on an error rate after `errors` in `trials`; 1 without trials."""
     if errors >= trials:
         return 1.0
     return float(betaincinv(errors + 1, trials - errors, 1 - significance))
 
 
 def epsilon_of_errors(false_in: float, false_out: float, delta: float) -> float:
-    """The least ε that permits an attack with these rates of false 'in' and false 'out'.
+    """Return the smallest ε that permits an attack with these rates of false 'in' and false 'out'.
 
-    (ε, δ)-DP asks 1 − false_out ≤ e^ε·false_in + δ, and the same with both exchanged (Kairouz et al. 2015).
+    (ε, δ)-DP requires 1 − false_out ≤ e^ε·false_in + δ, and the same with the two exchanged (Kairouz et al. 2015).
     """
     best = 0.0
     for one, other in ((false_in, false_out), (false_out, false_in)):
@@ -89,14 +91,14 @@ def epsilon_of_errors(false_in: float, false_out: float, delta: float) -> float:
 
 
 def mu_of_errors(false_in: float, false_out: float) -> float:
-    """The least μ whose Gaussian trade-off curve permits these rates: Φ⁻¹(1 − false_in) − Φ⁻¹(false_out)."""
+    """Return the smallest μ whose Gaussian trade-off curve permits these rates, Φ⁻¹(1 − false_in) − Φ⁻¹(false_out)."""
     if not (0 < false_in < 1 and 0 < false_out < 1):
         return 0.0
     return max(0.0, float(-ndtri(false_in) - ndtri(false_out)))
 
 
 def epsilon_of_mu(mu: float, delta: float) -> float:
-    """The ε of a μ-GDP mechanism at `delta`: δ = Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) (Dong et al. 2022, 2.13)."""
+    """Return the ε of μ-GDP at `delta`: δ = Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) (Dong et al. 2022, corollary 2.13)."""
     if mu <= 0:
         return 0.0
 
@@ -108,14 +110,16 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
 
 def one_run_epsilon(canaries: int, guesses: int, right: int, delta: float, significance: float) -> float:
-    """The least ε at `delta` that `right` of `guesses` about `canaries` fair coins leave possible, in one run."""
+    """Return the smallest ε at `delta` not refuted by `right` of `guesses` about `canaries` fair coins in one run."""
     return _first_crossing(
-        lambda epsilon: one_run_p_value(canaries, guesses, right, epsilon, delta) <= significance, STEP, MOST
+        lambda epsilon: one_run_p_value(canaries, guesses, right, epsilon, delta) <= significance,
+        STEP,
+        MAX_BOUND,
     )
 
 
 def one_run_p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """The largest probability that (ε, δ)-DP gives to `right` or more right guesses (theorem 5.2).
+    """Return the largest probability of at least `right` right guesses under (ε, δ)-DP (theorem 5.2).
 
     β + 2mδ·max_i P[right − i ≤ W < right]/i, with W ~ Binomial(guesses, e^ε/(1 + e^ε)) and β = P[W ≥ right].
     """
@@ -129,42 +133,45 @@ def one_run_p_value(canaries: int, guesses: int, right: int, epsilon: float, del
 
 
 def one_run_mu(canaries: int, guesses: int, right: int, significance: float) -> float:
-    """The least μ that `right` of `guesses` about `canaries` fair coins leave possible, in one run."""
-    return _first_crossing(lambda mu: _refuted(canaries, guesses, right, mu, significance), STEP, MOST)
+    """Return the smallest μ not refuted by `right` of `guesses` about `canaries` fair coins in one run."""
+    return _first_crossing(lambda mu: _refuted(canaries, guesses, right, mu, significance), STEP, MAX_BOUND)
 
 
 def _refuted(canaries: int, guesses: int, right: int, mu: float, significance: float) -> bool:
-    """Whether μ-GDP gives `right` or more right guesses less than `significance`.
+    """Return whether μ-GDP gives at least `right` right guesses a probability below `significance`.
 
-    With p_j the probability of j right ones, R_i = Σ_{j≥i} p_j·j/m and H_i = Σ_{j≥i} p_j·(guesses − j)/m.
-    Changing one canary's coin turns a right guess into a wrong one and leaves the others' number as it was,
-    hence R_{i+1} ≤ 1 − f(H_i), that is H_i ≥ Φ(Φ⁻¹(R_{i+1}) − μ). Going down from P[right or more] =
-    significance, the total R₀ + H₀ passes guesses/m exactly where that probability is impossible.
+    With p_j the probability of j right guesses, R_i = Σ_{j≥i} p_j·j/m and H_i = Σ_{j≥i} p_j·(guesses − j)/m.
+    Flipping one canary's coin turns a right guess into a wrong one and leaves the number of right guesses about the
+    others unchanged, so R_{i+1} ≤ 1 − f(H_i), that is H_i ≥ Φ(Φ⁻¹(R_{i+1}) − μ). Going down from P[at least right] =
+    significance, the total R₀ + H₀ exceeds guesses/m exactly where that probability is impossible.
     """
     rights = significance * right / canaries
     wrongs = significance * (guesses - right) / canaries
     for number in range(right - 1, -1, -1):
         if rights >= 1:
             return True
-        least = max(wrongs, float(ndtr(ndtri(rights) - mu)))
-        rights += number / (guesses - number) * (least - wrongs)
-        wrongs = least
+        bound = max(wrongs, float(ndtr(ndtri(rights) - mu)))
+        rights += number / (guesses - number) * (bound - wrongs)
+        wrongs = bound
     return rights + wrongs > guesses / canaries
 
 
-def _binomial_tail(least: np.ndarray, trials: int, rate: float) -> np.ndarray:
-    """P[Binomial(trials, rate) ≥ least], float64, for `least` in 0..trials."""
-    tail = betainc(np.maximum(least, 1), trials - np.maximum(least, 1) + 1, rate)
-    return np.where(least <= 0, 1.0, tail)
+def _binomial_tail(low: np.ndarray, trials: int, rate: float) -> np.ndarray:
+    """Return P[Binomial(trials, rate) ≥ low], float64, for `low` in 0..trials."""
+    tail = betainc(np.maximum(low, 1), trials - np.maximum(low, 1) + 1, rate)
+    return np.where(low <= 0, 1.0, tail)
 
 
-def _first_crossing(impossible: Callable[[float], bool], step: float, most: float) -> float:
-    """The least value that is not `impossible`, from below: everything up to it is; `most` if nothing else."""
+def _first_crossing(impossible: Callable[[float], bool], step: float, limit: float) -> float:
+    """Return the first value from 0 up that is not `impossible`, approached from below.
+
+    The search stops at the first `impossible` grid value that is at least `limit` and returns it.
+    """
     low = 0.0
     if not impossible(low):
         return low
     while impossible(high := low + step):
-        if high >= most:
+        if high >= limit:
             return high
         low, step = high, step * 1.5
     for _ in range(BISECTIONS):

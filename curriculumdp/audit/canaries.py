@@ -1,9 +1,9 @@
-"""Membership inference on the real DP-SGD: canary units go in or stay out, and an adversary scores each.
+"""Membership inference on the real DP-SGD: canary units are included or left out, and an adversary scores each.
 
 Every step is `PrivatePhase.step`: the real sampler, gradients, clipping, ledger, noise and Adam. The adversary is
-the one that differential privacy is about: it knows the code, the plan, the canaries and every other unit, and
-sees every step's update; it does not know whom the sampler took, nor the noise. Runs are throwaway: a secret and
-a ledger of their own, in a temporary folder without config or checkpoint, so that nothing can be exported.
+the one that differential privacy protects against: it knows the code, the plan, the canaries and every other unit,
+and sees every step's update, but knows neither which units were sampled nor the noise. Runs are throwaway: each has
+its own secret and ledger, in a temporary folder without config or checkpoint, so that nothing can be exported.
 """
 
 import threading
@@ -32,37 +32,37 @@ from curriculumdp.privacy.sampling import microbatches, poisson_rows
 from curriculumdp.privacy.secret import RunSecret
 from dpkernels.noise_step import BETA1, adam_step
 
-# A canary's gradient is this many times the clip norm, so that clipping has to hold.
+# A canary's gradient is this many times the clip norm, so that clipping is put to the test.
 TOO_LONG = 10.0
-# The least noise that the adversary reckons with, over C: without any it would divide by 0.
+# The least noise that the adversary assumes, over C; with none it would divide by 0.
 MIN_NOISE = 0.05
-# Of parameters a canary: the others show how much noise there is.
+# Minimum number of parameters per canary: those without a canary show how much noise there is.
 PARAMETERS_PER_CANARY = 4
 NORMAL_MAD = 0.6744897501960817  # the median of |N(0, 1)|
 
 
 @dataclass(frozen=True)
 class Scores:
-    """ratios float64 [m]: the log-likelihood ratio of 'in' against 'out'; included bool [m]: the truth."""
+    """ratios float64 [m]: log-likelihood ratios of 'in' against 'out'; included bool [m]: the ground truth."""
 
     ratios: np.ndarray
     included: np.ndarray
 
 
 def one_run(run: Run, canaries: int, noise: bool, secret: RunSecret) -> Scores:
-    """Scores of `canaries` units of one run, each in by a fair coin, after all steps of the plan.
+    """Score `canaries` units of one run, each included by a fair coin, after all steps of the plan.
 
-    They take the first places of `run.images`. A canary's gradient is one coordinate of its own ("Dirac", Nasr
-    et al. 2023), so that canaries do not hide each other; from there on it is treated like any other. `noise`
-    False is the control. Raises EvaluationError where the places or parameters do not suffice.
+    They are the first units of `run.images`. A canary's gradient is in one coordinate of its own ("Dirac", Nasr et
+    al. 2023), so that canaries do not mask each other; from there on it is treated like any other. `noise` False is
+    the control. Raises EvaluationError if there are too few units or parameters.
     """
     state = initial_state(run.config, run.world.device)
     _check_room(run, state, canaries)
     coordinates = np.random.default_rng(run.config.seed).choice(len(state.weights), canaries, replace=False)
     coins = poisson_rows(secret.key("audit"), canaries, 0.5)
     ratios = np.zeros(canaries)
-    whole = replace(run, images=_with_canaries(run.images, canaries, coins))
-    with throwaway(whole, secret) as made:
+    planted = replace(run, images=_with_canaries(run.images, canaries, coins))
+    with throwaway(planted, secret) as made:
         phase = AuditedPhase(made, noise, dict(enumerate(coordinates.tolist())))
         phase.begin(made, state)
         for step in range(phase.steps):
@@ -75,10 +75,10 @@ def one_run(run: Run, canaries: int, noise: bool, secret: RunSecret) -> Scores:
 
 
 def many_runs(run: Run, secrets: Iterator[RunSecret], trials: int, noise: bool) -> Scores:
-    """Scores of one canary in `trials` runs, in and out by turns, each after all steps of the plan.
+    """Score one canary in each of `trials` runs, alternately in and out, after all steps of the plan.
 
-    The canary is a white image, whose gradient the network makes. It is the only unit there is: `run.images` are
-    not looked at. `noise` False is the control.
+    The canary is a white image with its real gradient. It is the only unit: `run.images` is not read. `noise` False
+    is the control.
     """
     absent = of_units(run, 1, microbatch=1)
     present = replace(absent, images=_one_white_image(absent))
@@ -98,7 +98,7 @@ def many_runs(run: Run, secrets: Iterator[RunSecret], trials: int, noise: bool) 
 
 
 def _step_ratio(phase: "AuditedPhase", run: Run, known: Run, state: State, step: int) -> float:
-    """Does a step of `run`; what it tells of unit 0, whose image the adversary has in `known`."""
+    """Do a step of `run` and return its log-likelihood ratio for unit 0, whose image the adversary has in `known`."""
     clipped, _ = phase.clipped_sum(known, state, step, np.zeros(1, dtype=np.int64))
     canary = from_grid(clipped, 1.0)
     seen = phase.seen_step(run, state, step)
@@ -111,21 +111,24 @@ def _step_ratio(phase: "AuditedPhase", run: Run, known: Run, state: State, step:
 
 
 def log_ratio(signal: np.ndarray, spread: float, sample_rate: float) -> np.ndarray:
-    """ln of (1−q)·N(0, s²) + q·N(1, s²) over N(0, s²) at each of `signal`: the best a step can tell."""
+    """Return ln of (1−q)·N(0, s²) + q·N(1, s²) over N(0, s²) at each of `signal`, the optimal score of a step.
+
+    s is `spread` and q is `sample_rate`.
+    """
     with np.errstate(divide="ignore"):  # ln 0 where q is 1
         out, inside = np.log(1 - sample_rate), np.log(sample_rate)
     return np.asarray(np.logaddexp(out, inside + (2 * signal - 1) / (2 * spread**2)))
 
 
 def noise_of(seen: Tensor) -> float:
-    """The standard deviation of what is in most coordinates of `seen`, by the median; at least MIN_NOISE."""
+    """Estimate the noise's standard deviation in `seen` from the median of its magnitudes; at least MIN_NOISE."""
     return max(MIN_NOISE, float(seen.abs().median()) / NORMAL_MAD)
 
 
 class AuditedPhase(PrivatePhase):
-    """DP-SGD with canaries whose gradients are chosen by the adversary, or, as a control, without its noise.
+    """DP-SGD with canaries whose gradients the adversary chooses or, as a control, without its noise.
 
-    No config can ask for it: it is not in `run.PHASES`, and it writes nothing.
+    No config can select it: it is not in `run.PHASES`, and it writes nothing.
     """
 
     def __init__(self, run: Run, noise: bool, coordinates: Mapping[int, int] | None = None) -> None:
@@ -155,9 +158,9 @@ class AuditedPhase(PrivatePhase):
         adam_step(gradient.float(), state, step, self.learning_rate(step), self.config.ema)
 
     def seen_step(self, run: Run, state: State, step: int) -> Tensor:
-        """Does a step and returns the noisy sum that it released, in units of C, float64 [P].
+        """Do a step and return the noisy sum that it revealed, in units of C, float64 [P].
 
-        It is read off the change of Adam's first moment: from what training did, not from what it meant to add.
+        It is recovered from the change of Adam's first moment: from what training did, not what it meant to do.
         """
         before = state.exp_avg.double()
         self.step(run, state, step)
@@ -166,7 +169,7 @@ class AuditedPhase(PrivatePhase):
 
 
 class _DiracGradients(PerUnitGradients):
-    """Per-unit gradients in which canary i's is TOO_LONG·C in coordinate `coordinates[i]` and 0 elsewhere."""
+    """Per-unit gradients where canary i's is TOO_LONG·C in coordinate `coordinates[i]` and 0 elsewhere."""
 
     def __init__(
         self,
@@ -189,20 +192,20 @@ class _DiracGradients(PerUnitGradients):
 
 @contextmanager
 def throwaway(run: Run, secret: RunSecret) -> Iterator[Run]:
-    """`run` from its beginning, under a secret and a ledger of its own, which are gone afterwards."""
+    """Yield `run` from its start, with `secret` and a ledger of its own, which is deleted afterwards."""
     with TemporaryDirectory(prefix="curriculumdp-audit-") as folder:
-        planned = {"events": [asdict(release) for release in run.plan.events()]}
+        planned = {"events": [asdict(event) for event in run.plan.events()]}
         ledger = Ledger.create(Path(folder), secret, planned, list(run.images.content_arrays().values()))
         try:
             made = replace(run, secret=secret, ledger=ledger, stopping=threading.Event())
-            made.begin({})  # nobody resumes it
+            made.begin({})  # it is never resumed
             yield made
         finally:
             ledger.close()
 
 
 def of_units(run: Run, units: int, microbatch: int | None = None) -> Run:
-    """`run` on a set of `units` places that own nothing: at the same sample rate it costs the same ε."""
+    """Return `run` on a set of `units` units that own nothing; at the same sample rate it costs the same ε."""
     config = run.config
     data = config.data.model_copy(update={"units": units, "class_counts": None})
     compute = config.compute.model_copy(update={"microbatch": microbatch or config.compute.microbatch})
@@ -216,13 +219,13 @@ def of_units(run: Run, units: int, microbatch: int | None = None) -> Run:
 
 
 def _one_white_image(run: Run) -> ImageSet:
-    """`run.images`, and in place 0 a white image of class 0."""
+    """Return `run.images` with a white image of class 0 for unit 0."""
     shape = run.images.images.shape[1:]
     return run.images.with_unit(0, np.full((1, *shape), 255, dtype=np.uint8), np.zeros(1, dtype=np.int64))
 
 
 def _with_canaries(images: ImageSet, canaries: int, coins: np.ndarray) -> ImageSet:
-    """`images` whose first `canaries` places own nothing but, in the places `coins`, one black image."""
+    """Return `images` whose first `canaries` units own nothing, except one black image for each unit in `coins`."""
     kept = images.units >= canaries
     shape = (len(coins), *images.images.shape[1:])
     return ImageSet(
@@ -237,6 +240,6 @@ def _check_room(run: Run, state: State, canaries: int) -> None:
     units, parameters = run.config.data.units, len(state.weights)
     if not 1 <= canaries <= min(units, parameters // PARAMETERS_PER_CANARY):
         raise EvaluationError(
-            f"{canaries} canaries: they need a unit each, of data.units = {units}, and {PARAMETERS_PER_CANARY} "
-            f"parameters each, of {parameters}: ask for between 1 and {min(units, parameters // PARAMETERS_PER_CANARY)}"
+            f"{canaries} canaries: each needs one unit of data.units = {units} and {PARAMETERS_PER_CANARY} of the "
+            f"{parameters} parameters: ask for 1 to {min(units, parameters // PARAMETERS_PER_CANARY)}"
         )

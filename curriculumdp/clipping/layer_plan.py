@@ -1,13 +1,13 @@
-"""Chooses, layer by layer, how per-unit gradients are taken on a GPU: stored, recomputed, or from factors.
+"""Choose, layer by layer, how per-unit gradients are computed on a GPU: stored, recomputed or from factors.
 
-    store      the gradient is written once and read once by the clipped sum: 2·s·W bytes a unit
-    recompute  only its norm is taken; the product is done again for the sum, 2·K·T·W flop a unit, and the
-               layer's input and output gradient, s·K·T·(I+O) bytes a unit, are kept until then
-    factors    one position per draw: the norm from the K² products of the factors, the sum by recompute
+    store      the gradient is written once and read once by the clipped sum: 2·s·W bytes per unit
+    recompute  only the norm is computed; the product is repeated for the sum, 2·K·T·W flop per unit, and the
+               layer's input and output gradient, s·K·T·(I+O) bytes per unit, are kept until then
+    factors    one position per draw: the norm from the K² products of the factors, the sum by recomputing
 
-W weights and bias of the layer, I and O its columns and rows, T positions, K draws, s bytes an element. What
-is cheaper in time is taken first; while what is kept does not fit the memory given, the layer that frees most
-per second of extra time changes over. Needs shapes alone; nothing here depends on data.
+W: weights and bias of the layer; I and O: its columns and rows; T: positions; K: draws; s: bytes per element. Every
+layer starts with its fastest way. While the kept bytes exceed the given memory, the layer that frees the most bytes
+per extra second switches to another way. Only shapes matter; nothing here depends on data.
 """
 
 from collections import Counter
@@ -30,12 +30,12 @@ MIB = 2**20
 
 
 class PlanError(UserError):
-    """No choice of ways fits the memory given."""
+    """No choice of ways fits the given memory."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One trainable layer: rows O, columns I (with taps), positions T; inputs: elements of one sample."""
+    """One trainable layer: rows O, columns I (times taps), positions T; inputs: elements of one sample's input."""
 
     name: str
     kind: str
@@ -48,7 +48,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How a layer is done, the bytes it keeps until the sum, the seconds it adds to a plain backward."""
+    """A layer's way, the bytes it keeps until the sum and the seconds it adds to a plain backward."""
 
     layer: LayerShape
     way: Way
@@ -58,7 +58,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """The ways of all layers for one microbatch."""
+    """The layer plan of a microbatch: the way of every layer."""
 
     layers: tuple[LayerPlan, ...]
     units: int
@@ -67,23 +67,24 @@ class EnginePlan:
 
     @property
     def kept(self) -> int:
+        """Return the bytes that all layers together keep until the sum."""
         return sum(plan.kept for plan in self.layers)
 
     def way(self, name: str) -> Way:
-        """The way of the layer `name`."""
+        """Return the way of the layer `name`."""
         return next(plan.way for plan in self.layers if plan.layer.name == name)
 
 
 def layer_shapes(net: nn.Module, forward: Callable[[], object]) -> list[LayerShape]:
-    """The shapes of every trainable layer of `net`, seen in one call of `forward` (one sample is enough)."""
+    """Return the shape of every trainable layer of `net`, recorded in one call of `forward` (one sample is enough)."""
     shapes: dict[str, LayerShape] = {}
     with ExitStack() as hooks:
         for name, layer, _ in ruled_layers(net):
 
-            def see(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor, name: str = name) -> None:
+            def record(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor, name: str = name) -> None:
                 shapes[name] = _shape(name, layer, inputs[0], output)
 
-            hooks.enter_context(layer.register_forward_hook(see))
+            hooks.enter_context(layer.register_forward_hook(record))
         forward()
     return list(shapes.values())
 
@@ -93,7 +94,7 @@ def _shape(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> LayerShape:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     rows, columns = len(weight), weight[0].numel()
-    # A table's rows are looked up, not multiplied: one position per look-up.
+    # An embedding's rows are looked up, not multiplied: one position per lookup.
     outputs = columns if isinstance(layer, nn.Embedding) else rows
     return LayerShape(
         name, type(layer).__name__, rows, columns, y[0].numel() // outputs, x[0].numel(), weights
@@ -103,32 +104,32 @@ def _shape(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> LayerShape:
 def plan_layers(
     layers: Sequence[LayerShape], units: int, draws: int, memory: int, element_bytes: int = 4
 ) -> EnginePlan:
-    """The plan for microbatches of `units` units with `draws` draws whose kept bytes fit `memory`.
+    """Return a layer plan for microbatches of `units` units with `draws` draws that keeps at most `memory` bytes.
 
-    element_bytes: of the stored gradients (4 fp32, 2 bf16); inputs and output gradients count 2 bytes, as in
-    bf16. PlanError where no choice fits.
+    element_bytes: bytes per element of the stored gradients (4 for fp32, 2 for bf16); inputs and output gradients
+    count 2 bytes, as in bf16. Raises PlanError if no choice fits.
     """
     choices = [_ways(layer, units, draws, element_bytes) for layer in layers]
     chosen = [min(ways, key=lambda plan: plan.seconds) for ways in choices]
     while (kept := sum(plan.kept for plan in chosen)) > memory:
         gains = [
-            ((now.kept - other.kept) / max(other.seconds - now.seconds, 1e-12), place, other)
-            for place, (now, ways) in enumerate(zip(chosen, choices, strict=True))
+            ((now.kept - other.kept) / max(other.seconds - now.seconds, 1e-12), index, other)
+            for index, (now, ways) in enumerate(zip(chosen, choices, strict=True))
             for other in ways
             if other.kept < now.kept
         ]
         if not gains:
             raise PlanError(
-                f"per-unit gradients of {units} units need at least {kept / MIB:.0f} MiB, but "
-                f"{memory / MIB:.0f} MiB are given: lower compute.microbatch"
+                f"per-unit gradients of a microbatch of {units} units need at least {kept / MIB:.0f} MiB, but only "
+                f"{memory / MIB:.0f} MiB are available: lower compute.microbatch"
             )
-        _, place, other = max(gains, key=lambda gain: gain[0])
-        chosen[place] = other
+        _, index, other = max(gains, key=lambda gain: gain[0])
+        chosen[index] = other
     return EnginePlan(tuple(chosen), units, draws, memory)
 
 
 def _ways(layer: LayerShape, units: int, draws: int, element_bytes: int) -> list[LayerPlan]:
-    """Every way that the layer's type allows."""
+    """Return every way that the layer's type allows."""
     gradients = units * layer.weights * element_bytes
     ways = [LayerPlan(layer, "store", gradients, 2 * gradients / BYTES_PER_SECOND)]
     if layer.kind not in ("Conv2d", "Linear"):
@@ -138,25 +139,25 @@ def _ways(layer: LayerShape, units: int, draws: int, element_bytes: int) -> list
     again = product / FLOPS + operands / BYTES_PER_SECOND
     ways.append(LayerPlan(layer, "recompute", operands, again))
     if layer.kind == "Linear" and layer.positions == 1:
-        # The first product is not needed: the norm comes from the factors, for next to nothing.
+        # No first product: the norm comes from the factors at almost no cost.
         gram = 2 * units * draws**2 * (layer.rows + layer.columns) / FLOPS
         ways.append(LayerPlan(layer, "factors", operands, gram + operands / BYTES_PER_SECOND))
     return ways
 
 
 def explain(plan: EnginePlan) -> str:
-    """The plan as a table: what `--explain` prints. Public: it depends on shapes alone."""
+    """Return the layer plan as the table that `--explain` prints. PUBLIC: it depends on shapes alone."""
     columns = "{:<44} {:<10} {:>15} {:>7} {:<10} {:>9} {:>9}"
     lines = [columns.format("layer", "type", "rows x columns", "K·T", "way", "kept MiB", "extra µs")]
     for chosen in plan.layers:
         layer = chosen.layer
         size, reduction = f"{layer.rows} x {layer.columns}", plan.draws * layer.positions
-        figures = f"{chosen.kept / MIB:.1f}", f"{chosen.seconds * 1e6:.1f}"
-        lines.append(columns.format(layer.name, layer.kind, size, reduction, chosen.way, *figures))
+        costs = f"{chosen.kept / MIB:.1f}", f"{chosen.seconds * 1e6:.1f}"
+        lines.append(columns.format(layer.name, layer.kind, size, reduction, chosen.way, *costs))
     count = Counter(chosen.way for chosen in plan.layers)
     lines.append(
         f"{plan.units} units, {plan.draws} draws: {plan.kept / MIB:.0f} of {plan.memory / MIB:.0f} MiB kept; "
         + ", ".join(f"{way} {number}" for way, number in sorted(count.items()))
-        + " (times modelled for an H100, not measured)"
+        + " (times are modelled for an H100, not measured)"
     )
     return "\n".join(lines)

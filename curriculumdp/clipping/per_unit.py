@@ -1,7 +1,7 @@
-"""Per-unit gradients of a whole network, and their clipped sum (the engine of DP-SGD, Abadi et al. 2016).
+"""Per-unit gradients of a network and their clipped sum: the engine of DP-SGD (Abadi et al. 2016).
 
-While a backward runs, the forward of every trainable layer is swapped for an autograd Function that returns the
-input's gradient alone and writes the weights' gradient, split by unit, into one buffer.
+During a backward, every trainable layer's forward is replaced by an autograd Function that returns only the input's
+gradient and writes the weights' gradient, split by unit, into one buffer.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ from curriculumdp.errors import UserError
 
 
 class GradientError(UserError):
-    """A backward could not give every unit's gradient of every parameter."""
+    """A backward did not produce every unit's gradient of every parameter, or was used twice."""
 
 
 class Segment(NamedTuple):
-    """Where a parameter lies in the flat order of `net.named_parameters()`."""
+    """A parameter's position in the flat order of `net.named_parameters()`."""
 
     name: str
     shape: torch.Size
@@ -30,11 +30,11 @@ class Segment(NamedTuple):
 
 
 class PerUnitGradients:
-    """The gradients of a network for microbatches of `units` units with `draws` draws each. PRIVATE.
+    """Per-unit gradients of a network, for microbatches of `units` units with `draws` draws each. PRIVATE.
 
-    The network's samples are N = units·draws, a unit's draws contiguous, and no operation in it may mix samples.
-    `grads` [units, total] holds each unit's gradient in the flat order of `parameters`, which are the trainable
-    ones. Raises UnruledLayer, by name, where a trainable layer has no rule.
+    The network sees N = units·draws samples, a unit's draws contiguous, and no operation in it may mix samples.
+    `grads` [units, total] holds each unit's gradient in the flat order of `parameters`, the trainable ones. Raises
+    UnruledLayer, naming the layer, if a trainable layer has no rule, and GradientError if nothing is trainable.
     """
 
     def __init__(self, net: nn.Module, units: int, draws: int, dtype: torch.dtype = torch.float32) -> None:
@@ -53,18 +53,19 @@ class PerUnitGradients:
         if device.type == "cpu":
             _keep_freed_memory()
         self.grads = torch.zeros(units, self.total, dtype=dtype, device=device)
-        self._places = {id(p): place for place, p in enumerate(self._weights)}
+        self._index_of = {id(p): index for index, p in enumerate(self._weights)}
         self._views = [
-            self.grads[:, at : at + shape.numel()].unflatten(1, shape) for _, shape, at in self.parameters
+            self.grads[:, offset : offset + shape.numel()].unflatten(1, shape)
+            for _, shape, offset in self.parameters
         ]
         self._written: set[int] = set()
         self._fresh = False
 
     def backward(self, forward_loss: Callable[[], Tensor]) -> Tensor:
-        """The units' losses [units], detached; fills `grads` with the gradient of each. PRIVATE.
+        """Fill `grads` with each unit's gradient and return the units' losses [units], detached. PRIVATE.
 
-        forward_loss runs the network on units·draws samples and returns one loss per unit, its draws averaged.
-        Raises GradientError, naming the parameter, where a gradient is missing or incomplete.
+        `forward_loss` runs the network on units·draws samples and returns one loss per unit, averaged over its draws.
+        Raises GradientError if it does not, or, naming the parameter, if a gradient is missing or incomplete.
         """
         self._written.clear()
         self._fresh = False
@@ -82,10 +83,10 @@ class PerUnitGradients:
         return losses.detach()
 
     def add_clipped_grads(self, total: Tensor, clip_norm: float, present: Tensor) -> ClipResult:
-        """Adds each present unit's clipped gradient to `total` int64 [P], once for every backward. PRIVATE.
+        """Add each present unit's clipped gradient to `total` int64 [P], once per backward. PRIVATE.
 
-        present bool [units], False for padding. What a unit adds has an L2 norm of at most `clip_norm`, in steps
-        of clip_norm/2³⁶: see `add_clipped_rows`. Raises GradientError without a complete backward before it.
+        present bool [units], False for padding. A unit adds a vector of L2 norm at most `clip_norm`, in steps of
+        clip_norm/2³⁶; see `add_clipped_rows`. Raises GradientError unless a complete backward precedes each call.
         """
         if not self._fresh:
             raise GradientError("add_clipped_grads needs a new, complete backward: a unit would count twice")
@@ -93,29 +94,30 @@ class PerUnitGradients:
         return add_clipped_rows(self.grads, total, clip_norm, present)
 
     def segment(self, parameter: Tensor | None) -> tuple[Tensor, bool] | None:
-        """(where the units' gradients of `parameter` go [units, *shape], whether to add); None if frozen."""
-        place = self._places.get(id(parameter))
-        if place is None:
+        """Return (view [units, *shape] for the gradients of `parameter`, whether to add to it); None if frozen."""
+        index = self._index_of.get(id(parameter))
+        if index is None:
             return None
-        again = place in self._written
-        self._written.add(place)
-        return self._views[place], again
+        again = index in self._written
+        self._written.add(index)
+        return self._views[index], again
 
     def _require_complete(self) -> None:
-        for place, (name, _, _) in enumerate(self.parameters):
-            if self._weights[place].grad is not None:
-                self._weights[place].grad = None
+        """Raise GradientError unless the backward produced every parameter's complete gradient."""
+        for index, (name, _, _) in enumerate(self.parameters):
+            if self._weights[index].grad is not None:
+                self._weights[index].grad = None
                 raise GradientError(
                     f"{name} was used outside its layer's forward: its gradient is incomplete"
                 )
-            if place not in self._written:
+            if index not in self._written:
                 raise GradientError(
                     f"{name} got no gradient: the forward did not use it, or ran without grad"
                 )
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        """The layers' forwards are ours inside, and what they were outside, whatever happens."""
+        """Swap in our forwards for the duration; restore the layers' own whatever happens."""
         before = [layer.__dict__.get("forward") for _, layer, _ in self._layers]
         try:
             for name, layer, rule in self._layers:
@@ -135,14 +137,14 @@ class PerUnitGradients:
                 f"{name} saw {len(x)} samples, not units × draws = {self.units} × {self.draws}: "
                 "its gradient cannot be split by unit"
             )
-        # The anchor requires grad, so that a layer is not skipped where its input does not: time and class
-        # embeddings, and the first convolution.
+        # The anchor requires grad, so autograd does not skip layers whose input does not (time and class embeddings,
+        # the first convolution).
         y: Tensor = _PerUnit.apply(x, anchor, layer, rule, self)
         return y
 
 
 class _PerUnit(torch.autograd.Function):
-    """A layer whose backward keeps its weights' gradients apart by unit, and gives autograd none."""
+    """A layer whose backward writes its weights' gradients per unit and returns none to autograd."""
 
     @staticmethod
     def forward(
@@ -155,7 +157,7 @@ class _PerUnit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        # What is saved is cast already: autocast must not cast again in here.
+        # The saved tensors are already cast: autocast must not cast them again.
         with torch.autocast(grad_out.device.type, enabled=False):
             grad = ctx.rule.backward(
                 ctx.layer, ctx.saved_tensors, grad_out, ctx.needs_input_grad[0], ctx.sink
@@ -164,9 +166,9 @@ class _PerUnit(torch.autograd.Function):
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc keep freed blocks: it raises its thresholds (to 31 and 62 MiB) when a large block is freed.
+    """Make glibc keep freed blocks: it raises its thresholds (to 31 and 62 MiB) when a large block is freed.
 
-    Otherwise every large temporary is returned to the system and its pages are faulted in again at the next use:
-    12 ms of a 90 ms step at 8 px (measured). Elsewhere it does nothing.
+    Otherwise every large temporary is returned to the system and its pages are faulted in again on the next use:
+    12 ms of a 90 ms step at 8 px (measured). Has no effect with other allocators.
     """
     torch.empty(31 << 20, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""The rule of each layer type: its forward, and the gradient of its weights by unit.
+"""The rule of each layer type: its forward, and the per-unit gradient of its weights.
 
-A layer type is supported when it has a row in `RULES`. A model with a trainable layer that has none is refused by
-name: a parameter that the engine missed would never learn, and one that mixes units has no bound.
+A layer type is supported if it has an entry in `RULES`. A trainable layer without one is refused by name: a parameter
+that the engine missed would never learn, and a layer that mixes units has no sensitivity bound.
 """
 
 from collections.abc import Callable
@@ -23,22 +23,25 @@ Saved = tuple[Tensor, ...]
 
 
 class UnruledLayer(UserError):
-    """A trainable layer or parameter whose gradient by unit cannot be computed."""
+    """A layer or parameter whose per-unit gradient cannot be computed."""
 
 
 class Sink(Protocol):
-    """Where gradients by unit go."""
+    """The destination of per-unit gradients."""
 
     units: int
 
     def segment(self, parameter: Tensor | None) -> tuple[Tensor, bool] | None:
-        """(view [B, *shape], whether to add to it) for a trainable parameter; None for another."""
+        """Return (view [B, *shape], whether to add to it) for a trainable parameter, None for any other."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """forward(layer, x) -> (y, what to save); backward(layer, saved, grad_out, wants_input, sink) -> grad_x;
-    refuse(layer) -> why this layer of the type has no rule, or None."""
+    """How to run a layer type.
+
+    forward(layer, x) -> (y, tensors to save); backward(layer, saved, grad_out, wants_input, sink) -> grad_x;
+    refuse(layer) -> why this particular layer is not supported, or None.
+    """
 
     forward: Callable[[Any, Tensor], tuple[Tensor, Saved]]
     backward: Callable[[Any, Saved, Tensor, bool, Sink], Tensor | None]
@@ -46,7 +49,7 @@ class Rule:
 
 
 def _autocast(*tensors: Tensor | None) -> list[Any]:
-    """The tensors as autocast would pass them to a matrix product."""
+    """Return the tensors as autocast would pass them to a matrix product."""
     assert tensors[0] is not None
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
@@ -81,14 +84,14 @@ def _conv2d_backward(
 
 def _geometry(layer: nn.Conv2d) -> tuple[Pair, Pair, Pair]:
     padding = layer.padding
-    assert not isinstance(padding, str)  # refused
+    assert not isinstance(padding, str)  # _conv2d_refusal rejects it
     (sh, sw), (ph, pw), (dh, dw) = layer.stride, padding, layer.dilation
     return (sh, sw), (ph, pw), (dh, dw)
 
 
 def _conv2d_refusal(layer: nn.Conv2d) -> str | None:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        return "padding that is not zeros, or not given in pixels, has no rule"
+        return "only zero padding, given in pixels, is supported"
     return None
 
 
@@ -144,7 +147,7 @@ def _embedding_backward(
 
 def _embedding_refusal(layer: nn.Embedding) -> str | None:
     if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
-        return "max_norm, scale_grad_by_freq and sparse have no rule: the first two depend on the whole batch"
+        return "max_norm, scale_grad_by_freq and sparse are not supported: the first two depend on the whole batch"
     return None
 
 
@@ -157,16 +160,16 @@ RULES: dict[type[nn.Module], Rule] = {
 
 
 def ruled_layers(net: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
-    """(name, layer, rule) of every layer of `net` that owns a trainable parameter.
+    """Return (name, layer, rule) for every layer of `net` that owns a trainable parameter.
 
-    Raises UnruledLayer, naming the layer, its type and the parameter, where one has no rule.
+    Raises UnruledLayer, naming the layer, its type and the parameter, if one has no rule or is a batch norm.
     """
     layers = []
     for name, layer in net.named_modules():
         where = f"{name or 'the model'} ({type(layer).__name__})"
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise UnruledLayer(
-                f"{where} mixes the units of a batch: no gradient by unit exists; use GroupNorm"
+                f"{where} mixes the units of a batch, so no per-unit gradient exists: use GroupNorm"
             )
         trainable = [key for key, p in layer.named_parameters(recurse=False) if p.requires_grad]
         if not trainable:
@@ -174,8 +177,8 @@ def ruled_layers(net: nn.Module) -> list[tuple[str, nn.Module, Rule]]:
         rule = RULES.get(type(layer))
         if rule is None:
             raise UnruledLayer(
-                f"{where} has the trainable parameter {trainable[0]} and no rule for its gradient by unit; "
-                f"layers with a rule: {', '.join(kind.__name__ for kind in RULES)}; freeze or replace it"
+                f"{where} has a trainable parameter, {trainable[0]}, but no rule for its per-unit gradient: "
+                f"freeze it or replace it with one of {', '.join(kind.__name__ for kind in RULES)}"
             )
         if (why := rule.refuse(layer)) is not None:
             raise UnruledLayer(f"{where}: {why}")

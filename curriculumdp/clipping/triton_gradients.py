@@ -1,4 +1,4 @@
-"""Per-unit gradients on Triton: norms from the kernels' epilogues, each layer stored or recomputed as planned."""
+"""Per-unit gradients on Triton: norms from the kernels' epilogues, each layer done as the layer plan says."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class _Product:
 
 @dataclass
 class _Shared:
-    """Linear layers called one after another with the same input; three (query, key, value) take one launch."""
+    """Consecutive linear layers with the same input; three of them (query, key, value) take one launch."""
 
     x: Tensor
     version: int
@@ -47,9 +47,9 @@ class _Shared:
 class FusedGradients(PerUnitGradients):
     """`PerUnitGradients` on Triton kernels. PRIVATE.
 
-    Without a plan every layer is stored, in `dtype`. A layer that the kernels do not cover (grouped convolutions,
-    partly frozen layers) is stored by its ordinary rule, and its norm taken afterwards. channels_last: convolutions
-    answer in that memory format whatever format their input has. Raises GradientError where layers share a parameter.
+    Without a layer plan every layer is stored, in `dtype`. A layer that the kernels do not cover (grouped convolution,
+    partly frozen layer) is stored by its ordinary rule and its norm computed afterwards. channels_last: convolutions
+    return that memory format whatever their input has. Raises GradientError if two layers share a parameter.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FusedGradients(PerUnitGradients):
         *,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(net, 0, draws, dtype)  # 0: which layers have a place in `grads` is the plan's to say
+        super().__init__(net, 0, draws, dtype)  # 0 units: _lay_out allocates `grads`, by the layer plan
         self.units = units
         self._refuse_shared_parameters()
         fused = {name for name, layer, _ in self._layers if _fused_rule(layer) is not None}
@@ -82,44 +82,46 @@ class FusedGradients(PerUnitGradients):
         ]
         self._squares: dict[int, Tensor] = {}
         self._products: list[_Product] = []
-        self._whole: dict[int, Tensor] = {}
+        self._shared_squares: dict[int, Tensor] = {}
         self._inputs: dict[int, _Shared] = {}
         self._last: _Shared | None = None
         self._calls: Counter[int] = Counter()
 
     def _refuse_shared_parameters(self) -> None:
-        """A parameter of two layers: the norm would be taken of each layer's part of its gradient, not of their sum."""
+        """Raise if layers share a parameter: norms would be of each layer's part of its gradient, not of their sum."""
         owners: dict[int, str] = {}
         for name, layer, _ in self._layers:
             for parameter in layer.parameters(recurse=False):
                 if (first := owners.setdefault(id(parameter), name)) != name:
-                    raise GradientError(f"{first} and {name} share a parameter: no kernel takes its norm")
+                    raise GradientError(
+                        f"{first} and {name} share a parameter, whose norm no kernel takes: untie them"
+                    )
 
     def _lay_out(self, dtype: torch.dtype, stored: list[Segment]) -> None:
-        """Gives the stored segments places in one buffer, and finds the runs that are contiguous in the sum too."""
+        """Allocate one buffer for the stored segments and find the runs that are contiguous in the sum too."""
         width = sum(segment.shape.numel() for segment in stored)
         self.grads = torch.zeros(self.units, width, dtype=dtype, device=self._weights[0].device)
         self._column: dict[str, int] = {}
-        self._runs: list[tuple[int, int, int]] = []  # (place, offset in the sum, length)
-        place = 0
+        self._runs: list[tuple[int, int, int]] = []  # (column, offset in the sum, length)
+        column = 0
         for segment in stored:
             length = segment.shape.numel()
-            self._column[segment.name] = place
+            self._column[segment.name] = column
             if self._runs and self._runs[-1][1] + self._runs[-1][2] == segment.offset:
                 first, offset, before = self._runs[-1]
                 self._runs[-1] = (first, offset, before + length)
             else:
-                self._runs.append((place, segment.offset, length))
-            place += length
+                self._runs.append((column, segment.offset, length))
+            column += length
         nothing = self.grads[:, :0]
         self._views = [self._columns(s) if s.name in self._column else nothing for s in self.parameters]
 
     def _columns(self, segment: Segment) -> Tensor:
-        place = self._column[segment.name]
-        return self.grads[:, place : place + segment.shape.numel()].unflatten(1, segment.shape)
+        column = self._column[segment.name]
+        return self.grads[:, column : column + segment.shape.numel()].unflatten(1, segment.shape)
 
     def backward(self, forward_loss: Callable[[], Tensor]) -> Tensor:
-        """Fills `grads` and the norms' parts, keeps the operands of recomputed layers; returns the losses [B]."""
+        """Fill `grads` and the norms' parts, keep recomputed layers' operands and return the losses [B]. PRIVATE."""
         self._products.clear()
         self._calls.clear()
         try:
@@ -140,7 +142,7 @@ class FusedGradients(PerUnitGradients):
 
     def _linear_forward(self, layer: nn.Linear, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         shared = self._inputs[id(layer)]
-        if shared.cast is None:  # query, key and value keep one copy of their input, not three
+        if shared.cast is None:  # query, key and value share one copy of their input
             shared.cast = _autocast(x)
         weight, bias = _autocast(layer.weight), None if layer.bias is None else _autocast(layer.bias)
         return F.linear(shared.cast, weight, bias), (shared.cast, weight)
@@ -148,13 +150,15 @@ class FusedGradients(PerUnitGradients):
     def _require_complete(self) -> None:
         for shared in self._inputs.values():
             if shared.grads:
-                raise GradientError("a projection that shares its input got no gradient")
+                raise GradientError("a linear layer that shares its input with others got no gradient")
         super()._require_complete()
 
     def add_clipped_grads(self, total: Tensor, clip_norm: float, present: Tensor) -> ClipResult:
-        """Adds each present, finite unit's clipped and rounded gradient to `total` int64 [P] (design D3, 1 to 3)."""
+        """Add each present, finite unit's clipped, rounded gradient to `total` int64 [P] (design D3). PRIVATE."""
         if not MIN_CLIP_NORM <= clip_norm <= MAX_CLIP_NORM:
-            raise ValueError(f"clip_norm is {clip_norm}; it must lie in {MIN_CLIP_NORM}..{MAX_CLIP_NORM}")
+            raise ValueError(
+                f"clip_norm is {clip_norm}; it must be between {MIN_CLIP_NORM} and {MAX_CLIP_NORM}"
+            )
         if not self._fresh:
             raise GradientError("add_clipped_grads needs a new, complete backward: a unit would count twice")
         self._fresh = False
@@ -162,14 +166,14 @@ class FusedGradients(PerUnitGradients):
         return ClipResult(norms, excluded)
 
     def _sum_clipped(self, total: Tensor, clip_norm: float, present: Tensor) -> tuple[Tensor, Tensor]:
-        """(norms [B], units excluded); looks at no value from the host, so that it can be captured in a graph."""
+        """Return (norms [B], number of units excluded). Reads no value on the host, so that a graph can capture it."""
         squared = torch.cat(list(self._squares.values()), 1).sum(1)
         for segment in self._plain:
             squared = squared + squared_row_norms(self._columns(segment).flatten(1))
         norms = squared.sqrt()
         scale = clip_scale(norms, clip_norm, present)
-        for place, offset, length in self._runs:
-            add_scaled_rows(self.grads[:, place : place + length], scale, total[offset : offset + length])
+        for column, offset, length in self._runs:
+            add_scaled_rows(self.grads[:, column : column + length], scale, total[offset : offset + length])
         for product in self._products:
             weight, bias = (self._in_sum(total, p) for p in (product.layer.weight, product.layer.bias))
             assert weight is not None
@@ -179,21 +183,21 @@ class FusedGradients(PerUnitGradients):
         return norms, (present & ~norms.isfinite()).sum()
 
     def _in_sum(self, total: Tensor, parameter: Any) -> Tensor | None:
-        """A parameter's part of the flat sum, in its shape."""
+        """Return a parameter's part of the flat sum, in its shape."""
         if parameter is None:
             return None
-        segment = self.parameters[self._places[id(parameter)]]
+        segment = self.parameters[self._index_of[id(parameter)]]
         return total[segment.offset : segment.offset + segment.shape.numel()].view(segment.shape)
 
     def parts(self, layer: nn.Module, count: int) -> Tensor:
-        """Where a layer's launch leaves the parts of each unit's squared norm, float64 [B, count]."""
+        """Return the buffer, float64 [B, count], that a layer's launch fills with parts of each unit's squared norm."""
         if id(layer) not in self._squares or self._squares[id(layer)].shape[1] != count:
             shape = (self.units, count)
             self._squares[id(layer)] = torch.zeros(shape, dtype=torch.float64, device=self.grads.device)
         return self._squares[id(layer)]
 
     def take(self, layer: Any, x: Tensor, grad_out: Tensor, geometry: Geometry) -> None:
-        """Stores a product's gradients and norm, or takes its norm alone and keeps its operands."""
+        """Store a product's gradients and norm, or compute its norm alone and keep its operands."""
         weight, bias = self.segment(layer.weight), self.segment(layer.bias)
         assert weight is not None
         shape, way = _as_conv(layer.weight), self._way_of[id(layer)]
@@ -205,7 +209,7 @@ class FusedGradients(PerUnitGradients):
             return
         if weight[1]:
             raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")
-        if way == "factors" and precision_of(x.dtype) != "tf32":  # whose products are coarser than their norm
+        if way == "factors" and precision_of(x.dtype) != "tf32":  # tf32 products are coarser than their norm
             x_rows, grad_rows = x[..., 0].transpose(1, 2), grad_out[..., 0].transpose(1, 2)
             self.parts(layer, 1)[:, 0] = linear_squares(x_rows, grad_rows, self.units, bias is not None)
         else:
@@ -213,7 +217,7 @@ class FusedGradients(PerUnitGradients):
         self._products.append(_Product(layer, x, grad_out, geometry))
 
     def take_linear(self, layer: nn.Linear, x: Tensor, grad_out: Tensor) -> None:
-        """As `take`, but three stored layers with one input wait for each other and go in one launch."""
+        """Do what `take` does, but collect three stored layers with one input into one launch."""
         shared = self._inputs[id(layer)]
         if not self._together(shared):
             self.take(layer, as_image(x), as_image(grad_out), Geometry())
@@ -226,14 +230,14 @@ class FusedGradients(PerUnitGradients):
         squares = self._shared_parts((q, k, v), conv2d_parts(shape, bias, x.dtype))
         grads = [shared.grads[id(layer)] for layer in (q, k, v)]
         weights, biases = (
-            [self._place(p) for p in parameters]
+            [self._view_of(p) for p in parameters]
             for parameters in ((q.weight, k.weight, v.weight), (q.bias, k.bias, v.bias) if bias else ())
         )
         shared_input_grads(x, grads, weights, biases if bias else None, squares)
         shared.grads.clear()
 
     def _together(self, shared: _Shared) -> bool:
-        """Whether the layers of one input are three of one size, all stored and each used once."""
+        """Return whether an input's layers are three of the same size, all stored and each used once."""
         first = shared.layers[0]
         return len(shared.layers) == 3 and all(
             layer.weight.shape == first.weight.shape
@@ -243,35 +247,35 @@ class FusedGradients(PerUnitGradients):
             for layer in shared.layers
         )
 
-    def _place(self, parameter: Tensor) -> Tensor:
-        place = self.segment(parameter)
-        assert place is not None
-        return place[0]
+    def _view_of(self, parameter: Tensor) -> Tensor:
+        segment = self.segment(parameter)
+        assert segment is not None
+        return segment[0]
 
     def _shared_parts(self, layers: tuple[nn.Module, ...], count: int) -> Tensor:
-        """The parts of several layers as one buffer, float64 [layers, B, count]."""
+        """Return the parts of several layers as one buffer, float64 [layers, B, count]."""
         first = self._squares.get(id(layers[0]))
         if first is None or first.shape[1] != count:
             shape = (len(layers), self.units, count)
             whole = torch.zeros(shape, dtype=torch.float64, device=self.grads.device)
             self._squares.update({id(layer): part for layer, part in zip(layers, whole, strict=True)})
-            self._whole[id(layers[0])] = whole
-        return self._whole[id(layers[0])]
+            self._shared_squares[id(layers[0])] = whole
+        return self._shared_squares[id(layers[0])]
 
 
 def _as_conv(weight: Tensor) -> tuple[int, ...]:
-    """A weight's shape as a convolution's."""
+    """Return a weight's shape as that of a convolution's weight."""
     return tuple(weight.shape) + (1,) * (4 - weight.dim())
 
 
 def _autocast(tensor: Tensor) -> Tensor:
-    """The tensor as autocast would pass it to a matrix product."""
+    """Return the tensor as autocast would pass it to a matrix product."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def _conv2d_forward(channels_last: bool, layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """An image of one channel is laid out both ways: only the weight can ask for channels_last."""
+    """Run the convolution. A one-channel image has both layouts, so only the weight can request channels_last."""
     x, weight = _autocast(x), _autocast(layer.weight)
     if channels_last:
         empty = torch.empty_like(weight, memory_format=torch.channels_last)
@@ -303,7 +307,7 @@ def _linear_backward(
 
 
 def _group_norm_forward(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    # Autocast gives the norm's output in fp32; the input need not be copied to fp32 for that.
+    # Autocast returns the norm's output in fp32; the kernel does so without an fp32 copy of the input.
     dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
     y, mean, rstd = group_norm_forward(x, layer.weight, layer.bias, layer.num_groups, layer.eps, dtype)
     return y, (x, mean, rstd)
@@ -338,6 +342,6 @@ FUSED_RULES: dict[type[nn.Module], Rule] = {
 
 
 def _fused_rule(layer: nn.Module) -> Rule | None:
-    """The layer's rule on the kernels, or None where they do not cover it."""
-    whole = all(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-    return FUSED_RULES.get(type(layer)) if whole and getattr(layer, "groups", 1) == 1 else None
+    """Return the layer's rule on the kernels, or None if they do not cover it."""
+    trainable = all(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+    return FUSED_RULES.get(type(layer)) if trainable and getattr(layer, "groups", 1) == 1 else None

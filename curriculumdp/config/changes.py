@@ -1,4 +1,4 @@
-"""What a change of an option means for a run that has begun, and what of the options may leave. PUBLIC."""
+"""What a changed option means for a run that has begun, and which options may leave in a release. PUBLIC."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from curriculumdp.config.yaml_file import options_of, shown
 Kind = Literal["neutral", "fresh", "refused"]
 
 
-# What names a place on the user's machine, and hence stays out of a release.
+# Options that hold a path on the user's machine: they stay out of a release.
 PATHS = ("run_dir", "data.path", "data.csv", "data.roster", "data.ledger")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An option that is not what it was when the run began; `kind` says what resume makes of it."""
+    """An option that has changed since the run began; `kind` states how resume treats the change."""
 
     key: str
     was: object
@@ -29,9 +29,10 @@ class Difference:
 
 
 def resume_differences(saved: Mapping[str, Any], now: Config) -> list[Difference]:
-    """What has changed since `saved` (a `Config.resolved()`, perhaps through JSON), in the config's order.
+    """Return the options that have changed since `saved`, in the config's order.
 
-    An option that one side lacks counts as None there; one that this version does not know is refused.
+    saved: a `Config.resolved()`, possibly read back from JSON. An option missing on one side counts as None there;
+    one unknown to this version is refused.
     """
     before, after = _flattened(saved), _flattened(now.resolved())
     kinds = {
@@ -55,7 +56,7 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fresh_options(config: Config) -> dict[str, Any]:
-    """Return the options, by dotted key, a change of which takes new keys on resume."""
+    """Return the options, by dotted key, whose change means new keys on resume."""
     values = _flattened(config.resolved())
     return {
         key: values[key]
@@ -65,7 +66,7 @@ def fresh_options(config: Config) -> dict[str, Any]:
 
 
 def without_paths(config: Config) -> dict[str, Any]:
-    """PUBLIC: the resolved config less what names places on the user's machine, for the release."""
+    """Return the resolved config without paths on the user's machine, as a release holds it. PUBLIC."""
     values = config.resolved()
     for key in PATHS:
         section, _, last = key.rpartition(".")

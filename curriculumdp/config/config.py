@@ -1,4 +1,4 @@
-"""One whole run's options, from a YAML file and `key.path=value` overrides. PUBLIC."""
+"""The options of a complete run, from a YAML file and `key.path=value` overrides. PUBLIC."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from curriculumdp.config.yaml_file import and_more, read_values, validated
 
 
 class Config(Options):
-    """One whole run, whose options agree."""
+    """The options of a complete run, checked against each other."""
 
     @model_validator(mode="before")
     @classmethod
@@ -30,13 +30,13 @@ class Config(Options):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The run that a YAML file describes, with `key.path=value` overrides (their values are YAML).
+    """Load a run's config from a YAML file and `key.path=value` overrides (their values are YAML).
 
-    Raises ConfigError, one line, for whatever is wrong with either.
+    Raises ConfigError, one line, if the file or an override is invalid.
     """
     return validated(Config, read_values(path, overrides), str(path))
 
 
 def config_from(values: Mapping[str, Any], where: str) -> Config:
-    """The run of a mapping such as `Config.resolved()` gives; `where` names its origin in a ConfigError."""
+    """Build a config from a mapping such as `Config.resolved()`; a ConfigError names its origin, `where`."""
     return validated(Config, values, where)

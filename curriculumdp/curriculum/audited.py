@@ -1,4 +1,4 @@
-"""The run that an audit attacks: the plan and the images of a config, with no folder to write to."""
+"""The run that an audit attacks: the plan and the images of a config, without a run folder."""
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from curriculumdp.world import one_process
 
 
 def audited_run(config: Config, with_data: bool) -> Run:
-    """A run in one process on the CPU, without a ledger; PRIVATE if `with_data`, else it reads no image.
+    """Return a run in one process on the CPU, without a ledger. PRIVATE if `with_data`; otherwise it reads no image.
 
-    Raises what planning and reading raise, one line each.
+    Raises the UserErrors of planning and of reading images, one line each.
     """
     torch.set_num_threads(config.compute.threads)
     data = config.data

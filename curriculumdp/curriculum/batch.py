@@ -1,4 +1,4 @@
-"""The units of a microbatch and what each of them draws: images, noise levels, diffusion noise. PRIVATE."""
+"""The units of a microbatch and what is drawn for each: images, noise levels, diffusion noise. PRIVATE."""
 
 from dataclasses import dataclass, fields
 from math import prod
@@ -10,16 +10,16 @@ from torch import Tensor
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.streams import normals, uniforms, unit_words
 
-# Words of a draw, in order: which image, label dropout, noise level (two), then the diffusion noise.
+# Random words per draw, in order: which image, label dropout, noise level (two), then the diffusion noise.
 HEAD_WORDS = 4
 
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """PRIVATE: B units, K draws each, a unit's draws contiguous.
+    """A microbatch of B units with K draws each, a unit's draws contiguous. PRIVATE.
 
-    images fp32 [B·K, C, H, W] in [−1, 1]; labels int64 [B·K]; level fp32 [B·K] standard normal; noise as
-    images; present bool [B]: False for padding and for a unit that owns no image.
+    images: fp32 [B·K, C, H, W] in [−1, 1]; labels: int64 [B·K]; level: fp32 [B·K], standard normal; noise: like
+    images, standard normal; present: bool [B], False for padding and for a unit that owns no image.
     """
 
     images: Tensor
@@ -42,21 +42,21 @@ def draw_batch(
     label_dropout: float = 0.0,
     null_class: int = 0,
 ) -> UnitBatch:
-    """The draws of a microbatch; `units` int64 [B], −1 for padding; label `null_class` where a label is dropped.
+    """Draw images, labels and noise for a microbatch; `units` is int64 [B], −1 for padding.
 
-    Everything drawn for a unit is a function of (key, step, unit, draw): where it stands in the microbatch and
-    who stands beside it changes nothing (design D1).
+    A dropped label becomes `null_class`. Everything drawn for a unit is a function of (key, step, unit, draw): its
+    position in the microbatch and the other units in it change nothing (design D1).
     """
-    places = units.clamp(min=0)
-    counts = torch.from_numpy(images.counts)[places]
+    indices = units.clamp(min=0)
+    counts = torch.from_numpy(images.counts)[indices]
     present = (units >= 0) & (counts > 0)
     shape = (len(units) * draws, *images.images.shape[1:])
     pixels = prod(images.images.shape[1:])
-    words = unit_words(key, step, _sent(places, device), draws, HEAD_WORDS + pixels + pixels % 2)
-    # What picks an image is drawn where the images are: asking the GPU for it would stop the queue of work.
-    head = words if words.device.type == "cpu" else unit_words(key, step, places, draws, HEAD_WORDS)
+    words = unit_words(key, step, _sent(indices, device), draws, HEAD_WORDS + pixels + pixels % 2)
+    # The words that pick an image are drawn on the CPU, where the images are: reading them from the GPU would stall it.
+    head = words if words.device.type == "cpu" else unit_words(key, step, indices, draws, HEAD_WORDS)
     pick = (uniforms(head[..., 0]) * counts[:, None]).long()
-    owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(
+    owned = torch.from_numpy(images.offsets)[indices][:, None] + torch.minimum(
         pick, (counts - 1).clamp(min=0)[:, None]
     )
     shown = images if len(images.images) else _one_blank(images)
@@ -77,11 +77,11 @@ def draw_batch(
 
 
 def _one_blank(images: ImageSet) -> ImageSet:
-    """An image for absent units to stand on where nobody owns one: that set is a neighbour too, and must train."""
+    """Return a set of one blank image, for absent units to index when no unit owns one: such a set must train too."""
     blank, first = np.zeros((1, *images.images.shape[1:]), dtype=np.uint8), np.zeros(1, dtype=np.int64)
     return ImageSet(blank, first, first, images.unit_count)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without waiting for the GPU."""
+    """Copy `tensor` to `device` without waiting for the GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,7 +1,7 @@
-"""One microbatch of DP-SGD: losses, per-unit gradients, clip, exact sum; as it stands, or as one CUDA graph.
+"""One microbatch of DP-SGD: losses, per-unit gradients, clipping, exact sum; run eagerly or as one CUDA graph.
 
-Its shapes never change (design D2), and nothing in it looks at a value from the host on a GPU. So it is captured
-once, on static buffers, and replayed: hundreds of launches become one, which is what small images wait for.
+Its shapes never change (design D2), and on a GPU the host reads no value in it. So it is captured once, on static
+buffers, and replayed: hundreds of kernel launches, which dominate on small images, become one.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from curriculumdp.curriculum.batch import UnitBatch
 
 @dataclass(frozen=True)
 class Seen:
-    """PRIVATE figures of one microbatch, never part of the sum: losses and norms [B], present bool [B], excluded []."""
+    """PRIVATE metrics of a microbatch, not part of the sum: losses and norms [B], present bool [B], excluded []."""
 
     losses: Tensor
     norms: Tensor
@@ -26,9 +26,9 @@ class Seen:
 
 
 class Microbatch:
-    """Adds microbatches' clipped gradients to `total`, one after another. PRIVATE.
+    """Adds the clipped gradients of one microbatch after another to `total`. PRIVATE.
 
-    total int64 [P] stays the same buffer for good: whoever takes the sum copies it, and zeroes it before the next.
+    total: int64 [P], always the same buffer; the caller zeroes it before a step and copies the sum afterwards.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Microbatch:
         self._captured: Captured | None = None
 
     def add(self, batch: UnitBatch) -> Seen:
-        """Adds `batch` to `total`: by replay where it is to be captured, which the first call does."""
+        """Add `batch` to `total`; if a CUDA graph is used, the first call captures it and every call replays it."""
         if not self._capture:
             return Seen(**self._run(batch.tensors()))
         if self._captured is None:
             before = self.total.clone()
             self._captured = Captured(self._run, batch.tensors())
-            self.total.copy_(before)  # warming up added to it
+            self.total.copy_(before)  # the warm-up before capture added to it
         return Seen(**self._captured(batch.tensors()))
 
     def _run(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,10 +67,10 @@ class Microbatch:
 
 
 def figures_table(seen: list[Seen], rank: int, ranks: int, microbatches: int, units: int) -> Tensor:
-    """PRIVATE float64 [microbatches, 4, units]: loss, norm, whether both count, how many were left out; this rank's.
+    """Return this rank's losses, norms, whether both count, exclusions: float64 [microbatches, 4, units]. PRIVATE.
 
-    `seen` are the microbatches rank, rank + ranks, …. Units that are absent or not finite do not count: what stands
-    in their place is 0, since NaN would spoil the sum over ranks.
+    `seen` holds the microbatches rank, rank + ranks, …. Units that are absent or not finite do not count: their values
+    are 0, since a NaN would spoil the sum over the ranks.
     """
     device = seen[0].losses.device if seen else None
     table = torch.zeros((microbatches, 4, units), dtype=torch.float64, device=device)
@@ -83,7 +83,7 @@ def figures_table(seen: list[Seen], rank: int, ranks: int, microbatches: int, un
 
 
 def figures_of(table: Tensor) -> dict[str, float]:
-    """PRIVATE figures of a step: how many units were left out as not finite; mean loss, median norm of the others."""
+    """Return a step's metrics: units excluded as not finite, and the others' mean loss and median norm. PRIVATE."""
     losses, norms, counted, excluded = table.transpose(0, 1).flatten(1).cpu()
     found = {"excluded": float(excluded.sum())}
     if not bool(counted.any()):

@@ -1,10 +1,10 @@
 """The private phase: DP-SGD on the sensitive images (Abadi et al. 2016).
 
-Noise multiplicity is DPDM's (Dockhorn et al. 2022).
+Noise multiplicity is from DPDM (Dockhorn et al. 2022).
 
-A step, as design D3 has it: Poisson rows; per-unit gradients, one norm per unit over all parameters, clipped and
-rounded to a grid; an exact integer sum over microbatches and ranks; the ledger's entry; Gaussian noise once; the
-division by the EXPECTED batch; Adam; EMA.
+A step (design D3): Poisson rows; per-unit gradients, with one norm per unit over all parameters, clipped and rounded
+to a grid; an exact integer sum over microbatches and ranks; the ledger's entry; Gaussian noise, once; division by the
+EXPECTED batch; Adam; EMA.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ from dpkernels.noise_step import adam_step, noise_step
 
 
 class PrivatePhase:
-    """DP-SGD under the plan's rate and noise multiplier."""
+    """DP-SGD at the plan's sample rate and noise multiplier."""
 
     name = "private"
 
@@ -52,10 +52,10 @@ class PrivatePhase:
         return figures | {"units": float(len(rows))}
 
     def update(self, state: State, step: int, total: Tensor, key: bytes) -> None:
-        """Noise once, the division by the EXPECTED batch, Adam, EMA (D3.5, D3.6), the same on every rank.
+        """Add noise once, divide by the EXPECTED batch, update Adam and the EMA (D3.5, D3.6); equal on every rank.
 
-        total: the sum over the ranks, int64 [P]; key: from its ledger entry (both PRIVATE). On a GPU it is one pass
-        over the buffers, which draws the same noise to within a step of the grid, and zeroes `total`.
+        total: the sum over the ranks, int64 [P]; key: from its ledger entry; both PRIVATE. On a GPU this is one pass
+        over the buffers, which draws the same noise to within one step of the grid and zeroes `total`.
         """
         sigma, clip_norm, rate = (
             self.event.noise_multiplier,
@@ -70,18 +70,19 @@ class PrivatePhase:
         adam_step(gradient.float(), state, step, rate, self.config.ema)
 
     def learning_rate(self, step: int) -> float:
-        """Constant, then linear to 0 over the last `decay` of the steps."""
+        """Return a step's learning rate: constant, then linear to 0 over the last fraction `decay` of the steps."""
         decaying = self.config.decay * self.steps
         left = (self.steps - step) / decaying if decaying else 1.0
         return self.config.learning_rate * min(1.0, left)
 
     def clipped_sum(self, run: Run, state: State, step: int, rows: np.ndarray) -> tuple[Tensor, list[Seen]]:
-        """PRIVATE: this rank's share of the un-noised sum on the grid, int64 [P], and what its microbatches saw.
+        """Return this rank's part of the sum before noise, on the grid, int64 [P], and microbatch metrics. PRIVATE.
 
-        Microbatch number i is rank i mod world's; no collective runs in here. What a microbatch computes
-        depends on its rows alone, so neither the world nor the order can show in the sum. A unit without images keeps
-        its slot: were it dropped, the units behind it would move, their arithmetic with them, and two neighbours'
-        sums would differ by more than one unit's vector. That, not the clip's margin, bounds the sensitivity.
+        Rank r computes the microbatches i with i mod world = r; no collective runs here. A microbatch's result depends
+        on its rows alone, so neither the world nor the order shows in the sum. A unit without images keeps its slot:
+        if it were dropped, the units after it would move, their arithmetic would change, and the sums of two
+        neighbours would differ by more than one unit's vector. Keeping the slot, not the clip's margin, bounds the
+        sensitivity.
         """
         compute, world = run.config.compute, run.world
         work = self.work = self.work or self._microbatch(run, state)
@@ -93,9 +94,10 @@ class PrivatePhase:
         return work.total.clone(), seen
 
     def figures(self, run: Run, rows: np.ndarray, seen: list[Seen]) -> dict[str, float]:
-        """PRIVATE: the figures of all ranks' units, on every rank; nothing that is released may depend on them.
+        """Return the metrics of all ranks' units, on every rank. PRIVATE: nothing that is released may depend on them.
 
-        One collective, which every rank joins whatever its share: the sample and hence the table's shape are shared.
+        It is one collective, which every rank joins even without microbatches: the sample, hence the table's shape, is
+        the same on all.
         """
         world, size = run.world, run.config.compute.microbatch
         table = figures_table(seen, world.rank, world.size, -(-len(rows) // size), size).to(world.device)
@@ -103,7 +105,7 @@ class PrivatePhase:
         return figures_of(table)
 
     def _microbatch(self, run: Run, state: State) -> Microbatch:
-        """The work that every microbatch of this phase is: built once, captured on a GPU."""
+        """Build the work of a microbatch, once per phase; on a GPU it is captured as a CUDA graph."""
         compute, device = run.config.compute, run.world.device
         denoiser = Denoiser(state.net, self.config.sigma_data)
         return Microbatch(
@@ -127,7 +129,7 @@ class PrivatePhase:
         )
 
     def _unit_losses(self, run: Run, denoiser: Denoiser, batch: "UnitBatch") -> Tensor:
-        """The loss of each unit [B]: the mean over its K draws."""
+        """Return the loss per unit [B], the mean over its K draws."""
         bf16 = run.config.compute.precision == "bf16"
         images, noise = batch.images, batch.noise
         if run.config.compute.memory_format == "channels_last":
@@ -138,5 +140,5 @@ class PrivatePhase:
         return losses.view(-1, self.config.draws).mean(1)
 
     def sync(self, run: Run, state: State) -> None:
-        """Every rank made the same update from the same noisy sum: they must agree to the bit."""
+        """Raise WorldError unless all ranks, having made the same updates, have the same weights to the bit."""
         run.world.require_equal("the weights", weights_digest(state.weights))

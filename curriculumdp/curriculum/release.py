@@ -1,4 +1,4 @@
-"""What a run hands over: its state, its ledger and its config made into a release. Everything here is public."""
+"""The release of a run, made from its state, its ledger and its config. Everything here is PUBLIC."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +16,9 @@ from curriculumdp.release.export import SampleSettings, certified_events, export
 
 
 def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarantee:
-    """Return what the run promises: it covers the whole ledger, not a checkpoint's share.
+    """Return the guarantee of a run, which covers the whole ledger, not just the part before a checkpoint.
 
-    A ledger that is not sealed counts as ended by the operator, as it will be when this is published.
+    An unsealed ledger counts as ended by the operator, which it will be once this is published.
     """
     data, private = config.data, config.private
     clip_norms = {"private": private.clip_norm}
@@ -41,7 +41,7 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
 
 
 def weights_of(state: State) -> dict[str, Tensor]:
-    """Return the weights that a release of `state` holds: the EMA."""
+    """Return the weights to release: the EMA, by parameter name, on the CPU."""
     return {name: part.detach().cpu() for name, part in module_tensors(state.net, state.ema).items()}
 
 
@@ -55,8 +55,9 @@ def publish(
     sign: Path | None = None,
     seal: Callable[[], object] = lambda: None,
 ) -> Path:
-    """Writes the release of a run to `out`; `seal` is called when it lies whole beside it, and is the last to fail.
+    """Write the release of a run to `out` and return its path; sign it if `sign` names an Ed25519 key.
 
+    `seal` is called once the complete release lies next to `out`, so any other error comes before it.
     Raises ExportError or CertificateError, with nothing written.
     """
     sampling = config.sampling

@@ -1,4 +1,4 @@
-"""One run as its phases see it: the keys of its draws, and the one way to spend."""
+"""One run as its phases see it: the keys of its draws, and the only way to spend ε."""
 
 import json
 import secrets
@@ -22,11 +22,11 @@ from curriculumdp.world import World
 
 
 class FreshIncarnation(Exception):
-    """A replayed sum was not the recorded one: its step must be done again under new keys, and charged."""
+    """A replayed sum differs from the recorded one: its step must be redone under new keys, and charged."""
 
 
 class OutOfBudget(Exception):
-    """The next event would pass ε: the run ends here."""
+    """The next event would exceed the budget ε: the run ends here."""
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Run:
     """One run as its phases see it. PRIVATE: it holds the images, the secret and (on rank 0) the ledger.
 
     incarnation: the MAC of its ledger entry, not its number, which a copy of the run folder would share. nonce: this
-    process's. replayed: the steps that were charged before this process began, each under the nonce of then.
+    process's. replayed: the steps charged before this process started, each with the nonce it was charged under.
+    stopping: set when the run should save and stop.
     """
 
     config: Config
@@ -49,30 +50,30 @@ class Run:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def begin(self, fingerprint: dict[str, Any], nonce: str | None = None) -> None:
-        """Begin this process's part of the run, under a fresh nonce of rank 0 for what is not charged yet.
+        """Enter this process in the ledger, under a fresh nonce of rank 0 for steps that are not charged yet.
 
-        `nonce` is for tests that need one in two processes.
+        `nonce` is for tests that need the same one in two processes.
         """
 
-        def begun() -> bytes:
+        def append_entry() -> bytes:
             assert self.ledger is not None
             self.ledger.begin(fingerprint, nonce or secrets.token_hex(32))
             return self._keys()
 
-        self._take_keys(self.world.from_main(begun))
+        self._take_keys(self.world.from_main(append_entry))
 
     def begin_incarnation(self, fingerprint: dict[str, Any], why: str) -> None:
-        """Throw all keys away: what was charged is not replayed, and is charged again where it is done again."""
+        """Discard all keys: charged steps are no longer replayed, and are charged again if they are repeated."""
 
-        def begun() -> bytes:
+        def append_entry() -> bytes:
             assert self.ledger is not None
             self.ledger.new_incarnation(fingerprint, why)
             return self._keys()
 
-        self._take_keys(self.world.from_main(begun))
+        self._take_keys(self.world.from_main(append_entry))
 
     def _keys(self) -> bytes:
-        """What all ranks derive keys from, beside the secret."""
+        """Return what all ranks derive keys from, besides the secret."""
         ledger = self.ledger
         assert ledger is not None
         stretches = [astuple(stretch) for stretch in ledger.charged.stretches]
@@ -83,26 +84,26 @@ class Run:
         self.replayed = ChargedSteps([Stretch(*stretch) for stretch in stretches])
 
     def nonce_of(self, phase: str, step: int) -> str:
-        """The nonce of a step: that of the process that charged it, or this one's where nobody has."""
+        """Return the nonce of a step: that of the process that charged it, or this process's if none has."""
         charged = self.replayed.find(phase, step)
         return self.nonce if charged is None else charged.nonce
 
     def rows_key(self, phase: str, step: int) -> bytes:
-        """The key of a step's Poisson sample."""
+        """Return the key of a step's Poisson sample."""
         nonce = self.nonce_of(phase, step)
         return self.secret.key("rows", incarnation=self.incarnation, nonce=nonce, phase=phase, step=step)
 
     def draws_key(self, phase: str, step: int) -> bytes:
-        """The key of the draws that belong to single units in a step; the step itself is the draws' counter."""
+        """Return the key of the draws that belong to single units; it omits the step, which is the draws' counter."""
         nonce = self.nonce_of(phase, step)
         return self.secret.key("draws", incarnation=self.incarnation, nonce=nonce, phase=phase)
 
     def charge(self, event: PrivacyEvent, step: int, clip_norm: float, total: Tensor) -> bytes:
-        """The key of one step's or query's noise: reduce, ledger entry, verdict (D3.4, D4). PRIVATE.
+        """Sum `total` over the ranks, charge it in the ledger, and return the key of its noise (D3.4, D4). PRIVATE.
 
-        `total` int64 [P] is this rank's share of the un-noised sum on the grid; it becomes the sum over the ranks, in
-        place. No rank can derive the noise before the entry is on rank 0's disk, because its key is made from the
-        entry. Raises FreshIncarnation or OutOfBudget, where there is no key and the sum must be thrown away.
+        total: this rank's part of a step's or query's sum before noise, on the grid, int64 [P]; overwritten by the sum
+        over the ranks. No rank can derive the noise before the entry is on rank 0's disk, because the key is derived
+        from the entry. Raises FreshIncarnation or OutOfBudget; then there is no key, and the sum must be discarded.
         """
         self.world.sum_(total)
         verdict = self.world.from_main(lambda: self._charge(event, step, clip_norm, total))
@@ -113,9 +114,9 @@ class Run:
         return verdict
 
     def noisy_sum(self, event: PrivacyEvent, step: int, clip_norm: float, mine: Tensor) -> Tensor:
-        """The noisy sum of one step or query, int64 [P]: charged first, noise after (D3.4, D4, D3.5).
+        """Charge one step or query, then add its noise; return the noisy sum, int64 [P] (D3.4, D4, D3.5).
 
-        `mine` is this rank's share of the un-noised sum on the grid (PRIVATE); it is left as it is.
+        mine: this rank's part of the sum before noise, on the grid (PRIVATE); it is not modified.
         """
         total = mine.clone()
         key = self.charge(event, step, clip_norm, total)
@@ -141,16 +142,16 @@ class Run:
 
 
 class Phase(Protocol):
-    """One phase of the curriculum. It spends only through `Run.charge`, what its plan's row declares."""
+    """One phase of the curriculum. It spends only through `Run.charge`, and only what its row of the plan declares."""
 
     name: str
     steps: int
 
     def begin(self, run: Run, state: State) -> None:
-        """Called before the phase's first step, and not on resume."""
+        """Prepare `state` before the phase's first step; not called on resume within the phase."""
 
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
-        """Does one step and returns its PRIVATE figures; `state.step` is advanced by the caller."""
+        """Do one step and return its PRIVATE metrics; the caller advances `state.step`."""
 
     def sync(self, run: Run, state: State) -> None:
-        """Makes every rank's state rank 0's; called before a checkpoint and at the phase's end."""
+        """Ensure that every rank has rank 0's state; called before a checkpoint and at the end of the phase."""

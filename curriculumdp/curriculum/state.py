@@ -1,8 +1,8 @@
-"""What training changes: weights, optimiser and average in flat buffers, and the central images.
+"""What training changes: weights, optimiser and EMA in flat buffers, and the central images.
 
-All of a model's parameters lie in one flat fp32 buffer, in the order of `net.named_parameters()`; the
-module's parameters are views of it. The optimiser's moments and the EMA have the same layout, so that a step
-of Adam, a checkpoint and a sum over ranks are each one operation on one buffer.
+All parameters of a model lie in one flat fp32 buffer, in the order of `net.named_parameters()`; the module's
+parameters are views of it. The optimiser's moments and the EMA have the same layout, so a step of Adam, a checkpoint
+and a sum over ranks are each one operation on one buffer.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from curriculumdp.world import World
 
 @dataclass(frozen=True)
 class CentralImages:
-    """Noisy aggregates of the sensitive set: already private, hence public.
+    """Noisy aggregates of the sensitive set: the noise has made them PUBLIC.
 
     images uint8 [M, C, H, W], labels int64 [M]. M may be 0 (a curriculum without the central phase).
     """
@@ -27,7 +27,7 @@ class CentralImages:
 
 @dataclass
 class State:
-    """What a step changes. The buffers are fp32 [P]; `phase` and `step` say what is done so far."""
+    """What a step changes. The buffers are fp32 [P]; `step` steps of phase number `phase` are done."""
 
     net: UNet2DModel
     weights: Tensor
@@ -39,7 +39,7 @@ class State:
     step: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint must hold, by name."""
+        """Return everything that a checkpoint must hold, by name."""
         return {
             "weights": self.weights,
             "exp_avg": self.exp_avg,
@@ -50,13 +50,13 @@ class State:
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrites the state by a checkpoint's tensors, in place where the network looks at it."""
+        """Load a checkpoint's tensors, in place for the flat buffers, of which the network has views."""
         for name in ("weights", "exp_avg", "exp_avg_sq", "ema"):
             getattr(self, name).copy_(tensors[name])
         self.central = CentralImages(tensors["central_images"], tensors["central_labels"])
 
     def share(self, world: World, central: int) -> None:
-        """Puts rank 0's buffers on every rank; `central` is the number of central images it has."""
+        """Copy rank 0's buffers to every rank; `central` is its number of central images."""
         if not world.is_main:
             images = self.central.images
             self.central = CentralImages(
@@ -68,14 +68,14 @@ class State:
             tensor.copy_(moved)
 
     def forget_moments(self) -> None:
-        """A new phase starts Adam and the EMA afresh from the weights it is given."""
+        """Reset Adam's moments to 0 and the EMA to the weights, as every new phase does."""
         self.exp_avg.zero_()
         self.exp_avg_sq.zero_()
         self.ema.copy_(self.weights)
 
 
 def flat_state(net: UNet2DModel, device: torch.device) -> State:
-    """The state of an untrained `net`, whose parameters become views of one flat fp32 buffer."""
+    """Move `net` to `device`, make its parameters views of one flat fp32 buffer, and return its untrained state."""
     net.to(device)
     weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
     offset = 0
@@ -91,7 +91,7 @@ def flat_state(net: UNet2DModel, device: torch.device) -> State:
 
 
 def module_tensors(net: UNet2DModel, flat: Tensor) -> dict[str, Tensor]:
-    """`flat` cut into the shapes of `net`'s parameters, by name."""
+    """Return views of `flat` in the shapes of `net`'s parameters, by name."""
     parts, offset = {}, 0
     for name, parameter in net.named_parameters():
         parts[name] = flat[offset : offset + parameter.numel()].view(parameter.shape)

@@ -1,7 +1,7 @@
-"""One run, from config to release: the same command begins it, goes on with it, and says where it ended.
+"""One run, from config to release: the same command starts it, resumes it, and reports where its release is.
 
-The order of things is what privacy rests on: the lock, the config, the data and the plan (solved once, kept in the
-ledger's first entry), the secret, the checkpoint, the incarnation; then steps, each charged before its noise.
+Privacy depends on the order: the lock, the config, the data and the plan (solved once, kept in the ledger's first
+entry), the secret, the checkpoint, the incarnation; then the steps, each charged before its noise is drawn.
 """
 
 import hashlib
@@ -47,9 +47,9 @@ PHASES: dict[str, Callable[[Run], Phase]] = {
     "warmup": WarmupPhase,
     "private": PrivatePhase,
 }
-# By which errors a release is refused before anything of it is at its place.
+# Errors that can stop a release before anything is written to its final path.
 UNPUBLISHED = (ExportError, CertificateError, AccountingError, SignatureError, SamplingError)
-PREEMPTED = 143  # 128 + SIGTERM: what a scheduler takes for "stopped as asked"
+PREEMPTED = 143  # 128 + SIGTERM: schedulers read it as "terminated on request"
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,29 @@ class Outcome:
 
     def summary(self) -> str:
         if self.release is None:
-            return f"stopped as asked, everything is saved: run the same command again to go on ({self.run})"
+            return f"preempted: progress is saved in {self.run}; run the same command again to resume"
         return (
             f"release:  {self.release}\n"
             f"samples:  {self.release / 'samples.png'}\n"
-            f"check it: python launch/verify.py {self.release}"
+            f"verify:   python launch/verify.py {self.release}"
         )
 
 
 class Preempted(Exception):
-    """SIGTERM came, or the launcher died: the state is saved and the process is to end with 143."""
+    """SIGTERM arrived or the launcher died: the state is saved and the process should exit with status 143."""
 
 
 def run_curriculum(
     config: Config, world: World, *, secret: RunSecret | None = None, nonce: str | None = None
 ) -> Outcome:
-    """Begins, goes on with, or points to the end of the run that `config` describes.
+    """Start or resume the run described by `config`; if it has finished, report where its release is.
 
-    `secret` and `nonce` (`Run.begin`) are for tests that need one of them in two runs; no option sets them. Raises
-    a ValueError of this package, one line, for whatever a user can mend.
+    `secret` and `nonce` (see `Run.begin`) are for tests that need the same one in two runs; no option sets them.
+    Raises one of this package's ValueErrors, with a one-line message, for anything that the user can fix.
     """
     torch.set_num_threads(config.compute.threads)
     if world.device.type == "cuda":
-        repeat_to_the_bit()  # before the warm-up: cuBLAS reads its setting at its first use in a process
+        repeat_to_the_bit()  # before the warm-up: cuBLAS reads its setting once, at its first use in a process
     folder = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
         stopping = stack.enter_context(stop_signal())
@@ -124,9 +124,9 @@ def run_curriculum(
 
 
 def train(run: Run, state: State, folder: RunFolder) -> str:
-    """Runs what is left of the curriculum from where `state` is; returns why it ended ("planned" or "budget").
+    """Train from the position of `state` to the end of the curriculum; return why it ended ("planned" or "budget").
 
-    Raises Preempted once everything is saved.
+    Raises Preempted, after saving a checkpoint, when asked to stop, and TrainingError where the network is ruined.
     """
     names, every = run.config.curriculum, run.config.checkpoint.every
     with open_metrics(run, state, folder) as metrics:
@@ -159,7 +159,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
 
 
 def require_before(run: Run, state: State, phase: Phase) -> None:
-    """Raises TrainingError, by rank 0's state, where `phase` would spend on a network that is ruined already."""
+    """Raise TrainingError if rank 0's network is already ruined, before `phase` spends anything on it."""
 
     def check() -> None:
         if state.step == 0:
@@ -171,17 +171,17 @@ def require_before(run: Run, state: State, phase: Phase) -> None:
 
 
 def require_weights(run: Run, state: State, phase: Phase) -> None:
-    """Raises TrainingError on every rank before a step that weights which are no numbers would be charged for.
+    """Raise TrainingError on every rank if the weights are not finite, before another step is charged.
 
-    A look at the weights alone, so that it costs next to nothing: a checkpoint asks the network too. It stops at the
-    same step however often the same command is run again, since what leads there is replayed and charged nothing.
+    It checks the weights alone, so it costs next to nothing; a checkpoint also evaluates the network. Rerunning the
+    command stops at the same step, since the steps that lead to it are replayed at no charge.
     """
     if run.world.any(not bool(state.weights.isfinite().all())):
         raise ruined("the weights hold NaN or infinity", state.step, phase.name, run.config.run_dir)
 
 
 def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
-    """The bar and logs of this leg, on rank 0."""
+    """Open the progress bar and the logs on rank 0; return metrics that do nothing on the other ranks."""
     if not run.world.is_main:
         return Metrics(None, {}, 0, lambda *_: 0.0)
     logging = run.config.logging
@@ -189,35 +189,38 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
     done = sum(list(steps.values())[: state.phase]) + state.step
     ledger = folder.ledger
     spent = counting_repeats(
-        SpentSoFar(run.plan), run.plan, lambda: sum(release.count for release in ledger.events())
+        SpentSoFar(run.plan), run.plan, lambda: sum(event.count for event in ledger.events())
     )
     return Metrics(folder.private, steps, done, spent, logging.show_private_metrics, logging.tensorboard)
 
 
 def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:
-    """A checkpoint, once every rank has rank 0's state; raises TrainingError rather than save a ruined network."""
+    """Give every rank rank 0's state and write a checkpoint; raise TrainingError rather than save a ruined network."""
     phase.sync(run, state)
     run.world.from_main(lambda: require_sound(state, phase.name, run.config.run_dir))
     run.world.from_main(lambda: folder.save(run.config, state))
 
 
 def restore(run: Run, state: State, folder: RunFolder) -> None:
-    """Puts the latest checkpoint's state, or the untrained one of rank 0, on every rank."""
-    place = {"phase": 0, "step": 0, "central": 0}
+    """Load the latest checkpoint, if there is one, and copy rank 0's state to every rank."""
+    position = {"phase": 0, "step": 0, "central": 0}
     if run.world.is_main:
         found = folder.latest(lambda text: print(f"warning: {text}", flush=True))
         if found is not None:
             state.load(found[1])
-            place |= {"phase": found[0].phase, "step": found[0].step, "central": len(state.central.labels)}
-    place = json.loads(run.world.from_main(lambda: json.dumps(place).encode()))
-    state.phase, state.step = place["phase"], place["step"]
-    state.share(run.world, place["central"])
-    if state.phase or state.step:
-        run.world.print(f"going on after step {state.step} of phase {state.phase + 1}")
+            position |= {"phase": found[0].phase, "step": found[0].step, "central": len(state.central.labels)}
+    position = json.loads(run.world.from_main(lambda: json.dumps(position).encode()))
+    state.phase, state.step = position["phase"], position["step"]
+    state.share(run.world, position["central"])
+    names = run.config.curriculum
+    if state.phase == len(names):
+        run.world.print("training had finished: only the release is left to write")
+    elif state.phase or state.step:
+        run.world.print(f"resuming at step {state.step + 1} of the {names[state.phase]} phase")
 
 
 def initial_state(config: Config, device: torch.device) -> State:
-    """The state of the untrained network, the same for the same config; raises NetworkError."""
+    """Return the state of the untrained network, which depends on `config` alone; raise NetworkError."""
     model, data = config.model, config.data
     dropout = config.private.label_dropout + (config.warmup.label_dropout if config.warmup else 0)
     with torch.random.fork_rng(devices=[]):
@@ -239,7 +242,10 @@ def initial_state(config: Config, device: torch.device) -> State:
 
 
 def load_declared(config: Config, cache: Path | None, pending: Path | None = None) -> ImageSet:
-    """PRIVATE: the sensitive set, checked against what the config declares of it."""
+    """Load the sensitive images (PRIVATE) and check them against what the config declares.
+
+    Raises DataError.
+    """
     data = config.data
     images = load_images(
         source=data.source,
@@ -257,22 +263,22 @@ def load_declared(config: Config, cache: Path | None, pending: Path | None = Non
     )
     if data.unit == "one image" and images.counts.max() > 1:
         raise DataError(
-            "some units own more than one image but data.unit says 'one image': set data.unit to what a unit is, "
+            "data.unit is 'one image', but some units own more than one image: set data.unit to what a unit is, "
             "such as 'all images of one patient'"
         )
     return images
 
 
 def common_options(config: Config) -> bytes:
-    """What all ranks must agree on: two that cut a step's sample otherwise would have some units in it twice.
+    """Return the options that all ranks must agree on: ranks that split a sample differently would repeat units.
 
-    Paths may differ, as between nodes with disks of their own.
+    Paths may differ, as they do between nodes with their own disks.
     """
     return json.dumps([MECHANISM, without_paths(config)], sort_keys=True).encode()
 
 
 def content_digest(images: ImageSet) -> bytes:
-    """SHA-256 of the whole set: PRIVATE, compared between ranks and never written down."""
+    """Return the SHA-256 of all images, labels and units. PRIVATE: compared between ranks, never stored."""
     digest = hashlib.sha256()
     for array in images.content_arrays().values():
         digest.update(str(array.shape).encode() + array.tobytes())
@@ -280,32 +286,32 @@ def content_digest(images: ImageSet) -> bytes:
 
 
 def finish(folder: RunFolder, config: Config, state: State, reason: str) -> None:
-    """Seals the run, which erases its secret, and only then writes its release: killed in between, it goes on here."""
+    """Seal the run, which erases its secret, then write its release; `publish_sealed` follows a kill in between."""
     folder.seal(reason)
     hand_over(folder, folder.release, config, state)
 
 
 def publish_sealed(folder: RunFolder) -> None:
-    """Makes up for what a kill between seal and release left undone; does nothing for a finished run.
+    """Write the release of a sealed run if a kill prevented it; do nothing if the release is there and intact.
 
-    Raises FolderError for a release that is damaged or not this run's.
+    Raises FolderError for a release that is damaged or belongs to another run.
     """
     if not os.path.lexists(folder.release):
         hand_over(folder, folder.release, *folder.checkpointed(initial_state))
     elif problem := folder.release_problem(initial_state):
         raise FolderError(
-            f"{folder.release}: is not the release of the run in {folder.private} ({problem}): move it away and run "
-            "the same command again, which writes the run's own"
+            f"{folder.release}: is not the release of the run in {folder.private} ({problem}): move it elsewhere and "
+            "run the same command again to write the right one"
         )
 
 
 def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False) -> Path:
-    """Writes the release of a run to `out`, signed if `sign` names an Ed25519 key.
+    """Write the release of a run to `out`, signed if `sign` names an Ed25519 key, and return `out`.
 
-    With `end_run` a run that is not finished is ended by this (operator): sealed once the release lies whole beside
-    its place, so that a place, a key, a disk or an accounting that fails ends nothing. The weights are the latest
-    checkpoint's; the certificate covers the whole ledger. Raises FolderError, one line, where there is no run or
-    nothing to export yet, or where the run is not finished and `end_run` is not given.
+    With `end_run`, an unfinished run ends here ("operator"). It is sealed only once the complete release lies next to
+    `out`, so a bad path, key, disk or accounting ends nothing. The weights are the latest checkpoint's; the certificate
+    covers the whole ledger. Raises FolderError if there is no run, if there is nothing to export yet, or if the run is
+    unfinished and `end_run` is not set.
     """
     folder = RunFolder(run)
     with ExitStack() as stack:
@@ -316,7 +322,7 @@ def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False
 
 
 def hand_over(folder: RunFolder, out: Path, config: Config, state: State, sign: Path | None = None) -> None:
-    """Publish to `out`, sealing the run (operator) if it is not sealed; a failure after the seal is told as such."""
+    """Publish to `out`, sealing the run ("operator") if it is not sealed; an error after the seal says so."""
     try:
         publish(
             out,
@@ -331,6 +337,6 @@ def hand_over(folder: RunFolder, out: Path, config: Config, state: State, sign: 
         if folder.ledger.sealed is None:
             raise
         raise ExportError(
-            f"the run is sealed ({folder.ledger.sealed}), but its release was not written to {out}: {error}; "
-            "then run the same command again"
+            f"the run is sealed ({folder.ledger.sealed}), but its release could not be written to {out}: {error}; "
+            "once that is fixed, run the same command again"
         ) from error

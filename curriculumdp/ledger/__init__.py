@@ -1,1 +1,1 @@
-"""What was spent, written down before it is spent: one ledger per run, one per data set."""
+"""Write-ahead records of what is spent: one ledger per run, one per data set."""

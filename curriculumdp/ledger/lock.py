@@ -1,4 +1,4 @@
-"""Kernel locks: they end with the process that holds them, however it dies, and leave nothing to clean up."""
+"""Kernel locks: released when the process that holds them ends, however it dies, with nothing to clean up."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ from curriculumdp.ledger.chain import LedgerError
 
 
 class RunLock:
-    """Holds a run's private folder (made with mode 0700 if need be) for one process, as a `with` block.
+    """A `with` block that locks a run's private folder for one process, creating it (mode 0700) if needed.
 
-    Raises LedgerError if another process, or another lock in this one, has it.
+    Raises LedgerError if another process, or another lock in this one, holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class RunLock:
             self._close()
             raise LedgerError(
                 f"{self.folder}: another process is training in this folder (pid {pid}): "
-                "wait for its end or stop it"
+                "wait for it to finish or stop it"
             ) from None
         except OSError as error:
             self._close()
@@ -53,7 +53,7 @@ class RunLock:
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` (mode 0600) inside a `with` block, waiting for those before."""
+    """Hold the lock file `path` (mode 0600) inside a `with` block, waiting for other holders first."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Where one run's ledger stands, kept outside the run folder: a file of two slots, written in turn.
+"""The head of one run's ledger, mirrored outside the run folder in a file of two slots, written in turn.
 
 A slot holds (count, MAC of the run ledger's last entry) under a MAC of its own. Writing a head overwrites the
-older slot, in place and synced; if that write is torn, the newer slot still tells the head before, which is
-right: the writer never got to draw the noise.
+older slot in place and syncs it. If that write is torn, the newer slot still holds the previous head, which is
+correct: the writer never got to draw the noise.
 """
 
 import contextlib
@@ -12,18 +12,35 @@ import hmac
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from curriculumdp.disk import write_whole
 from curriculumdp.ledger.chain import LedgerError
 from curriculumdp.privacy.event import PrivacyEvent
 
-# A sector: a torn write of one slot leaves the other alone.
+# One disk sector: a torn write of one slot leaves the other intact.
 SLOT = 512
-ELSEWHERE = "this run folder was rolled back, or a copy of it has gone on: bring the newest back"
+ELSEWHERE = "this run folder was rolled back, or a copy of it was resumed: restore the newest copy"
+
+
+class Mirror(Protocol):
+    """What a run's ledger reports elsewhere, so that a copied or rolled back run folder is detected."""
+
+    def advance(self, count: int, mac: str, previous: str) -> None:
+        """Record that the ledger now has `count` entries, the last with `mac`, the one before with `previous`."""
+
+    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
+        """Return whether the run may from now on cost up to `events` in all."""
+
+    def end(self, events: Sequence[PrivacyEvent]) -> None:
+        """Record that the run is sealed and has cost `events`."""
 
 
 class RunMirror:
-    """The mirror of the run named by `path.name`; `extend(run, events, sealed)` changes what it has reserved."""
+    """The mirror of the run named by `path.name`.
+
+    `extend(run, events, sealed)` changes the run's reservation and returns whether that was granted.
+    """
 
     def __init__(
         self, path: Path, key: bytes, extend: Callable[[str, Sequence[PrivacyEvent], bool], bool]
@@ -31,48 +48,50 @@ class RunMirror:
         self.path, self._key, self._extend = path, key, extend
 
     def create(self, count: int, mac: str) -> None:
-        """A new file with one head; an unused one of a killed run is replaced."""
+        """Create the file with one head, replacing the unused one of a killed run."""
         slots = [bytes(SLOT), bytes(SLOT)]
         slots[count % 2] = self._slot(count, mac)
         try:
             write_whole(self.path, b"".join(slots))
         except OSError as error:
-            raise LedgerError(f"{self.path}: the mirror could not be made ({error.strerror})") from error
+            raise LedgerError(f"{self.path}: the mirror could not be created ({error.strerror})") from error
 
     def check(self, macs: Sequence[str]) -> None:
-        """Raises LedgerError unless a ledger with these MACs is at the mirrored head, or one entry ahead.
+        """Raise LedgerError unless a ledger with these MACs is at the mirrored head or one entry ahead.
 
-        One ahead is a crash between entry and mirror: nothing was drawn for that entry, and it is caught up.
+        One ahead means a crash between entry and mirror: nothing was drawn for that entry, and the mirror catches up.
         """
         with self._held() as descriptor:
             count, mac = self._head(descriptor)
             if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):
-                raise LedgerError(f"{self.path}: knows {count} entries, the run has {len(macs)}: {ELSEWHERE}")
+                raise LedgerError(
+                    f"{self.path}: records {count} entries, the run has {len(macs)}: {ELSEWHERE}"
+                )
             if count < len(macs):
                 self._write(descriptor, len(macs), macs[-1])
-            os.fdatasync(descriptor)  # a process killed before its sync leaves a head that only memory holds
+            os.fdatasync(descriptor)  # a process killed before its sync leaves a head that is only cached
 
     def advance(self, count: int, mac: str, previous: str) -> None:
-        """Mirrors a new head; LedgerError if the mirrored one is not the head just before it."""
+        """Mirror a new head. Raises LedgerError unless the mirrored head is the one just before it."""
         with self._held() as descriptor:
             mirrored = self._head(descriptor)
             if mirrored[0] != count - 1 or not hmac.compare_digest(mirrored[1], previous):
                 raise LedgerError(
-                    f"{self.path}: knows {mirrored[0]} entries, the run has {count}: {ELSEWHERE}"
+                    f"{self.path}: records {mirrored[0]} entries, the run has {count}: {ELSEWHERE}"
                 )
             self._write(descriptor, count, mac)
 
     def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
-        """Changes what the run has reserved, and says whether that was granted."""
+        """Change the run's reservation to `events`, and return whether that was granted."""
         return self._extend(self.path.name, events, False)
 
     def end(self, events: Sequence[PrivacyEvent]) -> None:
-        """Gives back what the run, now sealed, had reserved beyond the `events` that it made."""
+        """Return to the budget what the run, now sealed, had reserved beyond the `events` it was charged for."""
         self._extend(self.path.name, events, True)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:
-        """The file's descriptor, locked; any failure of the disk is one LedgerError."""
+        """Yield the file's descriptor, locked. Any disk failure is raised as one LedgerError."""
         try:
             descriptor = os.open(self.path, os.O_RDWR)
             try:
@@ -83,20 +102,20 @@ class RunMirror:
         except OSError as error:
             raise LedgerError(
                 f"{self.path}: the mirror of this run's ledger is missing or cannot be written "
-                f"({error.strerror}): bring it back or free the disk"
+                f"({error.strerror}): restore it or free disk space"
             ) from error
 
     def _head(self, descriptor: int) -> tuple[int, str]:
-        """The newest head whose slot is as it was written."""
+        """Return the newest head whose slot is intact."""
         heads = []
-        for place in range(2):
-            slot = os.pread(descriptor, SLOT, place * SLOT)
+        for index in range(2):
+            slot = os.pread(descriptor, SLOT, index * SLOT)
             with contextlib.suppress(ValueError):
                 count, mac = int(slot[:16], 16), slot[17:81].decode("ascii")
-                if count % 2 == place and hmac.compare_digest(slot, self._slot(count, mac)):
+                if count % 2 == index and hmac.compare_digest(slot, self._slot(count, mac)):
                     heads.append((count, mac))
         if not heads:
-            raise LedgerError(f"{self.path}: the mirror was changed or damaged: bring it back")
+            raise LedgerError(f"{self.path}: the mirror was changed or damaged: restore it")
         return max(heads)
 
     def _slot(self, count: int, mac: str) -> bytes:

@@ -1,6 +1,10 @@
-"""Which steps of an incarnation are charged already: done again they are replays, under the nonce of then.
+"""Which steps of an incarnation are already charged.
 
-A process charges a phase's steps one after another, so a few stretches describe a million of them.
+A step that the ledger holds is replayed under the nonce it was charged under, and charged once. All others are
+drawn under the nonce of the process that does them: two copies of a run folder, whatever the arithmetic of the
+machines that resume them, share what both ledgers hold and not one row more.
+
+A process charges a phase's steps consecutively, so a few stretches describe a million of them.
 """
 
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from dataclasses import dataclass
 class Stretch:
     """`count` consecutive steps of a phase, from `first`, in consecutive ledger entries from index `entry`.
 
-    nonce: the one they were drawn under, hex.
+    nonce: the nonce they were drawn under, hex.
     """
 
     phase: str
@@ -20,21 +24,22 @@ class Stretch:
     entry: int
 
     def holds(self, phase: str, step: int) -> bool:
+        """Return whether the stretch contains this step of this phase."""
         return self.phase == phase and 0 <= step - self.first < self.count
 
     def entry_of(self, step: int) -> int:
-        """The index of the ledger entry that charged `step`."""
+        """Return the index of the ledger entry that charged `step`."""
         return self.entry + step - self.first
 
 
 class ChargedSteps:
-    """The charged steps of one incarnation, the latest stretch last."""
+    """The charged steps of one incarnation, as stretches in the order they were charged."""
 
     def __init__(self, stretches: list[Stretch] | None = None) -> None:
         self.stretches = stretches or []
 
     def add(self, phase: str, step: int, nonce: str, entry: int) -> None:
-        """Record that entry number `entry` charged a step drawn under `nonce`."""
+        """Record that the entry at index `entry` charged a step drawn under `nonce`."""
         last = self.stretches[-1] if self.stretches else None
         if (
             last is not None
@@ -46,5 +51,5 @@ class ChargedSteps:
             self.stretches.append(Stretch(phase, step, 1, nonce, entry))
 
     def find(self, phase: str, step: int) -> Stretch | None:
-        """Return the stretch that holds a step, or None for one that is not charged."""
+        """Return the stretch that holds a step, or None if the step is not charged."""
         return next((part for part in reversed(self.stretches) if part.holds(phase, step)), None)

@@ -1,7 +1,7 @@
-"""Where a run's ledger, its key and its secret lie in the private folder; what it means if one is missing.
+"""Paths of a run's ledger, its key and its secret in the private folder, and what a missing one means.
 
-They are made in this order, so that a creation killed anywhere can be told from a file that was taken away:
-the secret, the ledger (whole or not at all), the ledger's key.
+They are created in this order, so that a creation killed at any point can be told from a file that was removed:
+the secret, the ledger (atomically), the ledger's key.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from curriculumdp.privacy.secret import KEY_BYTES, RunSecret, SecretError, read_
 
 LEDGER, KEY, SECRET, CHECKPOINTS = "ledger.jsonl", "ledger.key", "secret", "checkpoints"
 KIND = "run ledger"
-BEGIN_ANEW = "or begin a new run in another folder"
+OR_START_NEW = "or start a new run in another folder"
 
 
 def data_mac(key: bytes, *arrays: NDArray[Any]) -> str:
-    """HMAC-SHA256 (hex) of the arrays' types, shapes and values: tells nothing to those without the key."""
+    """Return the HMAC-SHA256 (hex) of the arrays' types, shapes and values. It reveals nothing without the key."""
     mac = hmac.new(key, digestmod=hashlib.sha256)
     for array in arrays:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -32,19 +32,19 @@ def data_mac(key: bytes, *arrays: NDArray[Any]) -> str:
 
 
 def subkey(key: bytes, purpose: str) -> bytes:
-    """The key of one purpose that a ledger's key stands for."""
+    """Derive the key for one purpose from a ledger's key."""
     return hmac.new(key, purpose.encode(), hashlib.sha256).digest()
 
 
 def open_chain(folder: Path, key: bytes, to_append: bool) -> Chain:
-    """The checked chain of a run's private folder, under the ledger's key."""
+    """Open and check the chain in a run's private folder, under the ledger's key."""
     return Chain.open(folder / LEDGER, subkey(key, "chain"), KIND, to_append)
 
 
 def ledger_is_missing(folder: Path) -> bool:
-    """True if no ledger has begun in this private folder; clears what a creation killed half-way left.
+    """Return whether this private folder has no ledger yet, removing what a killed creation left behind.
 
-    Raises LedgerError if there is none, but a key or a checkpoint tells that there was one.
+    Raises LedgerError if there is none but a key or a checkpoint shows that there was one.
     """
     if (folder / LEDGER).exists():
         return False
@@ -52,8 +52,8 @@ def ledger_is_missing(folder: Path) -> bool:
     for trace in (folder / KEY, *(checkpoints.iterdir() if checkpoints.is_dir() else ())):
         if trace.exists() and not trace.name.startswith("."):
             raise LedgerError(
-                f"{folder / LEDGER}: the ledger is missing, but {trace} tells that there was one: "
-                f"bring it back, {BEGIN_ANEW}"
+                f"{folder / LEDGER}: the ledger is missing, but {trace} shows that there was one: "
+                f"restore it, {OR_START_NEW}"
             )
     unfinished(folder / LEDGER).unlink(missing_ok=True)
     (folder / SECRET).unlink(missing_ok=True)  # without a ledger nothing was ever drawn from it
@@ -61,9 +61,9 @@ def ledger_is_missing(folder: Path) -> bool:
 
 
 def forget_unbegun(folder: Path) -> None:
-    """Removes a ledger of the plan alone, from which nothing was drawn: another plan may begin in its folder.
+    """Remove a ledger that holds only the plan, from which nothing was drawn, so that another plan may use its folder.
 
-    In an order that, killed anywhere, leaves what a creation killed half-way leaves.
+    The order is such that a kill at any point leaves what a killed creation leaves.
     """
     for name in (KEY, LEDGER, SECRET):
         (folder / name).unlink(missing_ok=True)
@@ -71,24 +71,24 @@ def forget_unbegun(folder: Path) -> None:
 
 
 def read_key(path: Path) -> bytes:
-    """The ledger's key; LedgerError if it is missing, cut, or open to others than its owner."""
+    """Return the ledger's key. Raises LedgerError if it is missing, truncated, or readable by others."""
     try:
         key = read_private(path, "the ledger's key")
     except SecretError as error:
         raise LedgerError(str(error)) from error
     if len(key) != KEY_BYTES:
-        raise LedgerError(f"{path}: the ledger's key is cut or damaged: bring it back, {BEGIN_ANEW}")
+        raise LedgerError(f"{path}: the ledger's key is truncated or damaged: restore it, {OR_START_NEW}")
     return key
 
 
 def key_is_cut(folder: Path) -> bool:
-    """True if the ledger's key is missing or not whole, as a creation killed in its last moment leaves it."""
+    """Return whether the ledger's key is missing or truncated, as a creation killed at its very end leaves it."""
     path = folder / KEY
     return not path.exists() or path.stat().st_size != KEY_BYTES
 
 
 def write_key(path: Path, key: bytes) -> None:
-    """Saves the ledger's key in a new file, mode 0600."""
+    """Save the ledger's key in a new file of mode 0600. Raises LedgerError if that fails."""
     try:
         write_private(path, key, "the ledger's key")
     except SecretError as error:
@@ -96,7 +96,7 @@ def write_key(path: Path, key: bytes) -> None:
 
 
 def key_of_begun(folder: Path, secret: RunSecret) -> bytes:
-    """The key of a ledger that exists; one that a killed creation could not write is derived again."""
+    """Return the key of an existing ledger, deriving it again if a killed creation did not write it."""
     path = folder / KEY
     if not key_is_cut(folder):
         return read_key(path)
@@ -104,7 +104,7 @@ def key_of_begun(folder: Path, secret: RunSecret) -> bytes:
     chain = open_chain(folder, key, to_append=False)
     chain.close()
     if len(chain.macs) > 1:
-        raise LedgerError(f"{path}: the ledger's key is missing or cut: bring it back, {BEGIN_ANEW}")
+        raise LedgerError(f"{path}: the ledger's key is missing or truncated: restore it, {OR_START_NEW}")
     path.unlink(missing_ok=True)
     write_key(path, key)
     return key

@@ -1,41 +1,32 @@
-"""A run's ledger: what was planned, and every event, written down and synced before its noise exists.
+"""A run's ledger: the plan and every event, written and synced before the event's noise exists.
 
-The file is a chain of MACed lines (`chain.py`) in the run's private folder. Its entries, by `kind`:
-
-| kind        | holds                                                                                 |
-|-------------|---------------------------------------------------------------------------------------|
-| plan        | first and only once: the run's name, the MAC of its data, what the caller has planned |
-| incarnation | number, fingerprint, why: from here on all keys are new                               |
-| start       | nonce: a process began; what it charges first is drawn under this nonce               |
-| charge    | phase, step, incarnation, sample_rate, noise_multiplier, clip_norm, sum_mac           |
-| sealed      | reason: nothing comes after it                                                        |
+The file is a chain of MACed lines (`chain.py`) in the run's private folder; `entries.py` lists its entries.
 
 An event's noise key is derived from its entry's bytes, which `charge` returns only once they are on disk:
-noise for what is not in the ledger cannot be had, and no two sums, rates, multipliers or steps share noise.
-
-A step that the ledger holds is replayed under the nonce that it was charged under, and charged once. All others are
-drawn under the nonce of the process that does them: two copies of a run folder, whatever the arithmetic of the
-machines that resume them, share what both ledgers hold and not one row more.
+noise cannot be drawn for an event that is not in the ledger, and no two sums, rates, multipliers or steps
+share noise. Which steps are replayed rather than charged: `replay.py`.
 """
 
 import hmac
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curriculumdp.ledger.chain import Chain, LedgerError, Macs, canonical
+from curriculumdp.ledger.entries import VERSION, changed_fields, charge_entry, incarnation_entry, plan_entry
 from curriculumdp.ledger.lock import RunLock
+from curriculumdp.ledger.mirror import Mirror
 from curriculumdp.ledger.replay import ChargedSteps
 from curriculumdp.ledger.run_files import (
-    BEGIN_ANEW,
     CHECKPOINTS,
     KEY,
     KIND,
     LEDGER,
+    OR_START_NEW,
     SECRET,
     data_mac,
     key_of_begun,
@@ -45,7 +36,7 @@ from curriculumdp.ledger.run_files import (
     subkey,
     write_key,
 )
-from curriculumdp.ledger.spending import Allowance, BudgetSpent, Spending
+from curriculumdp.ledger.spending import Allowance, BudgetSpent, Spending, no_allowance
 from curriculumdp.privacy.event import AccountingError, PrivacyEvent
 from curriculumdp.privacy.secret import RunSecret
 
@@ -61,37 +52,17 @@ __all__ = [
     "ledger_is_missing",
 ]
 
-VERSION = 2
-
 
 class ReplayMismatch(LedgerError):
-    """A step done again gave another sum than the recorded one: it needs new keys and a new charge."""
-
-
-class Mirror(Protocol):
-    """What is told of a run's ledger elsewhere, so that a copied or rolled back run folder is noticed."""
-
-    def advance(self, count: int, mac: str, previous: str) -> None:
-        """The ledger has `count` entries now, the last with `mac`, the one before with `previous`."""
-
-    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
-        """Whether the run may cost up to `events` in all, from now on."""
-
-    def end(self, events: Sequence[PrivacyEvent]) -> None:
-        """The run is sealed and has cost `events`."""
-
-
-def no_allowance(_: Sequence[PrivacyEvent]) -> bool:
-    """Allows nothing beyond the plan."""
-    return False
+    """A replayed step gave a sum other than the recorded one: it needs new keys and a new charge."""
 
 
 class Ledger:
-    """One run's ledger, open (rank 0 only). PRIVATE, its key too; `events()` is public.
+    """One run's ledger, open (rank 0 only). PRIVATE, as is its key; `events()` is public.
 
     Formal guarantee: the bytes that `charge` returned are on disk (unless the disk lies about fsync);
-    `events()` counts every entry, those of earlier incarnations included; and no count passes the plan's
-    unless `allowance`, given the composed events it would come to, said yes.
+    `events()` counts every entry, those of earlier incarnations included; and no count exceeds the plan's
+    unless `allowance`, given the composed events that would result, returned True.
     """
 
     def __init__(self, chain: Chain, key: bytes, allowance: Allowance) -> None:
@@ -111,7 +82,7 @@ class Ledger:
                 self._apply(number - 1, json.loads(body))
             except (KeyError, TypeError, AttributeError, AccountingError) as error:
                 raise LedgerError(
-                    f"{chain.path}: line {number} is of another version of this program ({error})"
+                    f"{chain.path}: line {number} was written by another version of this program ({error})"
                 ) from error
 
     @classmethod
@@ -123,19 +94,13 @@ class Ledger:
         data: Sequence[NDArray[Any]],
         allowance: Allowance = no_allowance,
     ) -> "Ledger":
-        """A new ledger whose first entry holds `plan`: plain values, `events` the planned rows as dicts.
+        """Create a ledger whose first entry holds `plan`: plain values, with the planned rows as dicts under `events`.
 
-        The secret must have been saved before. The ledger's key is derived from it (which tells nothing about
-        it, and makes equal secrets and sums give equal ledgers) and stays when the secret is erased.
+        The secret must already be saved. The ledger's key is derived from it (which reveals nothing about it, and
+        makes equal secrets and sums give equal ledgers) and is kept when the secret is erased.
         """
         key = secret.key("ledger")
-        first = {
-            "kind": "plan",
-            "version": VERSION,
-            "run": secret.identity(),
-            "data": data_mac(subkey(key, "data"), *data),
-            "plan": dict(plan),
-        }
+        first = plan_entry(secret.identity(), data_mac(subkey(key, "data"), *data), plan)
         chain = Chain.create(folder / LEDGER, subkey(key, "chain"), KIND, first)
         write_key(folder / KEY, key)
         return cls(chain, key, allowance)
@@ -149,25 +114,24 @@ class Ledger:
         data: Sequence[NDArray[Any]] | None,
         allowance: Allowance = no_allowance,
     ) -> "Ledger":
-        """The ledger of a run that is to go on. `facts`: fields of the plan with the values they have now.
+        """Open the ledger of a run that resumes. `facts`: fields of the plan with their current values.
 
-        Without `data` they are not compared, and the ledger can be sealed but not charged.
-
-        Raises LedgerError, naming the field and both values, if a fact, the data or the secret is not what
-        the run began with; naming the line, if the file is not as it was written.
+        Without `data` the data are not checked, and the ledger can be sealed but not charged. Raises LedgerError
+        naming the field and both values if a fact, the data or the secret differs from the run's start; naming
+        the line if the file was changed.
         """
         key = key_of_begun(folder, secret)
         ledger = cls(open_chain(folder, key, to_append=True), key, allowance)
         try:
             if ledger.run != secret.identity():
-                raise LedgerError(f"{folder / SECRET}: is not the secret that this run began with")
+                raise LedgerError(f"{folder / SECRET}: is not the secret that the run started with")
             for field, now in facts.items():
                 ledger._require_fact(field, now)
             ledger._chargeable = data is not None
             if data is not None and ledger._first["data"] != data_mac(subkey(key, "data"), *data):
                 raise LedgerError(
-                    f"{folder / LEDGER}: data: the images, labels or units are not those that the run began "
-                    f"with: bring them back, {BEGIN_ANEW}"
+                    f"{folder / LEDGER}: data: the images, labels or units are not those that the run "
+                    f"started with: restore them, {OR_START_NEW}"
                 )
         except LedgerError:
             ledger.close()
@@ -176,7 +140,7 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
-        """The ledger of a run that does not go on here (sealed, or only looked at): checked, not written."""
+        """Open and check, read-only, the ledger of a run that does not resume here (sealed, or only inspected)."""
         key = read_key(folder / KEY)
         chain = open_chain(folder, key, to_append=False)
         chain.close()
@@ -184,17 +148,17 @@ class Ledger:
 
     @property
     def run(self) -> str:
-        """The run's name among all runs: 32 hex digits, made from its secret."""
+        """The run's unique name: 32 hex digits derived from its secret."""
         return str(self._first["run"])
 
     @property
     def plan(self) -> dict[str, Any]:
-        """The caller's plan as it was at creation, in JSON's types."""
+        """The caller's plan as of creation, in JSON types."""
         return dict(self._first["plan"])
 
     @property
     def planned(self) -> list[PrivacyEvent]:
-        """The events that were planned."""
+        """The planned events."""
         return list(self._spending.planned)
 
     @property
@@ -208,56 +172,52 @@ class Ledger:
 
     @property
     def checkpoint_key(self) -> bytes:
-        """The key of the checkpoints' MACs. PRIVATE."""
+        """The key for the checkpoints' MACs. PRIVATE."""
         return subkey(self._key, "checkpoint")
 
     def head(self) -> tuple[int, str]:
-        """(number of entries, the last one's MAC): what a checkpoint keeps."""
+        """Return (number of entries, MAC of the last one), which a checkpoint stores."""
         return len(self.macs), self.macs[-1]
 
     @property
     def incarnation_mac(self) -> str:
-        """The MAC of the incarnation's entry, and so of all before it: what its keys are derived from.
+        """The MAC of the incarnation's entry, hence of all before it. The incarnation's keys are derived from it.
 
-        Of two copies of a run folder each may begin an incarnation of the same number; this tells them apart.
+        Each of two copies of a run folder may start an incarnation of the same number; this tells them apart.
         """
         if self.incarnation is None:
-            raise LedgerError(f"{self._chain.path}: no incarnation has begun: nothing may be drawn")
+            raise LedgerError(f"{self._chain.path}: no incarnation has started: nothing may be drawn")
         return self.macs[self._begun]
 
     def check_prefix(self, count: int, mac: str) -> None:
-        """Raises LedgerError unless this ledger once had exactly this head: it was not cut or exchanged."""
+        """Raise LedgerError unless this ledger once had exactly this head: it was not truncated or replaced."""
         if not 0 < count <= len(self.macs) or not hmac.compare_digest(self.macs[count - 1], mac):
             raise LedgerError(
-                f"{self._chain.path}: has {len(self.macs)} entries and does not begin with the {count} that "
-                f"the checkpoint saw: it was cut, exchanged or rolled back; bring it back, {BEGIN_ANEW}"
+                f"{self._chain.path}: has {len(self.macs)} entries and does not start with the {count} that "
+                f"the checkpoint recorded: it was truncated, replaced or rolled back; restore it, {OR_START_NEW}"
             )
 
     def events(self) -> list[PrivacyEvent]:
-        """PUBLIC: all that was charged, over all incarnations, one row for each kind of event."""
+        """Return everything charged, over all incarnations, one row per kind of event. PUBLIC."""
         return self._spending.events()
 
     def granted(self) -> list[PrivacyEvent]:
-        """PUBLIC: what this run may come to without asking anybody again; of a sealed one, what it came to."""
+        """Return what this run may cost without asking again; for a sealed run, what it did cost. PUBLIC."""
         return self.events() if self.sealed is not None else self._spending.granted()
 
     def keep_within(self, reserved: Sequence[PrivacyEvent]) -> bool:
-        """Whether `reserved` covers all that was charged, and is what this run may come to without asking."""
+        """Limit this run's cost to `reserved` if that covers everything charged; return whether it does."""
         return self._spending.bind(reserved)
 
     def begin(self, fingerprint: Mapping[str, object], nonce: str) -> int:
-        """Begin a process's part of the run, and return the incarnation's number. Called before any charge.
+        """Start a process's part of the run, before any charge, and return the incarnation's number.
 
-        The incarnation is the last one if its fingerprint was equal, else a new one. `nonce`: 64 hex digits, fresh
+        The incarnation is the last one if its fingerprint is equal, else a new one. `nonce`: 64 hex digits, fresh
         from the operating system in each process, for the steps that the ledger does not hold yet.
         """
         if self.incarnation is None:
             self.new_incarnation(fingerprint, "the run begins")
-        changed = [
-            field
-            for field in sorted({*self._fingerprint, *fingerprint})
-            if canonical(self._fingerprint.get(field)) != canonical(fingerprint.get(field))
-        ]
+        changed = changed_fields(self._fingerprint, fingerprint)
         if changed:
             self.new_incarnation(fingerprint, f"changed: {', '.join(changed)}")
         if nonce != self.nonce:
@@ -267,9 +227,9 @@ class Ledger:
         return self.incarnation
 
     def new_incarnation(self, fingerprint: Mapping[str, object], why: str) -> int:
-        """The number of a new incarnation, entered with its fingerprint: from here on all keys are new."""
+        """Enter a new incarnation with its fingerprint, so that all keys are new, and return its number."""
         number = 0 if self.incarnation is None else self.incarnation + 1
-        self._append({"kind": "incarnation", "number": number, "fingerprint": dict(fingerprint), "why": why})
+        self._append(incarnation_entry(number, fingerprint, why))
         return number
 
     def charge(
@@ -282,27 +242,23 @@ class Ledger:
         clip_norm: float,
         total: NDArray[np.int64],
     ) -> bytes:
-        """The bytes of the entry of one step's event, its noise key's source: returned once on disk.
+        """Charge one step's event; return the bytes of its entry, the source of its noise key, once they are on disk.
 
-        `total` int64 [P] is the un-noised sum (PRIVATE; its MAC is kept). The same step of the same
-        incarnation is charged once and must come out equal: another sum raises ReplayMismatch, another rate,
-        multiplier or clip norm LedgerError. BudgetSpent, before anything is written, if it would pass ε.
+        `total` int64 [P] is the un-noised sum (PRIVATE; only its MAC is kept). A step is charged once per incarnation,
+        and its replay must match: another sum raises ReplayMismatch; another rate, multiplier or clip norm raises
+        LedgerError. Raises BudgetSpent, before anything is written, if the charge would exceed ε.
         """
         self._require_open()
         if total.dtype != np.int64 or total.ndim != 1:
-            raise TypeError(f"one flat int64 sum is charged, not {total.dtype} {total.shape}")
+            raise TypeError(f"expected one flat int64 sum, got {total.dtype} {total.shape}")
         if not (self._started and self._chargeable):
-            raise LedgerError(f"{self._chain.path}: no charge without data compared and an incarnation begun")
-        entry = {
-            "kind": "charge",
-            "phase": phase,
-            "step": step,
-            "incarnation": self.incarnation,
-            "sample_rate": float(sample_rate),
-            "noise_multiplier": float(noise_multiplier),
-            "clip_norm": float(clip_norm),
-            "sum_mac": data_mac(subkey(self._key, "sum"), total),
-        }
+            raise LedgerError(
+                f"{self._chain.path}: nothing can be charged before the data are checked and an incarnation has "
+                "started"
+            )
+        sum_mac = data_mac(subkey(self._key, "sum"), total)
+        numbers = sample_rate, noise_multiplier, clip_norm
+        entry = charge_entry(phase, step, self.incarnation, *numbers, sum_mac)
         recorded = self.charged.find(phase, step)
         if recorded is not None:
             return self._replayed(recorded.entry_of(step), entry)
@@ -313,29 +269,29 @@ class Ledger:
         return self.mirror is None or self.mirror.reserve(events)
 
     def seal(self, reason: str) -> None:
-        """Ends the ledger: nothing can be charged any more. `reason`: planned, budget or operator."""
+        """Seal the ledger, after which nothing can be charged. `reason`: planned, budget or operator."""
         self._append({"kind": "sealed", "reason": reason})
         if self.mirror is not None:
             self.mirror.end(self.events())
 
     def close(self) -> None:
-        """Closes the file; what was read can still be asked for."""
+        """Close the file. What was read remains available."""
         self._chain.close()
 
-    def _replayed(self, recorded: int, entry: dict[str, Any]) -> bytes:
-        """The recorded entry's bytes, if the step done again is that entry to the bit."""
+    def _replayed(self, recorded: int, entry: Mapping[str, Any]) -> bytes:
+        """Return the bytes of the entry at index `recorded` if the replayed step matches it exactly."""
         body = self._chain.body(recorded)
         before = json.loads(body)
         for field, was in before.items():
             if entry[field] != was and field != "sum_mac":
                 raise LedgerError(
                     f"{self._chain.path}: phase {entry['phase']}, step {entry['step']}: {field} is "
-                    f"{entry[field]!r} but {was!r} was charged"
+                    f"{entry[field]!r}, but {was!r} was charged"
                 )
         if not hmac.compare_digest(entry["sum_mac"], before["sum_mac"]):
             raise ReplayMismatch(
-                f"{self._chain.path}: phase {entry['phase']}, step {entry['step']}: done again, its sum is "
-                "not the recorded one"
+                f"{self._chain.path}: phase {entry['phase']}, step {entry['step']}: the replayed sum "
+                "is not the recorded one"
             )
         return body
 
@@ -351,7 +307,7 @@ class Ledger:
         return written
 
     def _apply(self, index: int, entry: dict[str, Any]) -> None:
-        """Take entry number `index` of the file into account."""
+        """Update this object's state by the entry at index `index` of the file."""
         kind = entry["kind"]
         if kind == "plan" and index == 0 and entry["version"] == VERSION:
             self._first = entry
@@ -371,21 +327,23 @@ class Ledger:
         elif kind == "sealed":
             self.sealed = entry["reason"]
         else:
-            raise LedgerError(f"{self._chain.path}: line {index + 1} is of another version of this program")
+            raise LedgerError(
+                f"{self._chain.path}: line {index + 1} was written by another version of this program"
+            )
 
     def _require_open(self) -> None:
         if self._interrupted:
-            # Else the entry that the mirror refused would be given out as a replay.
+            # Otherwise the entry that the mirror refused would be returned as a replay.
             raise LedgerError(f"{self._chain.path}: an earlier write failed: run the same command again")
         if self.sealed is not None:
             raise LedgerError(
-                f"{self._chain.path}: the run is sealed ({self.sealed}): nothing is charged any more"
+                f"{self._chain.path}: the run is sealed ({self.sealed}): nothing more can be charged"
             )
 
     def _require_fact(self, field: str, now: object) -> None:
         was = self.plan.get(field)
         if canonical(was) != canonical(now):
             raise LedgerError(
-                f"{self._chain.path}: {field} is {now!r} and was {was!r} when the run began: "
-                f"go back to that, {BEGIN_ANEW}"
+                f"{self._chain.path}: {field} is {now!r} but was {was!r} when the run started: "
+                f"change it back, {OR_START_NEW}"
             )

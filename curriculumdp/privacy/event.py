@@ -1,4 +1,4 @@
-"""What a run gives away, as accountants see it: a mechanism, its parameters, and how often it was used."""
+"""A privacy event as accountants see it: a mechanism, its parameters, and how often it was used."""
 
 import math
 from dataclasses import dataclass
@@ -9,30 +9,30 @@ from curriculumdp.errors import UserError
 
 Mechanism = Literal["gaussian", "subsampled_gaussian"]
 
-# Under a tenth, one use without sampling costs ε > 90 at δ = 1e-5, and its loss distribution takes seconds.
+# Below 0.1, one use without sampling costs ε > 90 at δ = 1e-5, and its loss distribution takes seconds.
 MIN_NOISE_MULTIPLIER = 0.1
-# Above these, accountants lose digits or patience (dp_accounting raises an int to the count's power).
+# Above these, accountants lose precision or take too long (dp_accounting raises an int to the count's power).
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_COUNT = 10**6
-# What the grid's float64 scales carry, and the most that a certificate states.
+# The range that the grid's float64 scales can represent, and the max that a certificate states.
 CLIP_NORMS = 1e-30, 1e30
 MAX_CERTIFIED_CLIP_NORM = 1e12
-# One use's losses are cut off where e⁻⁵⁰ of their mass is left, up to 4e-16 in 10⁶ uses: nothing beside a
-# δ from here on.
+# The losses of one use are truncated where e⁻⁵⁰ of their mass is left, up to 4e-16 in 10⁶ uses: negligible
+# for a δ of at least this.
 MIN_DELTA = 1e-10
 
 
 class AccountingError(UserError):
-    """Numbers that no accountant can make a guarantee of; the message is one line."""
+    """Values from which no accountant can derive a guarantee; the message is one line."""
 
 
 @dataclass(frozen=True)
 class PrivacyEvent:
-    """`count` uses of one mechanism on a sum whose L2 sensitivity is C: PUBLIC, all of it.
+    """`count` uses of one mechanism on a sum of L2 sensitivity C. PUBLIC.
 
     gaussian: N(0, (noise_multiplier·C)²) on the sum of all units. subsampled_gaussian: the same on the sum of
-    a Poisson sample, fresh at each use, that holds each unit with probability `sample_rate`. A `count` of 0
-    costs nothing. Raises AccountingError for values that no accountant here takes.
+    a Poisson sample, fresh at each use, that contains each unit with probability `sample_rate`. A `count` of 0
+    costs nothing. Raises AccountingError for values that the accountants do not support.
     """
 
     name: str
@@ -43,7 +43,7 @@ class PrivacyEvent:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise AccountingError(f"an event's name is {self.name!r}: must be a text of at least one letter")
+            raise AccountingError(f"an event's name is {self.name!r}: must be a non-empty string")
         if self.mechanism not in get_args(Mechanism):
             allowed = " or ".join(get_args(Mechanism))
             raise AccountingError(f"{self.name}.mechanism is {self.mechanism!r}: must be {allowed}")
@@ -55,14 +55,14 @@ class PrivacyEvent:
         if not (_is_number(self.noise_multiplier) and low <= self.noise_multiplier <= high):
             raise self._refused(
                 "noise_multiplier",
-                f"must be a number in [{low:g}, {high:g}]; with less noise no privacy is left",
+                f"must be a number in [{low:g}, {high:g}]; less noise leaves no privacy",
             )
         if (
             not isinstance(self.count, int)
             or isinstance(self.count, bool)
             or not 0 <= self.count <= MAX_COUNT
         ):
-            raise self._refused("count", f"must be a whole number in [0, {MAX_COUNT}]")
+            raise self._refused("count", f"must be an integer in [0, {MAX_COUNT}]")
 
     def _refused(self, field: str, allowed: str) -> AccountingError:
         return AccountingError(f"{self.name}.{field} is {getattr(self, field)!r}: {allowed}")
@@ -75,7 +75,7 @@ def _is_number(value: object) -> bool:
 def rounded_up(value: float, digits: int = 6) -> str:
     """Return an ε or a δ as text of at most `digits` significant digits that is never below `value`.
 
-    A value of no more digits than that shows as it was typed: 0.1 is 0.1, though its binary form lies above.
+    A value that has no more digits than that is shown as typed: 0.1 is 0.1, though its binary form is larger.
     """
     exact = Decimal(repr(float(value)))
     last = Decimal(1).scaleb(exact.adjusted() - digits + 1)
@@ -83,5 +83,5 @@ def rounded_up(value: float, digits: int = 6) -> str:
 
 
 def as_typed(value: float) -> str:
-    """Return a setting as text that reads back as `value`: a budget of 6.0 is 6, one of 1.0000049 keeps its digits."""
+    """Return a setting as text that reads back as `value`: 6.0 gives 6, and 1.0000049 keeps all its digits."""
     return repr(value).removesuffix(".0")

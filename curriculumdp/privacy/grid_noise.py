@@ -1,9 +1,9 @@
-"""The grid and its noise: clipped vectors become integers, their sum is exact, Gaussian noise is added once.
+"""The integer grid and its noise: clipped vectors become integers, their sum is exact, Gaussian noise is added once.
 
 A unit's vector g with ‖g‖ ≤ C(1 − 2⁻¹²) is rounded to n = rint(g·2³⁶/C). Rounding moves each of P coordinates
-by at most ½, hence ‖n‖ ≤ 2³⁶ − 2²⁴ + √P/2 < 2³⁶ for any P < 2⁵⁰: the sensitivity of the integer sum is 2³⁶,
-that is C, to the bit and in any order. Noise is rounded to the same grid: what is released is the rounding of
-the exact mechanism's output, so the low bits of floating point tell nothing (Mironov, CCS 2012).
+by at most ½, hence ‖n‖ ≤ 2³⁶ − 2²⁴ + √P/2 < 2³⁶ for any P < 2⁵⁰: the sensitivity of the integer sum is exactly
+2³⁶, that is C, in any order. Noise is rounded to the same grid: what is released is a rounding of the exact
+mechanism's output, so the low bits of floating point reveal nothing (Mironov, CCS 2012).
 """
 
 import math
@@ -18,29 +18,29 @@ from curriculumdp.privacy.streams import gaussian
 GRID_BITS = 36
 GRID = 2.0**GRID_BITS
 AIM = 1 - 2.0**-12
-# √(2 ln 2⁶⁵) = 9.493: no normal of `gaussian` is farther out.
+# √(2 ln 2⁶⁵) = 9.493 is the largest magnitude that `gaussian` returns.
 MAX_NORMAL = 9.5
 
 
 class NoiseError(UserError):
-    """A noise multiplier, a clip norm or a number of units that the grid cannot carry."""
+    """A noise multiplier, clip norm or number of units that the grid cannot represent."""
 
 
 def check_capacity(units: int, noise_multiplier: float) -> None:
-    """Raises NoiseError unless a sum of `units` clipped vectors plus its noise fits into int64, exactly.
+    """Raise NoiseError unless a sum of `units` clipped vectors plus its noise fits exactly into int64.
 
-    Needs σ·9.5·2³⁶ < 2⁵³ (float64 noise is then exact on the grid) and units·2³⁶ plus that noise < 2⁶³.
+    Requires σ·9.5·2³⁶ < 2⁵³ (so that float64 noise is exact on the grid) and units·2³⁶ plus that noise < 2⁶³.
     """
     noise = _noise_scale(noise_multiplier) * MAX_NORMAL
     if units < 0 or units * 2**GRID_BITS + math.ceil(noise) >= 2**63:
-        most = (2**63 - math.ceil(noise) - 1) // 2**GRID_BITS
-        raise NoiseError(f"{units} units are more than an exact sum can hold: at most {most} units")
+        limit = (2**63 - math.ceil(noise) - 1) // 2**GRID_BITS
+        raise NoiseError(f"{units} units are more than an exact sum can hold: use at most {limit} units")
 
 
 def _noise_scale(noise_multiplier: float) -> float:
-    most = 2.0**53 / GRID / MAX_NORMAL
-    if not 0 < noise_multiplier < most:
-        raise NoiseError(f"noise multiplier {noise_multiplier} is not between 0 and {most:.6g}")
+    limit = 2.0**53 / GRID / MAX_NORMAL
+    if not 0 < noise_multiplier < limit:
+        raise NoiseError(f"noise multiplier {noise_multiplier} is not between 0 and {limit:.6g}")
     return noise_multiplier * GRID
 
 
@@ -51,21 +51,21 @@ def _require_clip_norm(clip_norm: float) -> float:
 
 
 def round_to_grid(vectors: Tensor, clip_norm: float) -> Tensor:
-    """PRIVATE: rint(g·2³⁶/C) of each unit's vector, int64 [B, P], from clipped float64 [B, P].
+    """Return rint(g·2³⁶/C) of each unit's vector, int64 [B, P], from clipped float64 [B, P]. PRIVATE.
 
-    One row is ONE unit: a rounded sum of units would break the bound.
+    One row is ONE unit: rounding a sum of units would break the bound.
     """
     return (vectors * (GRID / _require_clip_norm(clip_norm))).round_().to(torch.int64)
 
 
 def clip_and_sum(vectors: Tensor, clip_norm: float, present: Tensor) -> Tensor:
-    """PRIVATE: the exact sum of the units' clipped vectors on the grid, int64 [P].
+    """Return the exact sum of the units' clipped vectors on the grid, int64 [P]. PRIVATE.
 
-    `vectors` float64 [B, P], one unit a row, `present` bool [B]. A unit that is absent or whose norm is not
-    finite is selected out (0·∞ is NaN). Adding or removing any unit, whatever its values, moves the result by
-    at most 2³⁶ in L2 norm.
+    `vectors` float64 [B, P], one unit per row; `present` bool [B]. A unit that is absent or whose norm is not
+    finite is masked out with `where` (0·∞ is NaN). Adding or removing any unit, whatever its values, moves the
+    result by at most 2³⁶ in L2 norm. Raises TypeError for other dtypes.
 
-    | a unit's norm     | it contributes                     |
+    | a unit's norm     | its contribution                   |
     |-------------------|------------------------------------|
     | 0                 | 0                                  |
     | up to C(1 − 2⁻¹²) | itself                             |
@@ -73,7 +73,7 @@ def clip_and_sum(vectors: Tensor, clip_norm: float, present: Tensor) -> Tensor:
     | ∞ or NaN          | 0                                  |
     """
     if vectors.dtype != torch.float64:
-        raise TypeError(f"norms and factors are taken in float64, not {vectors.dtype}")
+        raise TypeError(f"expected float64 vectors, got {vectors.dtype}")
     aim = _require_clip_norm(clip_norm) * AIM
     norms = torch.linalg.vector_norm(vectors, dim=1)
     kept = present & norms.isfinite()
@@ -83,12 +83,12 @@ def clip_and_sum(vectors: Tensor, clip_norm: float, present: Tensor) -> Tensor:
 
 
 def add_noise(total: Tensor, noise_multiplier: float, key: bytes) -> Tensor:
-    """`total` int64 [P] plus rint(N(0, σ²)·2³⁶) in each coordinate: a new tensor; public once charged.
+    """Return `total` int64 [P] plus rint(N(0, σ²)·2³⁶) in each coordinate, as a new tensor. PUBLIC once charged.
 
-    The noise is a pure function of `key`, drawn in float64 on the CPU, so that every rank adds the same one.
+    The noise is a pure function of `key`, drawn in float64 on the CPU, so that every rank adds the same noise.
     """
     if total.dtype != torch.int64 or total.dim() != 1:
-        raise TypeError(f"noise is added to one flat int64 sum, not to {total.dtype} {tuple(total.shape)}")
+        raise TypeError(f"expected one flat int64 sum, got {total.dtype} {tuple(total.shape)}")
     drawn = gaussian(key, total.numel())
     drawn *= _noise_scale(noise_multiplier)
     noise = torch.from_numpy(drawn).round_().to(torch.int64)
@@ -96,5 +96,5 @@ def add_noise(total: Tensor, noise_multiplier: float, key: bytes) -> Tensor:
 
 
 def from_grid(noisy: Tensor, clip_norm: float) -> Tensor:
-    """A grid's int64 [P] back in the vectors' own unit, float64 [P]."""
+    """Convert a grid's int64 [P] back to the vectors' own units, float64 [P]."""
     return noisy.to(torch.float64) * (_require_clip_norm(clip_norm) / GRID)

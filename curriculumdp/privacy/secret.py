@@ -1,7 +1,7 @@
-"""A run's secret: 32 bytes of the operating system's entropy, from which all private draws derive their keys.
+"""A run's secret: 32 bytes of operating system entropy, from which the keys of all private draws are derived.
 
-Keys are derived by HKDF-SHA256 (RFC 5869) for one purpose and context each. The file that keeps the secret between
-processes is for its owner alone, and is erased when the run is sealed.
+Each key is derived by HKDF-SHA256 (RFC 5869) for one purpose and context. The file that keeps the secret between
+processes is readable by its owner only, and is erased when the run is sealed.
 """
 
 import json
@@ -27,9 +27,9 @@ class SecretError(UserError):
 
 
 class RunSecret:
-    """The 32 bytes that all private draws of a run derive from. PRIVATE above all: who has it has the noise.
+    """The 32 bytes from which all private draws of a run derive. PRIVATE above all: whoever has it has the noise.
 
-    It shows itself in no repr, format, traceback, pickle or copy, and leaves the process only through `save`.
+    It never appears in a repr, format, traceback, pickle or copy, and leaves the process only through `save`.
     """
 
     __slots__ = ("_held",)
@@ -39,41 +39,41 @@ class RunSecret:
 
     @classmethod
     def create(cls) -> "RunSecret":
-        """A new secret from the operating system's entropy."""
+        """Create a secret from the operating system's entropy."""
         return cls()
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> "RunSecret":
-        """The secret that is `raw` (32 bytes): for a saved one, and for tests that need one secret twice."""
+        """Return the secret with the 32 bytes `raw`: for a saved one, and for tests that need one twice."""
         if (size := len(raw)) != KEY_BYTES:
-            del raw  # a traceback may show the names of its frames
-            raise SecretError(f"a run's secret has {KEY_BYTES} bytes, not {size}")
+            del raw  # a traceback may show the frame's variables
+            raise SecretError(f"a run's secret must have {KEY_BYTES} bytes, not {size}")
         made = cls()
         made._held[:] = raw
         return made
 
     @classmethod
     def load(cls, path: Path) -> "RunSecret":
-        """The secret saved at `path`; refuses a file that others may read or that was cut short."""
+        """Load the secret saved at `path`. Raises SecretError for a file that others may read or that is truncated."""
         return cls.from_bytes(read_private(path, "the run's secret"))
 
     def save(self, path: Path) -> None:
-        """Writes a new file of mode 0600 and syncs it and its folder; refuses to overwrite one."""
+        """Write a new file of mode 0600, synced with its folder. Raises SecretError if the file exists."""
         try:
             write_private(path, bytes(self._held), "the run's secret")
             return
         except BaseException as error:
             error.__cause__ = error.__context__ = None
             failed = error.with_traceback(None)
-        raise failed  # out here: the frames of before hold the bytes, and a traceback may show them
+        raise failed  # raised here: earlier frames hold the bytes, and a traceback may show them
 
     def key(self, purpose: str, **context: int | float | str) -> bytes:
-        """32 bytes for one purpose and place: HKDF-SHA256, info = canonical JSON of (purpose, context).
+        """Derive 32 bytes for one purpose and context: HKDF-SHA256, info = canonical JSON of (purpose, context).
 
-        Other purposes or contexts give independent keys, which tell nothing about each other or the secret.
+        Different purposes or contexts give independent keys, which reveal nothing about each other or the secret.
         """
         if any(not isinstance(value, int | float | str) for value in context.values()):
-            raise TypeError("a key's context holds int, float and str only")
+            raise TypeError("a key's context may hold only int, float and str")
         info = json.dumps(
             [PROTOCOL, purpose, context], sort_keys=True, separators=(",", ":"), allow_nan=False
         )
@@ -82,29 +82,29 @@ class RunSecret:
         )
 
     def identity(self) -> str:
-        """32 hex digits that name the secret and tell nothing about it or any other key."""
+        """Return 32 hex digits that identify the secret and reveal nothing about it or any other key."""
         return self.key("identity")[:16].hex()
 
     def __repr__(self) -> str:
         return "RunSecret(hidden)"
 
     def __reduce_ex__(self, _: object) -> NoReturn:
-        raise TypeError("a run's secret is never pickled or copied")
+        raise TypeError("a run's secret cannot be pickled or copied")
 
 
 def read_private(path: Path, what: str) -> bytes:
-    """The content of a key file; SecretError if it is missing, unreadable, or open to others."""
+    """Return the content of a key file. Raises SecretError if it is missing, unreadable, or readable by others."""
     try:
         mode = path.stat().st_mode
         if mode & 0o077:
-            raise SecretError(f"{path}: {what} can be read by others (mode {mode & 0o777:o}): chmod 600 it")
+            raise SecretError(f"{path}: {what} is readable by others (mode {mode & 0o777:o}): chmod 600 it")
         return path.read_bytes()
     except OSError as error:
         raise SecretError(f"{path}: {what} cannot be read ({error.strerror})") from error
 
 
 def write_private(path: Path, content: bytes, what: str) -> None:
-    """Writes a new file of mode 0600, synced with its folder; SecretError if it exists or cannot be."""
+    """Write a new file of mode 0600, synced with its folder. Raises SecretError if it exists or cannot be written."""
     try:
         write_new(path, content)
     except OSError as error:
@@ -112,7 +112,7 @@ def write_private(path: Path, content: bytes, what: str) -> None:
 
 
 def erase_private(path: Path) -> None:
-    """Overwrites a key file with zeros and removes it. (A journal or a flash drive may keep old blocks.)"""
+    """Overwrite a key file with zeros and remove it. (A journal or a flash drive may keep old blocks.)"""
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
         file.flush()

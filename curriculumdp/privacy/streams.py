@@ -1,4 +1,4 @@
-"""Keyed draws: every private draw is a pure function of (run secret, purpose, place); nothing has a state.
+"""Keyed draws: every private draw is a pure function of (run secret, purpose, context, index), without state.
 
 Draws that privacy rests on (Poisson rows, noise) come from ChaCha20 (RFC 8439) under keys that HKDF-SHA256
 (RFC 5869) derives from the run's secret. Draws that belong to a single unit (which image, noise level,
@@ -19,7 +19,7 @@ WORDS_PER_BLOCK = 8
 MAX_BLOCKS = 2**32
 
 
-# 64 Ki words (512 KiB) stay in a core's cache through the dozen passes of Box-Muller.
+# 64 Ki words (512 KiB) stay in a core's cache during the dozen passes of Box-Muller.
 WORDS_AT_ONCE = 2**16
 
 
@@ -27,16 +27,16 @@ _ZEROS = bytes(8 * WORDS_AT_ONCE)
 
 
 def keystream(key: bytes, words: int, first_block: int = 0) -> NDArray[np.uint64]:
-    """ChaCha20's keystream from block `first_block` on, as `words` little-endian 64-bit words; zero nonce.
+    """Return ChaCha20's keystream from block `first_block` on, as `words` little-endian 64-bit words; zero nonce.
 
-    A key serves one purpose and place, so that the nonce can stay zero. Raises ValueError where the 32-bit
+    The nonce can stay zero because a key serves only one purpose and context. Raises ValueError if the 32-bit
     block counter would wrap and the stream repeat.
     """
     blocks = -(-words // WORDS_PER_BLOCK)
     if words < 0 or first_block < 0 or first_block + blocks > MAX_BLOCKS:
         raise ValueError(
             f"a ChaCha20 key gives at most 2**32 blocks; blocks {first_block} to "
-            f"{first_block + blocks} were asked for"
+            f"{first_block + blocks} were requested"
         )
     nonce = first_block.to_bytes(4, "little") + bytes(12) if first_block < MAX_BLOCKS else bytes(16)
     encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
@@ -49,10 +49,10 @@ def keystream(key: bytes, words: int, first_block: int = 0) -> NDArray[np.uint64
 
 
 def gaussian(key: bytes, count: int) -> NDArray[np.float64]:
-    """`count` standard normals by Box-Muller in float64, two from each pair of keystream words.
+    """Return `count` standard normals by Box-Muller, float64 [count], two from each pair of keystream words.
 
-    The radius is √(−2 ln u), u = (n + ½)/2⁶⁴ for a 64-bit word n: |z| reaches 9.49, and what is cut off the
-    tails has probability 2e-21 a normal. The first m of n normals are the m normals of the same key.
+    The radius is √(−2 ln u), u = (n + ½)/2⁶⁴ for a 64-bit word n: |z| reaches 9.49, and the tails beyond have
+    probability 2e-21 per normal. The first m of n normals are the m normals of the same key.
     """
     normals = np.empty(count + count % 2)
     for start in range(0, len(normals), WORDS_AT_ONCE):
@@ -82,22 +82,22 @@ _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
 
 
-# 32 Ki counters: six int64 arrays of them are 1.5 MiB, a core's cache.
+# 32 Ki counters: six int64 arrays of this size take 1.5 MiB and fit a core's cache.
 _COUNTERS_AT_ONCE = 2**15
 
 
 def unit_words(key: bytes, step: int, units: Tensor, draws: int, words: int) -> Tensor:
-    """Random 32-bit words of single units: int64 [B, draws, words], each in [0, 2³²), where `units` is.
+    """Return random 32-bit words of single units: int64 [B, draws, words], each in [0, 2³²), on the device of `units`.
 
     `units` int64 [B], each below 2³² (a padding −1 gets words like any other). A word is a pure function of
-    (the first 8 bytes of `key`, step, unit, draw, place): neither batch nor device nor neighbours matter.
-    Not for privacy noise: Philox is no cipher.
+    (the first 8 bytes of `key`, step, unit, draw, word index): neither batch nor device nor neighbours matter.
+    Not for privacy noise: Philox is not a cipher. Raises ValueError for a step outside [0, 2³²).
     """
     blocks = -(-words // 4)
     if not 0 <= step <= _MASK:
-        raise ValueError(f"step {step} is not in [0, 2**32)")
+        raise ValueError(f"step is {step}: must be in [0, 2**32)")
     key_words = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:8], "little")
-    whole = torch.empty((len(units), draws, blocks, 4), dtype=torch.int64, device=units.device)
+    filled = torch.empty((len(units), draws, blocks, 4), dtype=torch.int64, device=units.device)
     block = torch.arange(blocks, device=units.device)
     draw = torch.arange(draws, device=units.device)[:, None]
     at_once = (
@@ -107,15 +107,15 @@ def unit_words(key: bytes, step: int, units: Tensor, draws: int, words: int) -> 
         unit = units[start : start + at_once, None, None] & _MASK
         shape = (len(unit), draws, blocks)
         counter = [block.expand(shape), draw.expand(shape), unit.expand(shape), torch.full_like(unit, step)]
-        philox([part.expand(shape).clone() for part in counter], key_words, whole[start : start + at_once])
-    return whole.flatten(2)[..., :words]
+        philox([part.expand(shape).clone() for part in counter], key_words, filled[start : start + at_once])
+    return filled.flatten(2)[..., :words]
 
 
 def philox(counter: list[Tensor], key: tuple[int, int], out: Tensor) -> None:
-    """Philox4x32-10 of four int64 counters (each in [0, 2³²), overwritten), into `out` [..., 4].
+    """Write Philox4x32-10 of four int64 counters (each in [0, 2³²), overwritten) into `out` [..., 4].
 
-    A product of two 32-bit numbers wraps in int64 to the right 64 bits; shift and mask give its halves back.
-    Words 1 and 3 keep their product's high half until the next round's mask: two passes a round less.
+    A product of two 32-bit numbers wraps in int64 to the right 64 bits; shift and mask recover its halves.
+    Words 1 and 3 keep their product's high half until the next round's mask, which saves two passes per round.
     """
     a, b, c, d = counter
     low, high = torch.empty_like(a), torch.empty_like(a)
@@ -129,23 +129,23 @@ def philox(counter: list[Tensor], key: tuple[int, int], out: Tensor) -> None:
         c.bitwise_xor_(d).bitwise_xor_(k1).bitwise_and_(_MASK)
         b, high = high, b
         d, low = low, d
-    for place, part in enumerate((a, b, c, d)):
-        torch.bitwise_and(part, _MASK, out=out[..., place])
+    for index, part in enumerate((a, b, c, d)):
+        torch.bitwise_and(part, _MASK, out=out[..., index])
 
 
 def uniforms(words: Tensor) -> Tensor:
-    """(n + ½)/2³² of each word n: float64 in the open interval (0, 1), of the same shape."""
+    """Return (n + ½)/2³² for each word n: float64 in the open interval (0, 1), same shape."""
     return (words.to(torch.float64) + 0.5) * 2.0**-32
 
 
 def normals(words: Tensor) -> Tensor:
-    """Standard normals fp32 of the shape of `words` [..., even], by Box-Muller in float64; |z| reaches 6.7.
+    """Return standard normals, fp32 of the shape of `words` [..., even], by Box-Muller in float64; |z| reaches 6.7.
 
     Consecutive words are a pair (radius, angle). Computed in float64 so that the rounded result does not
-    depend on how a device's fp32 functions round.
+    depend on how a device's fp32 functions round. Raises ValueError for an odd number of words.
     """
     if words.shape[-1] % 2:
-        raise ValueError(f"normals come in pairs: an odd number of words ({words.shape[-1]}) was given")
+        raise ValueError(f"normals come in pairs of words, got an odd number ({words.shape[-1]})")
     radius = uniforms(words[..., 0::2]).log_().mul_(-2.0).sqrt_()
     angle = words[..., 1::2].to(torch.float64).mul_(2 * torch.pi * 2.0**-32)
     out = torch.empty(words.shape, dtype=torch.float32, device=words.device)

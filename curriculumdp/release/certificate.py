@@ -1,7 +1,7 @@
-"""The privacy certificate: what a release guarantees, with all that is needed to recompute its ε. PUBLIC.
+"""The privacy certificate: what a release guarantees, and everything needed to recompute its ε. PUBLIC.
 
-It holds no realised count, no digest of the data, no secret and no path. Its text form is canonical: the same
-certificate is the same bytes, so that a reader can hold the file against what its values say.
+It holds no realised count, no digest of the data, no secret and no path. Its text form is canonical: equal
+certificates are equal bytes, so that a reader can check the file's words against its values.
 """
 
 import json
@@ -24,37 +24,43 @@ from curriculumdp.privacy.accountant import (
 from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM, PrivacyEvent, rounded_up
 
 FORMAT = "curriculumdp privacy certificate 2"
-MAX_BYTES = 1_000_000  # bytes of a certificate that are read
-SLACK = 1e-6  # relative: two versions of an accountant may differ in the last digits
+MAX_BYTES = 1_000_000  # of a certificate
+SLACK = 1e-6  # relative; two versions of an accountant may differ in the last digits
 
 ADJACENCY = (
-    "Zero-out: a unit's contribution is there or is nothing; the declared number of units stays public. A removed "
+    "Zero-out: a unit's contribution is either present or zero; the declared number of units stays public. A removed "
     "unit's slot is still sampled and packed, so no other unit's position, microbatch or arithmetic changes: the "
-    "sums of two neighbours differ by exactly that unit's clipped vector. Its epsilon equals add/remove's. "
+    "sums of two neighbouring data sets differ by exactly that unit's clipped vector. Epsilon is the same as under "
+    "add/remove adjacency. "
 )
 REPLACE_ONE = (
-    "Under replace-one, where another unit takes its place, epsilon is {}: accounting.epsilon_replace_one."
+    "Under replace-one adjacency, where another unit takes its slot, epsilon is {}: "
+    "accounting.epsilon_replace_one."
 )
-NO_REPLACE_ONE = "Under replace-one, where another unit takes its place, no finite epsilon was found."
-PUBLIC = "The training config, the number of units and of classes, and the image shape count as public."
-BEGAN_FROM = " The weights that training began from count as public too: {}. No check can see that they are."
+NO_REPLACE_ONE = (
+    "Under replace-one adjacency, where another unit takes its slot, no finite epsilon was found."
+)
+PUBLIC = "The training config, the numbers of units and classes, and the image shape are treated as public."
+BEGAN_FROM = (
+    " The weights that training started from are treated as public too: {}. No check can confirm this."
+)
 CONDITIONS = (
-    "the run's input checks, that is, the data had exactly the declared units, classes and shape. No check "
-    "can see whether one person's images were spread over several units."
+    "the run's input checks: the data had exactly the declared units, classes and image shape. No check "
+    "can detect whether one person's images were spread over several units."
 )
-SCOPE = "This run alone, with all its events, repeated ones included. Other runs on the same data add to it."
+SCOPE = "This run alone, with all its events, including repeated ones. Other runs on the same data add to the cost."
 PROOF = (
-    "Anyone can check that a release is consistent and, with a signature, who made it. That the training was "
-    "the one named, only the code and its tests can show."
+    "Anyone can check that a release is consistent and, with a signature, who made it. Only the code and "
+    "its tests can show that the training was the one named here."
 )
 STOPPED = {
-    "planned": "The run did all that was planned.",
-    "budget": "The run stopped early, before a release that would have passed its budget.",
+    "planned": "The run completed its plan.",
+    "budget": "The run stopped early, before an event that would have exceeded its budget.",
     "operator": "The operator ended the run early.",
 }
 
 Line = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(require_line)]
-# No version can be recomputed: they may hold a version's characters alone, and so no sentence.
+# Versions cannot be recomputed, so they may hold only the characters of a version, never a sentence.
 Package = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Version = Annotated[str, Field(pattern=r"^(not installed|[0-9][A-Za-z0-9.+!_-]{0,99})$")]
 Cost = Annotated[float, Field(ge=0, le=1e6)]
@@ -62,11 +68,11 @@ Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class CertificateError(UserError):
-    """A certificate that cannot be read, or that its own events contradict; the message is one line."""
+    """A certificate that cannot be read or that its own events contradict; the message is one line."""
 
 
 class Values(BaseModel):
-    """Frozen, strict, finite."""
+    """Base of a certificate's parts: frozen, strictly typed, finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -87,9 +93,9 @@ class CertifiedEvent(Values):
 
 
 class PublicFacts(Values):
-    """What the guarantee takes as known to everybody. image_shape: (channels, height, width).
+    """What the guarantee treats as public. image_shape: (channels, height, width).
 
-    initial_weights: the name of those that training began from, None where they were drawn at random.
+    initial_weights: the name of the weights that training started from, None if they were random.
     """
 
     units: Count
@@ -99,7 +105,7 @@ class PublicFacts(Values):
 
 
 class Guarantee(Values):
-    """What a run says of itself. `epsilon` is what is promised: at least what the events cost."""
+    """What a run states about itself. `epsilon` is the promise: at least what the events cost."""
 
     epsilon: Annotated[float, Field(gt=0, le=1e6)]
     delta: Annotated[float, Field(gt=0, lt=1)]
@@ -111,8 +117,10 @@ class Guarantee(Values):
 
 
 class Accounting(Values):
-    """What the events cost; opacus_prv is (low, estimate, high), or None where it finds no ε or cannot be
-    trusted, as at a δ below 1e-8; epsilon_replace_one likewise."""
+    """What the events cost. opacus_prv: (low, estimate, high).
+
+    opacus_prv and epsilon_replace_one are None if no ε was found or it cannot be trusted, as at a δ below 1e-8.
+    """
 
     accountant: Line
     epsilon_of_events: Cost
@@ -123,7 +131,7 @@ class Accounting(Values):
 
 
 class Certificate(Values):
-    """The whole of privacy.json but its fixed words. files: SHA-256 of every other file, by relative name."""
+    """All of privacy.json except its fixed words. files: SHA-256 of every other file, by relative path."""
 
     guarantee: Guarantee
     accounting: Accounting
@@ -132,9 +140,9 @@ class Certificate(Values):
 
 
 def account(guarantee: Guarantee) -> Accounting:
-    """What the events cost, by PLD and by Opacus's two accountants; imports torch.
+    """Return what the events cost, by PLD and by Opacus's two accountants. Imports torch.
 
-    Raises CertificateError if that contradicts the promised ε, AccountingError where no accountant finds one.
+    Raises CertificateError if that contradicts the promised ε, AccountingError if PLD or Opacus's RDP finds no ε.
     """
     events, delta = [row.event for row in guarantee.events], guarantee.delta
     found = Accounting(
@@ -160,9 +168,9 @@ def _if_found(
 
 
 def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
-    """One line for each method by which the events cost more than the promised ε.
+    """Return one line per method by which the events cost more than the promised ε.
 
-    Opacus's RDP is an upper bound, mostly above a solved budget: it says nothing against a promise.
+    Opacus's RDP is an upper bound, usually above a budget solved by PLD: it cannot contradict a promise.
     """
     costs = [("PLD", found.epsilon_of_events)]
     if found.opacus_prv:
@@ -176,21 +184,21 @@ def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
 
 
 def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
-    """The certificate's fixed words, with its figures in them, rounded up."""
-    begun, replaced = guarantee.public.initial_weights, cost.epsilon_replace_one
+    """Return the certificate's sentences by key, with its values filled in, rounded up."""
+    initial, replaced = guarantee.public.initial_weights, cost.epsilon_replace_one
     shown = (
-        "figures computed from the sensitive images without noise (losses) were shown on the console. "
-        "What was passed on from there is not covered."
+        "metrics computed from the sensitive images without noise (losses) were shown on the console. "
+        "Whatever was passed on from there is not covered."
     )
     return {
         "guarantee": (
-            f"All that this release was computed from the sensitive images is ({rounded_up(guarantee.epsilon)}, "
+            f"Everything in this release computed from the sensitive images is ({rounded_up(guarantee.epsilon)}, "
             f"{rounded_up(guarantee.delta)})-differentially private for one unit, under zero-out adjacency. "
             f"A unit is {guarantee.unit}."
         ),
         "adjacency": ADJACENCY
         + (NO_REPLACE_ONE if replaced is None else REPLACE_ONE.format(rounded_up(replaced))),
-        "public": PUBLIC + (BEGAN_FROM.format(begun) if begun else ""),
+        "public": PUBLIC + (BEGAN_FROM.format(initial) if initial else ""),
         "conditional_on": CONDITIONS,
         "private_metrics": shown if guarantee.private_metrics_shown else "none were shown outside the run.",
         "stopped": STOPPED[guarantee.stopped],
@@ -200,51 +208,51 @@ def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
 
 
 def certificate_bytes(certificate: Certificate) -> bytes:
-    """privacy.json: the one text form of a certificate, UTF-8."""
+    """Return the content of privacy.json: the canonical text of a certificate, in UTF-8."""
     words = statement(certificate.guarantee, certificate.accounting)
-    whole: dict[str, Any] = {"format": FORMAT, "statement": words}
-    whole |= certificate.model_dump(mode="json")
-    public = whole["guarantee"]["public"]
+    content: dict[str, Any] = {"format": FORMAT, "statement": words}
+    content |= certificate.model_dump(mode="json")
+    public = content["guarantee"]["public"]
     if public["initial_weights"] is None:
         del public["initial_weights"]
-    return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def parse_certificate(content: bytes) -> Certificate:
-    """The certificate of privacy.json's bytes. Raises CertificateError, one line, for anything else."""
+    """Parse the content of privacy.json. Raises CertificateError, one line, if it is not a valid certificate."""
     if len(content) > MAX_BYTES:
         raise CertificateError(
-            f"privacy.json has {len(content)} bytes; a certificate has at most {MAX_BYTES}"
+            f"privacy.json has {len(content)} bytes; a certificate may have at most {MAX_BYTES}"
         )
     try:
-        whole = json.loads(content.decode())
+        parsed = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise CertificateError(f"privacy.json is not JSON: {_one_line(str(error))}") from None
-    values = _values(whole)
+    values = _values(parsed)
     try:
         certificate = Certificate.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise CertificateError(f"privacy.json: {_one_line(place)}: {_one_line(first['msg'])}") from None
+        key = ".".join(str(part) for part in first["loc"])
+        raise CertificateError(f"privacy.json: {_one_line(key)}: {_one_line(first['msg'])}") from None
     if certificate_bytes(certificate) != content:
         raise CertificateError(
-            "privacy.json is not in the one form that certificates have: its words, the order of its keys or "
-            "the form of its numbers were changed"
+            "privacy.json is not in the canonical form of a certificate: its words, the order of its keys or "
+            "the format of its numbers were changed"
         )
     return certificate
 
 
-def _values(whole: Any) -> Mapping[str, Any]:
-    """A certificate's JSON without its fixed words."""
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        found = whole.get("format") if isinstance(whole, dict) else type(whole).__name__
+def _values(parsed: Any) -> Mapping[str, Any]:
+    """Return a certificate's values, without its format and fixed words. Raises CertificateError on another format."""
+    if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
+        found = parsed.get("format") if isinstance(parsed, dict) else type(parsed).__name__
         raise CertificateError(
             f"privacy.json: format is {_one_line(repr(found))}; this version reads '{FORMAT}'"
         )
-    return {key: value for key, value in whole.items() if key not in ("format", "statement")}
+    return {key: value for key, value in parsed.items() if key not in ("format", "statement")}
 
 
 def _one_line(text: str) -> str:
-    """Text of unknown origin, fit for a terminal."""
+    """Return untrusted text, safe to print on a terminal, truncated to 200 characters."""
     return printable(text)[:200]

@@ -7,13 +7,13 @@ from curriculumdp.release.certificate import Accounting, Guarantee, statement
 
 
 def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, has_central: bool) -> str:
-    """The card's text: metadata, how to sample, what is guaranteed and what is not."""
+    """Return the card's text: metadata, how to sample, what is guaranteed and what is not."""
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["differential-privacy", "synthetic-data", "image-generation", "edm"],
     ).to_yaml()
-    said, public = statement(guarantee, cost), guarantee.public
+    stated, public = statement(guarantee, cost), guarantee.public
     channels, height, width = public.image_shape
     kind = "grey" if channels == 1 else "RGB"
     rows = "\n".join(
@@ -30,15 +30,15 @@ def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, ha
 # {name}
 
 A class-conditional diffusion model of {public.classes} classes of {width}x{height} {kind} images, trained
-under differential privacy on images that stay where they are.
+under differential privacy on images that are not shared.
 
 ![samples](samples.png)
 
-One class a row.
+One class per row.
 {central}
 ## Sampling
 
-Plain `diffusers`, no other code:
+Stock `diffusers`, no other code:
 
 ```python
 import torch
@@ -53,30 +53,30 @@ images = pipeline(
 ).images
 ```
 
-Always pass `num_inference_steps` (the pipeline's default is one step, which gives a mean image) and
-`class_labels` (0 to {public.classes - 1}; left out, the pipeline draws them from torch's global generator).
+Always pass `num_inference_steps` (the pipeline's default is a single step, which gives a mean image) and
+`class_labels` (0 to {public.classes - 1}; if omitted, the pipeline takes them from torch's global generator).
 
 ## Privacy
 
 **(ε = {rounded_up(guarantee.epsilon)}, δ = {rounded_up(guarantee.delta)})-differential privacy.**
 
-- {said["guarantee"]}
-- {said["adjacency"]}
-- {said["public"]}
-- Conditional on this: {said["conditional_on"]}
-- Figures without noise: {said["private_metrics"]}
-- {said["stopped"]}
-- {said["scope"]}
-- {said["proof"]}
+- {stated["guarantee"]}
+- {stated["adjacency"]}
+- {stated["public"]}
+- Conditional on {stated["conditional_on"]}
+- Private metrics: {stated["private_metrics"]}
+- {stated["stopped"]}
+- {stated["scope"]}
+- {stated["proof"]}
 
-What was released, all of it noise on clipped sums:
+The events charged, each a clipped sum with noise added:
 
-| release | mechanism | sample rate | noise multiplier | clip norm | count |
+| event | mechanism | sample rate | noise multiplier | clip norm | count |
 |---|---|---|---|---|---|
 {rows}
 
-`privacy.json` is the certificate: with its figures anyone can recompute ε, and it holds the SHA-256 of every
-other file here. `python launch/verify.py FOLDER` of `curriculumdp` does both. The settings of the run are in
+`privacy.json` is the certificate: anyone can recompute ε from its values, and it holds the SHA-256 of every
+other file here. `python launch/verify.py FOLDER` of `curriculumdp` checks both. The run's settings are in
 `training_config.yaml`.
 """)
     )

@@ -1,4 +1,4 @@
-"""Synthetic images from a release, on disk: post-processing, free of charge."""
+"""Synthetic images from a release, on disk: post-processing, which costs no privacy."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ IN_GRID = 100
 
 
 class RequestError(UserError):
-    """Samples that cannot be made as asked; the message is one line."""
+    """An invalid request for samples; the message is one line."""
 
 
 def sample_release(
@@ -31,14 +31,14 @@ def sample_release(
     png: bool = False,
     grid: Path | None = None,
 ) -> Path:
-    """The path of `out`/images.npz: `count` images of the release, on the GPU if there is one.
+    """Sample `count` images from a release, on the GPU if there is one, and return the path of `out`/images.npz.
 
-    labels: classes separated by commas, taken in turn; all of them by default. Starting noise depends on
-    `seed` alone. png: also one file an image. grid: also one picture of the first 100. Raises RequestError
-    and what reading the release or sampling raises, all of them in one line.
+    labels: classes separated by commas, sampled in turn; by default all. The initial noise depends on `seed` alone.
+    batch: images at once. png: also write one file per image. grid: also write one picture of the first 100 images
+    to this file. Raises RequestError and whatever reading the release or sampling raises, each one line.
     """
     if count < 1 or batch < 1:
-        raise RequestError(f"{count} images, {batch} at once: both must be at least 1")
+        raise RequestError(f"num is {count} and batch is {batch}: both must be at least 1")
     if not 0 <= seed < 2**63:
         raise RequestError(f"seed is {seed}: must be in [0, 2**63)")
     wanted = balanced_labels(_classes(labels, read_certificate(release).guarantee.public.classes), count)
@@ -69,9 +69,9 @@ def _classes(labels: str | None, classes: int) -> list[int]:
         asked = [int(label) for label in labels.split(",")]
     except ValueError:
         raise RequestError(
-            f"labels are {labels!r}: give numbers separated by commas, such as 0,1,2"
+            f"labels are {labels!r}: give class numbers separated by commas, such as 0,1,2"
         ) from None
     for label in asked:
         if not 0 <= label < classes:
-            raise RequestError(f"label {label} is not a class: the release has 0 to {classes - 1}")
+            raise RequestError(f"label {label} is not a class: the release has classes 0 to {classes - 1}")
     return asked

@@ -1,4 +1,4 @@
-"""Who made a release: an Ed25519 signature over the certificate's bytes, and through them over every file."""
+"""Who made a release: an Ed25519 signature of the certificate's bytes, and thereby of every file."""
 
 import base64
 import binascii
@@ -11,17 +11,17 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from curriculumdp.errors import UserError
 
 MAKE_KEY = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
-MAKE_PUBLIC = "take it from the private key with: openssl pkey -in key.pem -pubout -out key.pub"
+MAKE_PUBLIC = "extract it from the private key with: openssl pkey -in key.pem -pubout -out key.pub"
 
-MAX_KEY = 100_000  # bytes of a key file that are read
+MAX_KEY = 100_000  # bytes read of a key file
 
 
 class SignatureError(UserError):
-    """A key that cannot be used; the message is one line and never shows the key."""
+    """An unusable key; the message is one line and never shows the key."""
 
 
 def sign(content: bytes, private_key: Path) -> bytes:
-    """The signature of `content` as a line of base64, by the Ed25519 key of a PEM file."""
+    """Sign `content` with the Ed25519 key in a PEM file and return a line of base64. Raises SignatureError."""
     pem = _read(private_key)
     try:
         key = load_pem_private_key(pem, password=None)
@@ -35,7 +35,7 @@ def sign(content: bytes, private_key: Path) -> bytes:
 
 
 def load_signer(public_key: Path) -> Ed25519PublicKey:
-    """The Ed25519 public key of a PEM file. Raises SignatureError."""
+    """Load the Ed25519 public key in a PEM file. Raises SignatureError."""
     pem = _read(public_key)
     try:
         key = load_pem_public_key(pem)
@@ -47,13 +47,13 @@ def load_signer(public_key: Path) -> Ed25519PublicKey:
 
 
 def is_signed(content: bytes, signature: bytes, signer: Ed25519PublicKey) -> bool:
-    """True if `signature`, to the byte as `sign` writes it, is the signer's over `content`."""
+    """Return whether `signature` is, byte for byte, what `sign` writes for `content` with the signer's key."""
     try:
         raw = base64.b64decode(signature.removesuffix(b"\n"), validate=True)
         signer.verify(raw, content)
     except (InvalidSignature, binascii.Error, ValueError):
         return False
-    return signature == _line(raw)  # base64 has several texts for the same bytes
+    return signature == _line(raw)  # several base64 texts decode to the same bytes
 
 
 def _line(signature: bytes) -> bytes:
@@ -65,7 +65,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_KEY)
     except OSError as error:
-        raise SignatureError(f"{path}: {error.strerror}: name a key in a PEM file") from None
+        raise SignatureError(f"{path}: {error.strerror}: give a key in a PEM file") from None
     if not content.strip():
-        raise SignatureError(f"{path}: the file is empty: name a key in a PEM file")
+        raise SignatureError(f"{path}: the file is empty: give a key in a PEM file")
     return content

@@ -1,4 +1,4 @@
-"""Checks a release against its own certificate: files, ε, signature. Trusts nothing that it reads."""
+"""Checks of a release against its own certificate: files, ε, signature. Nothing that is read is trusted."""
 
 import hashlib
 import math
@@ -42,18 +42,18 @@ REQUIRED = frozenset(
         "samples.png",
     }
 )
-# All that a release may hold; weights are safetensors, and nothing here is ever unpickled.
+# All that a release may hold. Weights are safetensors, and nothing here is ever unpickled.
 ALLOWED = REQUIRED | {CENTRAL, CERTIFICATE, SIGNATURE}
-# The option that says how often a phase is charged; a run that did all that was planned did no less.
+# The option that sets how often a phase is charged; a run that completed its plan charged at least that often.
 STEPS = {name: facts.count for name, facts in PHASES.items() if facts.charged}
-# How far a stated figure may lie above the recomputed one, times (1 + it), where another version of the accountant
-# made it. None may lie below by more than SLACK: that would promise too much.
+# How far a stated value may lie above the recomputed one, times (1 + it), if another version of the accountant
+# computed it. None may lie below by more than SLACK: that would promise too much.
 FIGURES = {"epsilon_of_events": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2, "opacus_prv": 5e-2}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in a release: `problems`, one line each; None for what could not be read or recomputed."""
+    """The result of checking a release: `problems`, one line each; None for what could not be read or recomputed."""
 
     problems: list[str]
     certificate: Certificate | None = None
@@ -61,26 +61,23 @@ class Checked:
 
 
 def verify_release(folder: Path, signer_public_key: Path | None = None) -> list[str]:
-    """Return what is wrong with a release, one line each; nothing if it is what its certificate says.
-
-    As `check_release`, which also returns what was read and recomputed.
-    """
+    """Return the problems that `check_release` finds, one line each; none if the release matches its certificate."""
     return check_release(folder, signer_public_key).problems
 
 
 def check_release(folder: Path, signer_public_key: Path | None = None) -> Checked:
-    """Hold a release against its own certificate.
+    """Check a release against its own certificate.
 
-    ε is recomputed from the certificate's events by PLD and by Opacus. With `signer_public_key` (Ed25519,
-    PEM) the certificate must also be signed by it; without one nothing is said about who made the release.
-    Takes seconds and imports torch. Raises SignatureError if the key itself is unusable.
+    Recomputes ε from the certificate's events by PLD and by Opacus. With `signer_public_key` (Ed25519, PEM) the
+    certificate must also be signed with that key; without it nothing is proved about who made the release. Takes
+    seconds and imports torch. Raises SignatureError if the key itself is unusable.
     """
     signer = load_signer(signer_public_key) if signer_public_key is not None else None
     if not folder.is_dir():
         return Checked([f"{folder} is not a folder"])
     found, problems = list_files(folder)
     if CERTIFICATE not in found:
-        return Checked([*problems, f"{CERTIFICATE} is missing: nothing says what this release guarantees"])
+        return Checked([*problems, f"{CERTIFICATE} is missing: nothing states what this release guarantees"])
     try:
         content = read_certificate_bytes(folder)
         certificate = parse_certificate(content)
@@ -103,45 +100,45 @@ def check_release(folder: Path, signer_public_key: Path | None = None) -> Checke
 
 
 def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
-    """Return what a release without problems promises and costs, for a person: ε and δ are rounded up."""
-    said = certificate.guarantee
+    """Return in words what a release without problems promises and costs. ε and δ are rounded up."""
+    promised = certificate.guarantee
     lines = [
         f"files: {len(certificate.files)}, each as certified",
-        f"promised: ε = {rounded_up(said.epsilon)} at δ = {rounded_up(said.delta)}, zero-out; "
-        f"a unit is {said.unit!r}",
+        f"promised: ε = {rounded_up(promised.epsilon)} at δ = {rounded_up(promised.delta)}, zero-out; "
+        f"a unit is {promised.unit!r}",
         f"cost, recomputed: PLD {rounded_up(recomputed.epsilon_of_events)}, "
         f"Opacus RDP {rounded_up(recomputed.opacus_rdp)}",
     ]
     if recomputed.opacus_prv is not None:
         low, middle, high = map(rounded_up, recomputed.opacus_prv)
-        lines.append(f"and by Opacus PRV: {middle} (from {low} to {high})")
+        lines.append(f"Opacus PRV {middle} (from {low} to {high})")
     if recomputed.epsilon_replace_one is not None:
         lines.append(f"under replace-one: PLD {rounded_up(recomputed.epsilon_replace_one)}")
-    shown = "yes" if said.private_metrics_shown else "no"
+    shown = "yes" if promised.private_metrics_shown else "no"
     return [
         *lines,
         f"recomputed with: {recomputed.accountant}; Opacus {recomputed.opacus}",
-        f"stopped: {said.stopped}; private figures shown: {shown}",
+        f"stopped: {promised.stopped}; private metrics shown: {shown}",
     ]
 
 
 def read_certificate(folder: Path) -> Certificate:
-    """The certificate of a release, not yet held against anything. Raises CertificateError, one line."""
+    """Return the certificate of a release, not yet checked against anything. Raises CertificateError, one line."""
     return parse_certificate(read_certificate_bytes(folder))
 
 
 def read_certificate_bytes(folder: Path) -> bytes:
-    """privacy.json, or as much of it as shows that it is too long. Raises CertificateError."""
+    """Return privacy.json, or its first MAX_BYTES + 1 bytes if it is too long. Raises CertificateError."""
     try:
         return _read(folder / CERTIFICATE, MAX_BYTES + 1)
     except OSError as error:
         raise CertificateError(
-            f"{folder} has no readable {CERTIFICATE} ({error.strerror}): no release"
+            f"{folder} has no readable {CERTIFICATE} ({error.strerror}): not a release"
         ) from None
 
 
 def list_files(folder: Path) -> tuple[set[str], list[str]]:
-    """(relative names of the regular files that a release may hold, a line for all else). Follows no link."""
+    """Return the relative paths of the allowed regular files, and a line per other entry. Follows no link."""
     found: set[str] = set()
     problems: list[str] = []
     try:
@@ -168,17 +165,17 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
 
 
 def file_problems(folder: Path, found: set[str], certificate: Certificate) -> list[str]:
-    """A line for each file that is missing, extra, changed, or no weights."""
+    """Return a line per file that is missing, extra or changed, or that should hold weights and does not."""
     listed = certificate.files
-    problems = [f"{name!r} may not stand in {CERTIFICATE}" for name in sorted(set(listed) - ALLOWED)]
-    problems += [f"{name} does not stand in {CERTIFICATE}" for name in sorted(REQUIRED - set(listed))]
+    problems = [f"{name!r} may not be listed in {CERTIFICATE}" for name in sorted(set(listed) - ALLOWED)]
+    problems += [f"{name} must be listed in {CERTIFICATE}" for name in sorted(REQUIRED - set(listed))]
     present = found - {CERTIFICATE, SIGNATURE}
     problems += [f"{name} is missing" for name in sorted((set(listed) & ALLOWED) - found)]
     problems += [f"{name} is not in {CERTIFICATE}: it was added" for name in sorted(present - set(listed))]
     for name in sorted(present & set(listed)):
         try:
             if file_sha256(folder / name) != listed[name]:
-                problems.append(f"{name} was changed: its SHA-256 is not the certificate's")
+                problems.append(f"{name} was changed: its SHA-256 is not the one in {CERTIFICATE}")
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
     if WEIGHTS in found:
@@ -195,13 +192,13 @@ def _weights_problems(path: Path) -> list[str]:
 
 
 def config_problems(folder: Path, guarantee: Guarantee) -> list[str]:
-    """Return a line for each fact of the certificate that the training config, or a file beside it, contradicts."""
+    """Return a line per fact of the certificate that the training config or another file contradicts."""
     try:
         config = parse_yaml(_read(folder / CONFIG, MAX_BYTES), CONFIG)
         pairs = [*_facts(config, guarantee), *_settings(config, guarantee), *_counts(config, guarantee)]
         return [
             *(
-                f"{key} is {_shown(was)} in {CONFIG} and {now!r} in {CERTIFICATE}"
+                f"{key} is {_shown(was)} in {CONFIG} but {now!r} in {CERTIFICATE}"
                 for key, was, now in pairs
                 if was != now
             ),
@@ -215,7 +212,7 @@ Pairs = Iterator[tuple[str, Any, Any]]
 
 
 def _facts(config: Any, guarantee: Guarantee) -> Pairs:
-    """(key, what the config says, what the certificate says) of what both state as it is."""
+    """Yield (key, the config's value, the certificate's value) for facts that both state directly."""
     data, privacy, public = config["data"], config["privacy"], guarantee.public
     yield "data.units", data["units"], public.units
     yield "data.classes", data["classes"], public.classes
@@ -229,7 +226,7 @@ def _facts(config: Any, guarantee: Guarantee) -> Pairs:
 
 
 def _settings(config: Any, guarantee: Guarantee) -> Pairs:
-    """The same of each release's parameters; DP-SGD's noise was solved, and its cost is what shows it."""
+    """Yield the same for each event's parameters; DP-SGD's noise is solved, so only its cost can be checked."""
     for row in guarantee.events:
         phase = config.get(row.name) or {}
         yield f"mechanism of {row.name}", "subsampled_gaussian", row.mechanism
@@ -242,64 +239,64 @@ def _settings(config: Any, guarantee: Guarantee) -> Pairs:
 
 
 def _widest(central: Any, data: Any) -> float:
-    """The clip norm of a query whose config leaves it open: the largest norm that one image's pixels can have."""
+    """Return the default clip norm of a query: the largest norm that one image's pixels can have."""
     scale = 1.0 if central.get("statistic") == "mode" else 0.5
     return math.sqrt(data["channels"] * central["size"] ** 2) * scale
 
 
 def _planned(config: Any) -> dict[str, int]:
-    """How often each phase of the curriculum was to release; central images alone have no step of DP-SGD."""
+    """Return how many events each charged phase of the curriculum plans; a run may have no private phase."""
     phases = config.get("curriculum", list(STEPS))
     return {name: config[name][key] for name, key in STEPS.items() if name in phases}
 
 
 def _counts(config: Any, guarantee: Guarantee) -> Pairs:
-    """The same of how often a run that did all that was planned released."""
+    """Yield the same for the number of events of each phase, if the run completed its plan."""
     done = {row.name: row.count for row in guarantee.events}
     for name, planned in _planned(config).items() if guarantee.stopped == "planned" else ():
         yield f"{name}.{STEPS[name]}", planned, min(planned, done.get(name, 0))
 
 
 def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_central: bool) -> Iterator[str]:
-    """A line for each way in which no run of the planned phases can have come to the certificate's events."""
+    """Yield a line per reason why no run of the planned phases can have charged the certificate's events."""
     names = [row.name for row in guarantee.events]
     done = {row.name: row.count for row in guarantee.events}
     reached = {name for name, count in planned.items() if done.get(name, 0) >= count}
     if names != [name for name in planned if name in done]:
-        yield f"events are {names} in {CERTIFICATE}: the curriculum has {list(planned)}, in this order, each once"
+        yield f"events are {names} in {CERTIFICATE}, but the curriculum has {list(planned)}, in this order, each once"
     if not any(done.values()):
-        yield f"{CERTIFICATE} lists no release: weights that cost nothing were not trained on the data"
+        yield f"{CERTIFICATE} lists no event: weights that cost nothing were not trained on the data"
     if shows_central and not done.get("central"):
-        yield f"{CENTRAL} shows central images, but {CERTIFICATE} lists no query of them"
+        yield f"{CENTRAL} shows central images, but {CERTIFICATE} lists no central query"
     if done.get("private") and "central" in planned and "central" not in reached:
-        yield f"{CERTIFICATE} lists steps of DP-SGD, but not all the queries that come before them"
+        yield f"{CERTIFICATE} lists steps of DP-SGD, but not all the queries that precede them"
     if guarantee.stopped == "budget" and not reached:
-        yield f"stopped is budget in {CERTIFICATE}, but no phase has done what was planned and paid for"
+        yield f"stopped is budget in {CERTIFICATE}, but no phase has completed its planned events"
 
 
 def version_problems(certificate: Certificate) -> list[str]:
-    """Return a line for each name of an accountant that no version of this program can have written."""
+    """Return a line per accountant's name that no version of this program can have written."""
     versions, stated = certificate.versions, certificate.accounting
     written = {
         "accountant": ACCOUNTANT.replace(version("dp-accounting"), versions.get("dp-accounting", "VERSION")),
         "opacus": versions.get("opacus", "VERSION"),
     }
     return [
-        f"accounting.{name} is {getattr(stated, name)!r}, but the certificate's versions say {text!r}"
+        f"accounting.{name} is {getattr(stated, name)!r}, but the certificate's versions give {text!r}"
         for name, text in written.items()
         if getattr(stated, name) != text
     ]
 
 
 def _shown(value: object) -> str:
-    # A few lines of YAML can stand for a nested value whose text would fill the memory.
+    # A few lines of YAML can expand to a nested value whose text would fill the memory.
     if isinstance(value, tuple):
         return "(" + ", ".join(map(_shown, value)) + ")"
     return repr(value)[:80] if isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
 def recompute(guarantee: Guarantee) -> tuple[Accounting | None, list[str]]:
-    """Return what the events cost, or None and a line that says why that is unknown or more than is promised."""
+    """Return (the cost, []), or (None, one line on why the cost is unknown or exceeds the promise)."""
     try:
         return account(guarantee), []
     except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
@@ -308,13 +305,13 @@ def recompute(guarantee: Guarantee) -> tuple[Accounting | None, list[str]]:
 
 
 def figure_problems(stated: Accounting, found: Accounting) -> list[str]:
-    """Return a line for each figure of `stated` that is not `found`'s.
+    """Return a line per value of `stated` that does not agree with `found`'s.
 
-    The same version of an accountant finds the same figure. Another may have found a larger one, none a lower one.
+    The same version of an accountant finds the same value. Another version may have found a larger one, never a lower.
     """
     problems = []
     for name, tolerance in FIGURES.items():
-        was, now = _figures(getattr(stated, name)), _figures(getattr(found, name))
+        was, now = _values(getattr(stated, name)), _values(getattr(found, name))
         by = "opacus" if name.startswith("opacus") else "accountant"
         same = getattr(stated, by) == getattr(found, by)
         if len(was) != len(now) or any(
@@ -322,12 +319,12 @@ def figure_problems(stated: Accounting, found: Accounting) -> list[str]:
             for one, other in zip(was, now, strict=True)
         ):
             problems.append(
-                f"accounting.{name} is {_told(was)}, but the certificate's events cost {_told(now)} by that method"
+                f"accounting.{name} is {_text(was)}, but the certificate's events give {_text(now)}"
             )
     return problems
 
 
-def _figures(value: float | tuple[float, ...] | None) -> tuple[float, ...]:
+def _values(value: float | tuple[float, ...] | None) -> tuple[float, ...]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
@@ -335,16 +332,16 @@ def _agrees(stated: float, found: float, above: float) -> bool:
     return found * (1 - SLACK) <= stated <= found + above
 
 
-def _told(values: tuple[float, ...]) -> str:
-    return " / ".join(f"{value:.9g}" for value in values) or "nothing that was found"
+def _text(values: tuple[float, ...]) -> str:
+    return " / ".join(f"{value:.9g}" for value in values) or "none"
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
-        return file.read(most)
+        return file.read(limit)

@@ -1,1 +1,1 @@
-"""Runs as pages and tables for people."""
+"""Runs as HTML pages and tables for people to read."""

@@ -1,4 +1,4 @@
-"""Runs side by side: ε, accuracy, FD, hours. PRIVATE wherever a run's folder holds private figures."""
+"""Comparison of runs: ε, accuracy, FD, hours. PRIVATE wherever a run's folder has private metrics."""
 
 import csv
 import io
@@ -25,11 +25,11 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One run. accuracy: mean share of real images right, by classifier; fd, kid: means, None if not evaluated.
+    """A run's metrics. accuracy: mean accuracy on real images, by classifier; fd, kid: means, None if not evaluated.
 
     network: the SHA-256 of the feature network; settings: the config without name and seed, equal in runs that
-    are repeats of each other; hours: time spent in steps, None without the run's private folder; private: accuracy, FD
-    and KID are against real images that nobody declared public; distance: what `fd` may be called, FD or FID.
+    repeat each other; hours: time spent in steps, None without the run's private folder; private: accuracy, FD and
+    KID are against real images that were not declared public; distance: the name of `fd`, FD or FID.
     """
 
     name: str
@@ -47,9 +47,9 @@ class RunFigures:
 
 
 def read_run(run: Path) -> RunFigures:
-    """The figures of a finished run, evaluated or not. Raises EvaluationError or CertificateError, one line."""
+    """Read the metrics of a finished run, evaluated or not. Raises EvaluationError or CertificateError, one line."""
     if not (run / "release").is_dir():
-        raise EvaluationError(f"{run} has no release: name folders of finished runs")
+        raise EvaluationError(f"{run} has no release: name the folder of a finished run")
     released = read_released(run / "release")
     identity, config = released.identity(), released.config
     public = read_record(public_folder(run), identity)
@@ -79,7 +79,7 @@ def _without_name(config: Mapping[str, Any]) -> str:
 
 
 def table(runs: Sequence[RunFigures]) -> list[list[str]]:
-    """Head and rows of text. Runs that differ in name and seed alone get one more row, mean ± deviation."""
+    """Return a head and rows of text, plus a row of mean ± deviation for runs that differ only in name and seed."""
     classifiers = _classifiers(runs)
     head = [
         "run",
@@ -112,7 +112,7 @@ def _classifiers(runs: Sequence[RunFigures]) -> list[str]:
 
 
 def _distance(runs: Sequence[RunFigures]) -> str:
-    """FID where every run that was evaluated has it: an FID is an FD, not the other way round."""
+    """Return FID if every evaluated run has it, else FD: an FID is an FD but not vice versa."""
     return "FID" if {run.distance for run in runs if run.fd is not None} == {"FID"} else "FD"
 
 
@@ -130,7 +130,7 @@ def _repeats(runs: Sequence[RunFigures], classifiers: Sequence[str]) -> list[lis
             first = group[0]
             rows.append(
                 [
-                    f"mean of {len(group)} like {first.name}",
+                    f"mean of {len(group)} runs like {first.name}",
                     first.phases,
                     rounded_up(first.epsilon),
                     rounded_up(first.delta),
@@ -151,65 +151,65 @@ def _mean(values: Sequence[float | None], scale: float, digits: int) -> str:
 
 
 def text_of(rows: Sequence[Sequence[str]]) -> str:
-    """A table in columns of equal width."""
+    """Return a table as text with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def remarks(runs: Sequence[RunFigures]) -> list[str]:
-    """What a reader of the table must know."""
+    """Return the remarks that a reader of the table needs, one per line."""
     lines = []
     if len({run.network for run in runs if run.network}) > 1:
         lines.append(
-            f"{_distance(runs)} and KID were measured in different networks: those columns cannot be compared"
+            f"{_distance(runs)} and KID come from different feature networks: do not compare those columns"
         )
     private = [run.name for run in runs if run.private]
     if private:
         lines.append(
-            f"accuracy, {_distance(runs)} and KID of {', '.join(private)} are PRIVATE: real images that are not public"
+            f"accuracy, {_distance(runs)} and KID of {', '.join(private)} are PRIVATE: the real images are not public"
         )
     if any(run.hours is not None for run in runs):
-        lines.append("hours are PRIVATE: times show how many units were in the steps")
+        lines.append("hours are PRIVATE: times reveal how many units were in the steps")
     return lines
 
 
 def plot(runs: Sequence[RunFigures]) -> bytes:
-    """PNG: accuracy and FD against ε, accuracy against hours; panels without a point are left out."""
+    """Plot accuracy and FD against ε, and accuracy against hours, as PNG; panels without points are omitted."""
     names = _classifiers(runs)
-    strongest = names[-1] if names else ""
-    accuracy = [(run, run.accuracy[strongest] * 100) for run in runs if strongest in run.accuracy]
+    last = names[-1] if names else ""
+    accuracy = [(run, run.accuracy[last] * 100) for run in runs if last in run.accuracy]
     panels = [
-        ("ε", f"accuracy of {strongest}, %", [(run.name, run.epsilon, value) for run, value in accuracy]),
+        ("ε", f"accuracy of {last}, %", [(run.name, run.epsilon, value) for run, value in accuracy]),
         ("ε", _distance(runs), [(run.name, run.epsilon, run.fd) for run in runs if run.fd is not None]),
         (
             "hours",
-            f"accuracy of {strongest}, %",
+            f"accuracy of {last}, %",
             [(run.name, run.hours, value) for run, value in accuracy if run.hours is not None],
         ),
     ]
-    drawn = [panel for panel in panels if panel[2]]
-    if not drawn:
+    filled = [panel for panel in panels if panel[2]]
+    if not filled:
         raise EvaluationError(
             "none of these runs was evaluated: run launch/evaluate.py on each of them first"
         )
-    return scatter_panels(drawn)
+    return scatter_panels(filled)
 
 
 def write_comparison(runs: Sequence[RunFigures], out: Path) -> list[Path]:
-    """The paths of compare.csv, compare.json and compare.png in `out`."""
-    drawn = plot(runs)
+    """Write compare.csv, compare.json and compare.png to `out` and return their paths."""
+    png = plot(runs)
     out.mkdir(parents=True, exist_ok=True)
     buffer = io.StringIO()
     csv.writer(buffer).writerows(table(runs))
     write_whole(out / TABLE, buffer.getvalue().encode(), mode=0o666)
-    figures = [
+    metrics = [
         {key: value for key, value in vars(run).items() if key != "settings"}
         | {"accuracy": dict(run.accuracy)}
         for run in runs
     ]
-    whole = {"remarks": remarks(runs), "runs": figures}
-    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    record = {"remarks": remarks(runs), "runs": metrics}
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_whole(out / RECORD, text.encode(), mode=0o666)
-    write_whole(out / PLOT, drawn, mode=0o666)
+    write_whole(out / PLOT, png, mode=0o666)
     return [out / TABLE, out / RECORD, out / PLOT]

@@ -1,4 +1,4 @@
-"""The parts of a report about quality: utility, fidelity and, PRIVATE, memorisation and training curves."""
+"""A report's sections on quality: utility, fidelity and, PRIVATE, memorisation and training curves."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from curriculumdp.phases import work_of
 from curriculumdp.plots import curve_plot
 from curriculumdp.report.page import Html, columns, facts, paragraph, picture, section, table, tag
 
-PAUSE = 600.0  # seconds: a longer gap between two steps is a run that was stopped, not one that worked
+PAUSE = 600.0  # seconds: a longer gap between two steps means that the run was stopped
 
 
 def utility_section(record: Mapping[str, Any], plot: bytes) -> Html:
-    """What classifiers learn from synthetic images and, where the record has it, from the real ones."""
+    """Return the section on classifiers trained on synthetic images and, where recorded, on real ones."""
     reference = record.get("reference", {}).get("utility", {})
     head = ["classifier", "synthetic, %"] + (["real, %"] if reference else [])
     rows = [
@@ -55,10 +55,10 @@ def _classifiers(utility: Mapping[str, Any]) -> Html:
 
 
 def fidelity_section(record: Mapping[str, Any]) -> Html:
-    """How near the synthetic images come to real ones, in a named network."""
+    """Return the section on how close synthetic images are to real ones in a named network."""
     found = record["fidelity"]
     reference = record.get("reference", {}).get("fidelity", {})
-    head = ["measure", "synthetic"] + (["real training images"] if reference else []) + ["better is"]
+    head = ["measure", "synthetic"] + (["real training images"] if reference else []) + ["better if"]
     rows = [
         (title, figure(found[name]), *([f"{reference[name]:.3g}"] if reference else []),
          "lower" if name in ("fd", "fid", "kid") else "higher")
@@ -79,16 +79,16 @@ def fidelity_section(record: Mapping[str, Any]) -> Html:
         table(head, rows),
         tag(
             "p",
-            f"{distance}; compare it only under the same network ",
+            f"{distance}; compare it only with values under the same network ",
             tag("code", network["sha256"][:16]),
-            " and the same numbers of images. KID does not depend on the numbers.",
+            " and with the same numbers of images. KID does not depend on the numbers of images.",
             class_="note",
         ),
     )
 
 
 def memorisation_section(record: Mapping[str, Any], folder: Path) -> Html:
-    """PRIVATE: the nearest training images of synthetic ones."""
+    """Return the section on synthetic images and their nearest training images. PRIVATE."""
     found = record["memorisation"]
     quantiles = list(found["synthetic"]["quantiles"])
     rows = [
@@ -105,8 +105,8 @@ def memorisation_section(record: Mapping[str, Any], folder: Path) -> Html:
         "Memorisation",
         paragraph(
             f"{found['measure']}. A synthetic image is nearer than a held-out real one with "
-            f"probability {found['nearer']:.2f}: 0.5 would be alike, 1 would be copies. Averages of many "
-            "training images, which blurred samples resemble, are near to many of them. "
+            f"probability {found['nearer']:.2f}: 0.5 means no difference, 1 means copies. Blurred samples resemble "
+            "averages of many training images, and such averages are near to many of them. "
             f"{title} against training images: {direct:.3g}."
         ),
         table(["images", *quantiles, "copies", "identical"], rows),
@@ -114,8 +114,8 @@ def memorisation_section(record: Mapping[str, Any], folder: Path) -> Html:
             picture(
                 (folder / NEIGHBOURS).read_bytes(),
                 "synthetic images above their nearest training images",
-                "Rows 1 and 2: the synthetic images nearest to the training set, their nearest training images "
-                "below. Rows 3 and 4: the same for typical ones.",
+                "Rows 1 and 2: the synthetic images nearest to the training set, above their nearest training "
+                "images. Rows 3 and 4: the same for typical synthetic images.",
                 "pixels",
             ),
             picture((folder / DISTANCES).read_bytes(), "histograms of the distance to the training set"),
@@ -124,7 +124,7 @@ def memorisation_section(record: Mapping[str, Any], folder: Path) -> Html:
 
 
 def read_metrics(private: Path) -> list[dict[str, Any]]:
-    """PRIVATE: the rows of metrics.jsonl, oldest first; a torn last line is passed over."""
+    """Read the rows of metrics.jsonl, oldest first, skipping unreadable lines such as a torn last one. PRIVATE."""
     try:
         lines = (private / "metrics.jsonl").read_text().splitlines()
     except OSError:
@@ -141,7 +141,7 @@ def read_metrics(private: Path) -> list[dict[str, Any]]:
 
 
 def seconds_by_phase(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """PRIVATE (batch sizes show in times): seconds between one step's end and the next, stops left out."""
+    """Return the seconds spent in each phase's steps, excluding stops. PRIVATE: times reveal batch sizes."""
     spent: dict[str, float] = {}
     for before, after in pairwise(rows):
         gap = after["time"] - before["time"]
@@ -151,9 +151,9 @@ def seconds_by_phase(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def curves_section(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """PRIVATE: loss, gradient norm and realised batch size by step."""
+    """Return the section on loss, gradient norm and realised batch size by step. PRIVATE."""
     phases: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for row in rows:  # a step that was replayed counts once
+    for row in rows:  # a replayed step counts once
         phases.setdefault(row["phase"], {})[row["step"]] = row
     plots = []
     for phase, key, ylabel in (
@@ -168,36 +168,36 @@ def curves_section(rows: Sequence[Mapping[str, Any]]) -> Html:
             ends = f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
             plots.append(picture(plot, f"{ylabel} by step, {ends}"))
     if not plots:
-        return section("Training curves", paragraph("The run kept no metrics."))
+        return section("Training curves", paragraph("The run recorded no metrics."))
     excluded = sum(int(row.get("excluded", 0)) for row in phases.get("private", {}).values())
     return section(
         "Training curves",
         columns(*plots),
-        paragraph(f"Units left out because their gradient was not finite: {excluded}."),
+        paragraph(f"Units excluded because their gradient was not finite: {excluded}."),
     )
 
 
 def time_facts(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """PRIVATE: how long each phase took."""
+    """Return how long each phase took. PRIVATE."""
     spent = seconds_by_phase(rows)
     counts = {phase: sum(row["phase"] == phase for row in rows) for phase in spent}
     lines = [
         (
             work_of(phase),
-            f"{duration(seconds)} ({seconds / counts[phase]:.3g} s a step)",
+            f"{duration(seconds)} ({seconds / counts[phase]:.3g} s per step)",
         )
         for phase, seconds in spent.items()
     ]
-    return facts([*lines, ("all", duration(sum(spent.values())))])
+    return facts([*lines, ("total", duration(sum(spent.values())))])
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes or seconds, whichever one says."""
+    """Return a duration as text, in hours, minutes or seconds, whichever fits."""
     if seconds >= 3600:
         return f"{seconds / 3600:.3g} h"
     return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.2g} s"
 
 
 def utility_plot_of(folder: Path) -> bytes:
-    """utility.png of an evaluation."""
+    """Return the bytes of an evaluation's utility.png."""
     return (folder / UTILITY).read_bytes()

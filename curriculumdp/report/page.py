@@ -1,7 +1,7 @@
-"""A self-contained HTML page: text that cannot become markup, pictures inside the file, nothing fetched.
+"""A self-contained HTML page: text that cannot become markup, pictures embedded in the file, nothing fetched.
 
-A release is read before it is trusted, so every text goes through `html`; only what it returns is markup. The
-page's own policy forbids scripts and every connection.
+A release is read before it is trusted, so all text goes through `html`, and only its result is markup. The page's
+own policy forbids scripts and all connections.
 """
 
 import base64
@@ -17,18 +17,18 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 
 
 class Html(str):
-    """Markup, made by the functions of this file."""
+    """Markup, created only by the functions of this file."""
 
     __slots__ = ()
 
 
 def html(value: object) -> Html:
-    """`value` as markup: escaped, unless it is markup already."""
+    """Return `value` as markup: escaped, unless it is already markup."""
     return value if isinstance(value, Html) else Html(escape(str(value)))
 
 
 def tag(name: str, *inner: object, **attributes: object) -> Html:
-    """An element; `class_` stands for class, and an underscore in an attribute's name for a dash."""
+    """Return an element; `class_` means class, and underscores in attribute names become dashes."""
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items()
     )
@@ -36,11 +36,12 @@ def tag(name: str, *inner: object, **attributes: object) -> Html:
 
 
 def paragraph(*inner: object) -> Html:
+    """Return a paragraph."""
     return tag("p", *inner)
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Html:
-    """Names and values in two columns."""
+    """Return a table of names and values in two columns."""
     return tag(
         "table", *(tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in rows),
         class_="facts",
@@ -48,7 +49,7 @@ def facts(rows: Iterable[tuple[str, object]]) -> Html:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Html:
-    """A table that scrolls sideways where the screen is narrower; the first column names the row."""
+    """Return a table that scrolls sideways on narrow screens; the first column names the row."""
     body = [
         tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in rest)) for first, *rest in rows
     ]
@@ -62,7 +63,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = 
 
 
 def picture(png: bytes, alt: str, caption: object = "", kind: str = "plot") -> Html:
-    """A PNG inside the page; `alt` says what it shows to those who cannot see it. kind: plot or pixels."""
+    """Return an embedded PNG; `alt` describes it for those who cannot see it. kind: plot or pixels."""
     with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
         width, height = opened.size
     data = base64.b64encode(png).decode()
@@ -74,17 +75,17 @@ def picture(png: bytes, alt: str, caption: object = "", kind: str = "plot") -> H
 
 
 def section(title: str, *parts: object) -> Html:
-    """A part of the page under its heading."""
+    """Return a section of the page with its heading."""
     return tag("section", tag("h2", title), *parts)
 
 
 def columns(*parts: object) -> Html:
-    """Parts side by side where there is room."""
+    """Return the parts side by side where there is room."""
     return tag("div", *parts, class_="columns")
 
 
 def document(title: str, *body: object) -> str:
-    """The whole page."""
+    """Return the complete page."""
     head = Html(
         '<meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'

@@ -1,8 +1,8 @@
 """A run as one HTML file, in two editions.
 
-The public edition is a function of the release folder and of an evaluation against public images: nothing
-under `private/` is opened for it, so it is post-processing of what is differentially private. How long a run
-took stays out of it, because times show private batch sizes. The private edition holds all there is.
+The public edition is a function of the release folder and of an evaluation against public images. Nothing under
+`private/` is opened for it, so it is post-processing of differentially private results. It omits how long the run
+took, because times reveal private batch sizes. The private edition contains everything.
 """
 
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ from curriculumdp.report.sections import (
 )
 
 PUBLIC_NAME, PRIVATE_NAME = "report_public.html", "report.html"
-PUBLIC_WORDS = "Public edition: holds only what is differentially private or public anyway"
-PRIVATE_WORDS = "Private edition: computed from sensitive images without noise, not to be passed on"
+PUBLIC_WORDS = "Public edition: contains only what is differentially private or already public"
+PRIVATE_WORDS = "Private edition: computed from sensitive images without noise; must not be shared"
 
 
 def write_reports(run: Path) -> list[Path]:
-    """RUN/report_public.html and, where RUN/private is, RUN/private/report.html (mode 0600).
+    """Write RUN/report_public.html and, if RUN/private exists, RUN/private/report.html (mode 0600).
 
-    Raises EvaluationError or CertificateError, one line.
+    Returns their paths. Raises EvaluationError or CertificateError, one line.
     """
     if not (run / "release").is_dir():
         raise EvaluationError(f"{run} has no release yet: finish the run, or export it with launch/export.py")
@@ -55,7 +55,7 @@ def write_reports(run: Path) -> list[Path]:
 
 
 def public_report(release: Path, evaluation: Path) -> str:
-    """The public edition: PUBLIC, given that `evaluation` was made against public images."""
+    """Return the public edition. PUBLIC, provided that the metrics in `evaluation` are."""
     released = read_released(release)
     record = read_record(evaluation, released.identity())
     return document(
@@ -71,7 +71,7 @@ def public_report(release: Path, evaluation: Path) -> str:
 
 
 def private_report(run: Path) -> str:
-    """The private edition: PRIVATE."""
+    """Return the private edition. PRIVATE."""
     released = read_released(run / "release")
     identity = released.identity()
     public = read_record(public_folder(run), identity)
@@ -98,7 +98,7 @@ def _quality(record: Mapping[str, Any], folder: Path) -> list[Html]:
         return [
             section(
                 "Utility and fidelity",
-                paragraph("Not evaluated, or not against images that may be named here: ",
+                paragraph("Not evaluated, or only against images that are not public: run ",
                           tag("code", "python launch/evaluate.py RELEASE --real SET")),
             )
         ]  # fmt: skip
@@ -110,13 +110,16 @@ def _header(released: Released, record: Mapping[str, Any], words: str, edition: 
     channels, height, width = promised.public.image_shape
     cards = [
         (f"ε = {rounded_up(promised.epsilon)}", "promised for the whole run"),
-        (f"δ = {rounded_up(promised.delta)}", "what may go beyond that promise"),
+        (f"δ = {rounded_up(promised.delta)}", "slack in that promise"),
         (f"{promised.public.units:,}", f"protected units, each {promised.unit}"),
     ]
     if record.get("utility"):
         name, best = max(record["utility"].items(), key=lambda item: item[1]["mean"])
         cards.append(
-            (f"{percent({**best, 'spread': None})} %", f"of real images right, by {name} on synthetic")
+            (
+                f"{percent({**best, 'spread': None})} %",
+                f"accuracy on real images of {name} trained on synthetic",
+            )
         )
     return tag(
         "header",
@@ -124,7 +127,7 @@ def _header(released: Released, record: Mapping[str, Any], words: str, edition: 
         tag("h1", released.name),
         paragraph(
             f"Synthetic images of {width}x{height} pixels in {'colour' if channels == 3 else 'grey'}, "
-            f"{released.classes} classes, from a diffusion model that was trained under differential privacy."
+            f"{released.classes} classes, from a diffusion model trained under differential privacy."
         ),
         tag("div", *(tag("div", tag("b", big), tag("span", small), class_="card") for big, small in cards),
             class_="cards"),

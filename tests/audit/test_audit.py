@@ -124,19 +124,19 @@ def test_no_config_can_ask_for_the_control() -> None:
 
 
 def test_the_record_says_what_it_is_and_what_it_could_have_seen(record: dict) -> None:
-    assert record["what"] == "Information beside the certificate, never its proof."
+    assert record["what"] == "Information in addition to the certificate, never its proof."
     assert "no sensitive image was read" in record["privacy"]
     words = " ".join(record["in_words"])
-    assert "missing noise was seen" in words
-    assert "would have seen noise that is" in words
+    assert "missing noise was detected" in words
+    assert "would have detected noise that is" in words
     assert record["certificate"]["audited"]["count"] == STEPS
 
 
 def test_blindness_and_an_excess_are_said_in_words(record: dict) -> None:
     found = copy.deepcopy(record["audits"]["one_run"])
     weak = record["certificate"] | {"epsilon": 50.0}
-    assert "WAS NOT seen" in in_words("one_run", found, weak)[1]
-    assert "could not have seen noise that is halved or missing" in in_words("one_run", found, weak)[2]
+    assert "WAS NOT detected" in in_words("one_run", found, weak)[1]
+    assert "could not have detected noise that is halved or missing" in in_words("one_run", found, weak)[2]
     found["noise_on"]["plain"] = 2.0
     assert "above the certificate's: look for a fault" in in_words("one_run", found, record["certificate"])[0]
     assert exceeded(record | {"audits": {"one_run": found}})
@@ -175,7 +175,7 @@ def test_with_data_the_one_run_trains_on_it_and_is_private(run: Run, monkeypatch
     ("request_", "message"),
     [
         (Request(0, 0), "at least one canary or one run"),
-        (Request(10**6, 0), "parameters each"),
+        (Request(10**6, 0), r"of the \d+ parameters"),
         (Request(10, 0, significance=1.5), "significance"),
     ],
 )

@@ -179,7 +179,7 @@ def test_the_table_names_every_figure_that_a_user_asks_for(plan: Plan) -> None:
         "sample rate",
         "noise multiplier",
         "steps",
-        "units a step",
+        "units per step",
         "ε alone",
         "of budget",
     ):

@@ -167,7 +167,7 @@ def test_a_finished_run_points_to_no_release_but_its_own_and_whole(tmp_path, two
     before = files_of(run_dir)
     message = refusal(lambda: finish(tiny(run_dir)))
     assert str(run_dir / "release") in message
-    assert "move it away" in message
+    assert "move it elsewhere" in message
     assert files_of(run_dir) == before
     (run_dir / "release").rename(tmp_path / "away")
     assert verify_release(finish(tiny(run_dir))) == []
@@ -482,7 +482,7 @@ def test_an_accounting_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
 def test_the_refusal_to_end_a_run_says_what_it_would_do(tmp_path):
     killed_run(tmp_path / "run")
     message = refusal(lambda: export_run(tmp_path / "run", tmp_path / "out", None))
-    for needed in (str(tmp_path / "run"), "6 of 9", "for good", "--end-run"):
+    for needed in (str(tmp_path / "run"), "6 of 9", "permanently", "--end-run"):
         assert needed in message
 
 

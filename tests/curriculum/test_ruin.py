@@ -58,7 +58,7 @@ def test_a_ruined_network_stops_the_run_at_the_next_checkpoint_at_the_latest(tmp
         with pytest.raises(TrainingError, match=r"private\.learning_rate") as caught:
             finish(config)
         assert "\n" not in str(caught.value)
-        assert "units left out" in str(caught.value)
+        assert "units excluded" in str(caught.value)
         assert str(tmp_path) in str(caught.value)
         assert charges(tmp_path) == spent
         assert checkpoints(tmp_path) == ["2-private-0000002"]

@@ -52,7 +52,7 @@ def test_a_unit_taken_away_and_put_back_owns_the_same_images() -> None:
         before, after = owned_by(images, unit), owned_by(back, unit)
         assert np.array_equal(images.images[before], back.images[after])
         assert np.array_equal(images.labels[before], back.labels[after])
-    with pytest.raises(DataError, match="take them away first"):
+    with pytest.raises(DataError, match="remove them first"):
         images.with_unit(2, images.images[:1], images.labels[:1])
 
 
@@ -74,8 +74,8 @@ def test_what_a_mac_covers_tells_sets_apart() -> None:
         ({"labels": np.zeros(3, dtype=np.int64)}, "labels must be int64"),
         ({"labels": np.zeros(2, dtype=np.int32)}, "labels must be int64"),
         ({"labels": np.array([0, -1])}, "not be negative"),
-        ({"units": np.array([0, 2])}, "units must be 0..1"),
-        ({"units": np.array([-1, 0])}, "units must be 0..1"),
+        ({"units": np.array([0, 2])}, "units must be in 0..1"),
+        ({"units": np.array([-1, 0])}, "units must be in 0..1"),
     ],
 )
 def test_arrays_that_do_not_hold_together_are_refused(fields: dict[str, np.ndarray], message: str) -> None:

@@ -20,7 +20,7 @@ SIZE = 6 * 5 * 9
 @pytest.fixture(autouse=True)
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles: several steps, rows and columns, so that their edges are met."""
-    monkeypatch.setattr(device, "INTERPRETED_TILE", device.Tile(4, 32, 64, num_warps=1, num_phases=1))
+    monkeypatch.setattr(device, "INTERPRETED_TILE", device.Tile(4, 32, 64, num_warps=1, num_stages=1))
     if not request.node.get_closest_marker("gpu"):
         request.getfixturevalue("interpreter")
 

@@ -11,6 +11,7 @@ COMMANDS = sorted(file.name for file in LAUNCH.glob("*.py"))
 # What each needs at least, and, where it takes a number, an option that is none.
 NEEDED = {
     "audit.py": ["config"],
+    "budget.py": ["config"],
     "compare.py": ["run"],
     "evaluate.py": ["release", "--real", "digits"],
     "export.py": ["run", "--out", "there"],

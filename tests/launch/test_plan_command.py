@@ -70,7 +70,7 @@ def test_the_table_of_a_papers_run_takes_less_than_fifteen_seconds_of_cpu() -> N
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "private" in done.stdout
-    assert "together: ε = " in done.stdout
+    assert "total: ε = " in done.stdout
     assert after.ru_utime - before.ru_utime < 15
 
 

@@ -298,7 +298,7 @@ def test_the_named_epsilon_is_the_largest_of_two_digits_for_the_plan_itself(
 def test_no_epsilon_is_named_where_none_helps(place: Place) -> None:
     place.begin(1, [filling(0.97)])
     for plan in ([replace(CENTRAL, count=900)], [replace(CENTRAL, count=900), filling(0.1)]):
-        with pytest.raises(NoRoom, match="take fewer or noisier queries") as refused:
+        with pytest.raises(NoRoom, match="use fewer or noisier queries") as refused:
             place.shared().require_room(plan)
         assert "privacy.epsilon" not in str(refused.value)
         assert "name another" not in str(refused.value)
@@ -560,7 +560,7 @@ def test_a_second_run_beyond_the_budget_is_refused_before_its_first_query_and_a_
     assert not (tmp_path / "state").exists()
     place = Place(tmp_path, unit="one image", delta=1e-4, budget=5.0).made()
     place.begin(1, [replace(PRIVATE, count=9000)])
-    with pytest.raises(NoRoom, match=r"data\.budget is 5 .* take fewer or noisier queries"):
+    with pytest.raises(NoRoom, match=r"data\.budget is 5 .* use fewer or noisier queries"):
         run(0.8)
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
     assert not (tmp_path / "private" / "secret").exists()

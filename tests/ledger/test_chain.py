@@ -63,7 +63,7 @@ def test_every_removed_or_doubled_byte_is_refused_but_for_the_last_newline(path)
 def test_moved_removed_and_doubled_lines_are_refused(path, order):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[place] for place in order))
-    with pytest.raises(LedgerError, match=r"line \d is not as it was written"):
+    with pytest.raises(LedgerError, match=r"line \d fails its MAC check"):
         read(path)
 
 
@@ -89,7 +89,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(path):
         whole = sum(size >= end - 1 for end in ends)  # a whole line that only lacks its newline stays
         path.write_bytes(content[:size])
         if whole == 0:
-            with pytest.raises(LedgerError, match="empty or cut in its first line"):
+            with pytest.raises(LedgerError, match="empty or its first line is truncated"):
                 read(path, to_append=True)
             assert path.read_bytes() == content[:size]
             continue
@@ -112,7 +112,7 @@ def test_a_file_that_is_only_looked_at_is_not_touched(path):
 @pytest.mark.parametrize("junk", [b"\x00", b"}", b"\x0b", b" \x00\x00", b'{"body":'])
 def test_a_last_line_whose_newline_was_changed_is_not_taken_for_torn(path, junk):
     path.write_bytes(path.read_bytes()[:-1] + junk)
-    with pytest.raises(LedgerError, match="line 3 is followed by what is no newline"):
+    with pytest.raises(LedgerError, match="line 3 is not followed by a newline"):
         read(path, to_append=True)
 
 
@@ -220,13 +220,13 @@ def test_a_file_changed_removed_or_exchanged_while_in_use_is_refused(path):
 def test_a_chain_open_for_reading_takes_no_line(path):
     chain = Chain.open(path, KEY, "test", False)
     chain.close()
-    with pytest.raises(LedgerError, match="reading only"):
+    with pytest.raises(LedgerError, match="open read-only"):
         chain.append({"number": 1})
 
 
 def test_a_chain_is_never_made_over_another(path):
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match="exists already"):
+    with pytest.raises(LedgerError, match="already exists"):
         Chain.create(path, KEY, "test", BODIES[0])
     assert path.read_bytes() == before
 

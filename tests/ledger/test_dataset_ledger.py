@@ -132,7 +132,7 @@ def test_of_two_copies_that_are_resumed_in_turn_the_second_is_refused(place):
     ledger = place.resume(1)
     charge(ledger, 1)
     ledger.close()
-    with pytest.raises(LedgerError, match="a copy of it has gone on"):
+    with pytest.raises(LedgerError, match="a copy of it was resumed"):
         place.resume(1, "copy")
     charge(place.resume(1), 2)
 
@@ -144,13 +144,13 @@ def test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused(
     place.copy(1, "copy")
     one, two = place.resume(1), place.resume(1, "copy")
     charge(one, 1)
-    with pytest.raises(LedgerError, match="a copy of it has gone on"):
+    with pytest.raises(LedgerError, match="a copy of it was resumed"):
         charge(two, 5)
     for attempt in (lambda: charge(two, 5), lambda: two.new_incarnation(FINGERPRINT, "mismatch")):
         with pytest.raises(LedgerError, match="earlier write failed"):
             attempt()
     charge(one, 2)
-    with pytest.raises(LedgerError, match="a copy of it has gone on"):
+    with pytest.raises(LedgerError, match="a copy of it was resumed"):
         place.resume(1, "copy")
 
 
@@ -158,7 +158,7 @@ def test_copies_made_before_the_first_entry_are_refused_too(place):
     place.begin(1).close()
     place.copy(1, "copy")
     charge(place.resume(1), 0)
-    with pytest.raises(LedgerError, match="a copy of it has gone on"):
+    with pytest.raises(LedgerError, match="a copy of it was resumed"):
         place.resume(1, "copy")
 
 
@@ -173,7 +173,7 @@ def test_an_entry_whose_mirror_was_not_written_any_more_is_caught_up(place, monk
     ledger = place.resume(1)
     charge(ledger, 0)
     charge(ledger, 1)
-    with pytest.raises(LedgerError, match="a copy of it has gone on"):
+    with pytest.raises(LedgerError, match="a copy of it was resumed"):
         place.resume(1, "copy")
 
 
@@ -183,7 +183,7 @@ def test_a_run_two_entries_ahead_of_its_mirror_is_refused(place):
     charge(ledger, 0)
     charge(ledger, 1)
     ledger.close()
-    with pytest.raises(LedgerError, match="knows 3 entries, the run has 5"):
+    with pytest.raises(LedgerError, match="records 3 entries, the run has 5"):
         place.resume(1)
 
 
@@ -198,7 +198,7 @@ def test_another_ledger_of_equal_length_is_refused(place):
     forked.begin(FINGERPRINT, NONCE)
     charge(forked, 7)
     forked.close()
-    with pytest.raises(LedgerError, match="knows 4 entries, the run has 4"):
+    with pytest.raises(LedgerError, match="records 4 entries, the run has 4"):
         place.resume(1)
 
 
@@ -244,7 +244,7 @@ def test_a_mirror_advances_by_one_from_the_head_it_knows_and_from_no_other(tmp_p
     mirror.advance(3, macs[3], macs[2])
     wrong = ((4, macs[4], macs[2]), (5, macs[5], macs[3]), (5, macs[5], macs[4]), (3, macs[3], macs[2]))
     for count, mac, previous in (*wrong, (2, macs[2], macs[1]), (1, macs[1], macs[0])):
-        with pytest.raises(LedgerError, match="a copy of it has gone on"):
+        with pytest.raises(LedgerError, match="a copy of it was resumed"):
             mirror.advance(count, mac, previous)
     mirror.advance(4, macs[4], macs[3])
     mirror.check(macs[1:5])
@@ -344,7 +344,7 @@ def test_a_missing_ledger_or_key_of_a_data_set_in_use_is_refused(place):
     place.begin(1)
     kept = {name: (place.folder / name).read_bytes() for name in ("ledger.jsonl", "dataset.key")}
     (place.folder / "ledger.jsonl").unlink()
-    with pytest.raises(LedgerError, match="runs were mirrored"):
+    with pytest.raises(LedgerError, match="mirrors of runs lie next to it"):
         place.shared()
     (place.folder / "ledger.jsonl").write_bytes(kept["ledger.jsonl"])
     (place.folder / "dataset.key").unlink()
@@ -473,6 +473,6 @@ def test_the_default_place_is_the_users_state_folder(monkeypatch, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LedgerError, match="cannot be made") as raised:
+    with pytest.raises(LedgerError, match="cannot be created") as raised:
         DatasetLedger.open(tmp_path / "file" / "state", DEFINITION)
     assert "\n" not in str(raised.value)

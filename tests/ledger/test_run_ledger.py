@@ -274,17 +274,17 @@ def test_a_sealed_ledger_takes_nothing_more(tmp_path):
 def test_a_ledger_that_is_only_read_takes_nothing(tmp_path):
     create(tmp_path).close()
     read = Ledger.read(tmp_path)
-    with pytest.raises(LedgerError, match="an incarnation begun"):
+    with pytest.raises(LedgerError, match="an incarnation has started"):
         charge(read, 0)
     read.begin(FINGERPRINT, NONCE)
-    with pytest.raises(LedgerError, match="reading only"):
+    with pytest.raises(LedgerError, match="open read-only"):
         charge(read, 0)
 
 
 def test_without_its_data_a_ledger_can_be_sealed_but_not_charged(tmp_path):
     create(tmp_path).close()
     ledger = reopen(tmp_path, data=None)
-    with pytest.raises(LedgerError, match="data compared"):
+    with pytest.raises(LedgerError, match="the data are checked"):
         charge(ledger, 0)
     ledger.seal("operator")
     assert Ledger.read(tmp_path).sealed == "operator"
@@ -295,7 +295,7 @@ def test_without_its_data_a_ledger_can_be_sealed_but_not_charged(tmp_path):
 )
 def test_a_changed_fact_is_refused_with_both_values(tmp_path, field, value):
     create(tmp_path).close()
-    with pytest.raises(LedgerError, match=f"{field} is {value!r} and was {FACTS.get(field)!r}") as raised:
+    with pytest.raises(LedgerError, match=f"{field} is {value!r} but was {FACTS.get(field)!r}") as raised:
         reopen(tmp_path, facts=FACTS | {field: value})
     assert "\n" not in str(raised.value)
 
@@ -388,7 +388,7 @@ def test_a_checkpoints_head_must_be_one_the_ledger_had(tmp_path):
         ledger.check_prefix(*head)
     (count, mac), (_, last) = heads[1], heads[3]
     for wrong in ((count + 1, mac), (count - 1, mac), (7, last), (0, mac), (-1, last), (count, "")):
-        with pytest.raises(LedgerError, match="cut, exchanged or rolled back"):
+        with pytest.raises(LedgerError, match="truncated, replaced or rolled back"):
             ledger.check_prefix(*wrong)
 
 
@@ -400,7 +400,7 @@ def test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint(tmp_path):
     ledger.close()
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(LedgerError, match="has 5 entries and does not begin with the 6"):
+    with pytest.raises(LedgerError, match="has 5 entries and does not start with the 6"):
         reopen(tmp_path).check_prefix(*head)
 
 
@@ -428,10 +428,10 @@ def test_a_missing_or_exchanged_key_is_refused(tmp_path):
     with pytest.raises(LedgerError, match="line 1"):
         reopen(tmp_path)
     key.write_bytes(content[:5])
-    with pytest.raises(LedgerError, match="missing or cut"):
+    with pytest.raises(LedgerError, match="missing or truncated"):
         reopen(tmp_path)
     key.unlink()
-    with pytest.raises(LedgerError, match="missing or cut"):
+    with pytest.raises(LedgerError, match="missing or truncated"):
         reopen(tmp_path)
     with pytest.raises(LedgerError, match=r"ledger\.key"):
         Ledger.read(tmp_path)
@@ -441,11 +441,11 @@ def test_a_ledger_that_was_taken_away_is_noticed(tmp_path):
     create(tmp_path).close()
     assert not ledger_is_missing(tmp_path)
     (tmp_path / "ledger.jsonl").unlink()
-    with pytest.raises(LedgerError, match=r"ledger\.key tells that there was one"):
+    with pytest.raises(LedgerError, match=r"ledger\.key shows that there was one"):
         ledger_is_missing(tmp_path)
     (tmp_path / "ledger.key").unlink()
     (tmp_path / "checkpoints" / "0-central-0000002").mkdir(parents=True)
-    with pytest.raises(LedgerError, match="0-central-0000002 tells that there was one"):
+    with pytest.raises(LedgerError, match="0-central-0000002 shows that there was one"):
         ledger_is_missing(tmp_path)
     assert (tmp_path / "secret").exists()
 
@@ -585,7 +585,7 @@ def test_a_full_disk_is_one_clear_line_and_charges_nothing(tmp_path):
     )
     assert done.returncode == 1
     assert "step 1: " in done.stderr
-    assert "could not be written (File too large), nothing was charged" in done.stderr
+    assert "could not be written (File too large); nothing was charged" in done.stderr
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "ledger.jsonl").read_bytes().endswith(b'"}\n')
     ledger = resume(tmp_path)

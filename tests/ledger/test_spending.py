@@ -193,9 +193,9 @@ def test_more_releases_than_can_be_counted_end_the_run_like_a_spent_budget():
 def test_what_was_not_planned_is_refused_by_the_fields_name():
     spending = Spending([CENTRAL, PRIVATE], Accountant(0))
     for name, rate, noise, reason in (
-        ("private", 0.03, 1.5, "sample_rate is 0.03 and was planned as 0.02"),
-        ("private", 0.02, 1.4, "noise_multiplier is 1.4 and was planned as 1.5"),
-        ("warmup", 0.02, 1.5, "phase warmup: nothing"),
+        ("private", 0.03, 1.5, "sample_rate is 0.03 but was planned as 0.02"),
+        ("private", 0.02, 1.4, "noise_multiplier is 1.4 but was planned as 1.5"),
+        ("warmup", 0.02, 1.5, "phase warmup: no phase of that name"),
     ):
         with pytest.raises(LedgerError, match=reason):
             spending.row(name, rate, noise)

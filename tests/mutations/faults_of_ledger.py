@@ -83,7 +83,7 @@ LEDGER_FAULTS = [
         "an extension that reserves less than the run may do",
         "curriculumdp.ledger.spending:Spending.admit",
         "if self._allowance(_listed(wider)) and reserve(_listed(wider)):",
-        "if self._allowance(_listed(wider)) and reserve(_listed(self._counts | {row: most})):",
+        "if self._allowance(_listed(wider)) and reserve(_listed(self._counts | {row: limit})):",
         Check(BUDGET + "test_an_extension_keeps_the_plan_that_is_still_to_come"),
     ),
     Fault(

@@ -16,7 +16,7 @@ STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
 QUERY = "curriculumdp.curriculum.run:Run.noisy_sum"
 CHARGE = "curriculumdp.curriculum.run:Run._charge"
 NOISY = "noisy = add_noise(total, sigma, key)"
-NOISY_QUERY = "return add_noise(total, release.noise_multiplier, key)"
+NOISY_QUERY = "return add_noise(total, event.noise_multiplier, key)"
 NOISE_KEY = 'self.secret.key("noise", incarnation=self.incarnation, nonce=nonce, entry=entry.hex())'
 
 VARIANCE = Check(P2 + "test_all_noise_together_has_the_promised_variance")
@@ -45,14 +45,14 @@ NOISE_FAULTS = [
         "central images drawn per rank",
         QUERY,
         NOISY_QUERY,
-        "return add_noise(total, release.noise_multiplier, self.secret.key('noise', e=key.hex(), r=self.world.rank))",
+        "return add_noise(total, event.noise_multiplier, self.secret.key('noise', e=key.hex(), r=self.world.rank))",
         CENTRAL_RANKS,
     ),
     Fault(
         "noise over the world's size",
         QUERY,
         NOISY_QUERY,
-        "return add_noise(total, release.noise_multiplier / self.world.size, key)",
+        "return add_noise(total, event.noise_multiplier / self.world.size, key)",
         RANKS,
     ),
     Fault(
@@ -76,8 +76,8 @@ NOISE_FAULTS = [
         "noise before the reduce",
         "curriculumdp.curriculum.run:Run.charge",
         "self.world.sum_(total)",
-        "total.copy_(add_noise(total, release.noise_multiplier / self.world.size**0.5,"
-        " self.secret.key('noise', phase=release.name, step=step, rank=self.world.rank))); self.world.sum_(total)",
+        "total.copy_(add_noise(total, event.noise_multiplier / self.world.size**0.5,"
+        " self.secret.key('noise', phase=event.name, step=step, rank=self.world.rank))); self.world.sum_(total)",
         RANKS,
         uses={"add_noise": add_noise},
     ),
@@ -128,7 +128,7 @@ NOISE_FAULTS = [
         "noise repeated across steps",
         CHARGE,
         NOISE_KEY,
-        'self.secret.key("noise", phase=release.name)',
+        'self.secret.key("noise", phase=event.name)',
         STEPS,
     ),
     Fault("noise repeated across phases", CHARGE, NOISE_KEY, 'self.secret.key("noise", step=step)', STEPS),
@@ -165,14 +165,14 @@ NOISE_FAULTS = [
         "noise not bound to the sum",
         CHARGE,
         NOISE_KEY,
-        'self.secret.key("noise", phase=release.name, step=step, nonce=nonce, incarnation=self.incarnation)',
+        'self.secret.key("noise", phase=event.name, step=step, nonce=nonce, incarnation=self.incarnation)',
         Check(P2 + "test_another_sum_never_meets_the_same_noise"),
     ),
     Fault(
         "a ledger entry that is not bound to the sum",
         "curriculumdp.ledger.run_ledger:Ledger.charge",
-        '"sum_mac": data_mac(subkey(self._key, "sum"), total),',
-        '"sum_mac": data_mac(subkey(self._key, "sum"), total[:0]),',
+        'sum_mac = data_mac(subkey(self._key, "sum"), total)',
+        'sum_mac = data_mac(subkey(self._key, "sum"), total[:0])',
         Check(P2 + "test_another_sum_never_meets_the_same_noise"),
     ),
     Fault(
@@ -186,14 +186,14 @@ NOISE_FAULTS = [
         "one key for the rows and the noise",
         CHARGE,
         NOISE_KEY,
-        "self.rows_key(release.name, step)",
+        "self.rows_key(event.name, step)",
         STREAMS,
     ),
     Fault(
         "noise from the config's seed",
         CHARGE,
         NOISE_KEY,
-        "f'{self.config.seed} {release.name} {step} {self.ledger.incarnation}'.encode().ljust(32)",
+        "f'{self.config.seed} {event.name} {step} {self.ledger.incarnation}'.encode().ljust(32)",
         Check(P2 + "test_equal_steps_of_two_runs_have_no_noise_in_common"),
     ),
     Fault(

@@ -17,7 +17,7 @@ STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
 PROMISE = "curriculumdp.curriculum.release:guarantee_of"
 CERTIFIED = "events=certified_events(ledger.events(), clip_norms),"
 IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
-SHARES = "shares = data.class_counts or (data.units / data.classes,) * data.classes"
+SHARES = "counts = data.class_counts or (data.units / data.classes,) * data.classes"
 
 WHOLE_RUN = Check(
     P3 + "test_all_that_leaves_a_run_is_equal_to_the_bit_for_other_data",
@@ -109,7 +109,7 @@ RELEASE_FAULTS = [
         "a label histogram released without charge",
         "curriculumdp.curriculum.central:CentralPhase.__init__",
         SHARES,
-        "shares = tuple(np.bincount(run.images.labels, minlength=data.classes).tolist())",
+        "counts = tuple(np.bincount(run.images.labels, minlength=data.classes).tolist())",
         STEPS,
         uses={"np": np},
     ),
@@ -185,7 +185,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "another run's release replaced",
-        "curriculumdp.release.export:_check_place",
+        "curriculumdp.release.export:_check_target",
         "if difference := other_release(folder, guarantee, weights):",
         "if difference := other_release(folder, guarantee, None):",
         Check(
@@ -236,7 +236,7 @@ RELEASE_FAULTS = [
         Check(
             COURSE,
             {"phases": ("private",), "stopped": "operator", "counts": {}, "picture": False}
-            | {"wrong": "lists no release"},
+            | {"wrong": "lists no event"},
         ),
     ),
     Fault(
@@ -290,8 +290,8 @@ RELEASE_FAULTS = [
     Fault(
         "a convolution taken for exact",
         "curriculumdp.privacy.composition:Tilted.delta",
-        "most = found + math.exp(-FAR) + math.exp(_log_factor(self.slope)) * rounding",
-        "most = abs(found) + math.exp(-FAR)",
+        "bound = found + math.exp(-FAR) + math.exp(_log_factor(self.slope)) * rounding",
+        "bound = abs(found) + math.exp(-FAR)",
         UNTILTED,
     ),
     Fault(
@@ -304,15 +304,15 @@ RELEASE_FAULTS = [
     Fault(
         "a convolution without a tilt",
         "curriculumdp.privacy.composition:Direction.epsilon",
-        "slope = _least(bound)",
+        "slope = _best_slope(bound)",
         "slope = 2.0**-8",
         LONG_RUN,
     ),
     Fault(
         "a window that loses mass",
         "curriculumdp.privacy.composition:Direction._window",
-        "above = (self.log_moment(slope + step) - here - math.log(OUTSIDE)) / step",
-        "above = (self.log_moment(slope + step) - here) / step",
+        "above = (self.log_moment(slope + step) - moment - math.log(OUTSIDE)) / step",
+        "above = (self.log_moment(slope + step) - moment) / step",
         Check(COMPOSED + "test_mass_that_a_narrow_window_would_lose_or_fold_is_counted"),
     ),
     Fault(

@@ -185,8 +185,8 @@ SUM_FAULTS = [
     Fault(
         "unit draws by the place in the batch",
         "curriculumdp.curriculum.batch:draw_batch",
-        "words = unit_words(key, step, _sent(places, device), draws, HEAD_WORDS + pixels + pixels % 2)",
-        "words = unit_words(key, step, torch.arange(len(places)), draws, HEAD_WORDS + pixels + pixels % 2)",
+        "words = unit_words(key, step, _sent(indices, device), draws, HEAD_WORDS + pixels + pixels % 2)",
+        "words = unit_words(key, step, torch.arange(len(indices)), draws, HEAD_WORDS + pixels + pixels % 2)",
         NEIGHBOURS,
     ),
     Fault(
@@ -228,8 +228,8 @@ SUM_FAULTS = [
     Fault(
         "a unit's central images summed, not averaged, and trusted",
         "curriculumdp.curriculum.central:unit_vectors",
-        "share = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)",
-        "share = torch.ones(len(owners), dtype=torch.float64)",
+        "weight = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)",
+        "weight = torch.ones(len(owners), dtype=torch.float64)",
         Check(CENTRAL + "test_a_units_vector_is_the_mean_of_its_images_by_class"),
     ),
 ]

@@ -182,7 +182,7 @@ def test_repeated_export_replaces_a_release_and_nothing_else(tmp_path: Path) -> 
     write_release(folder, signing_key=private, samples=SampleSettings("dpm", 3, 1, seed=1))
     assert verify_release(folder, public) == []
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(ExportError, match="holds other things than a release"):
+    with pytest.raises(ExportError, match="holds something other than a release"):
         write_release(folder)
     assert (folder / "thesis.tex").read_text() == "mine"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["release"]

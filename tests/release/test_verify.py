@@ -155,14 +155,14 @@ def test_a_certificate_cannot_name_other_files(release: Path, name: str) -> None
     files = dict(read_certificate(release).files) | {name: "0" * 64}
     certificate = read_certificate(release).model_copy(update={"files": files})
     (release / "privacy.json").write_bytes(certificate_bytes(certificate))
-    assert verify_release(release) == [f"{name!r} may not stand in privacy.json"]
+    assert verify_release(release) == [f"{name!r} may not be listed in privacy.json"]
 
 
 def test_a_certificate_must_cover_the_weights(release: Path) -> None:
     files = {name: digest for name, digest in read_certificate(release).files.items() if name != WEIGHTS}
     certificate = read_certificate(release).model_copy(update={"files": files})
     (release / "privacy.json").write_bytes(certificate_bytes(certificate))
-    assert f"{WEIGHTS} does not stand in privacy.json" in verify_release(release)
+    assert f"{WEIGHTS} must be listed in privacy.json" in verify_release(release)
 
 
 def test_pickled_weights_are_refused_even_where_certified(release: Path) -> None:
@@ -222,7 +222,7 @@ def test_weights_that_training_began_from_are_certified_as_taken_for_public(tmp_
     release = write_release(tmp_path / "release", config=config, guarantee=guarantee(public=public))
     assert verify_release(release) == []
     for file in ("privacy.json", "README.md"):
-        assert "began from count as public too: chest-xrays." in (release / file).read_text()
+        assert "started from are treated as public too: chest-xrays." in (release / file).read_text()
 
 
 def test_a_run_of_central_images_alone_verifies(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ COURSES: list[tuple[tuple[str, ...], str, dict[str, int], bool, str]] = [
     # curriculum, stopped, counts (3 queries and 40 steps are planned), central.png, what is wrong with it
     (("central", "private"), "planned", {"central": 3, "private": 40}, True, ""),
     (("central", "private"), "planned", {"central": 4, "private": 41}, True, ""),
-    (("central", "private"), "planned", {}, True, "lists no release"),
+    (("central", "private"), "planned", {}, True, "lists no event"),
     (("central", "private"), "planned", {"central": 3}, True, "private.steps"),
     (("central", "private"), "planned", {"private": 40}, False, "central.queries"),
     (("central", "private"), "planned", {"central": 3, "private": 39}, True, "private.steps"),
@@ -372,8 +372,8 @@ COURSES: list[tuple[tuple[str, ...], str, dict[str, int], bool, str]] = [
     (("central", "private"), "operator", {"central": 2}, True, ""),
     (("central", "private"), "operator", {"central": 1}, False, ""),
     (("central", "private"), "operator", {}, True, "central.png"),
-    (("central", "private"), "operator", {}, False, "lists no release"),
-    (("central", "private"), "operator", {"central": 0, "private": 0}, False, "lists no release"),
+    (("central", "private"), "operator", {}, False, "lists no event"),
+    (("central", "private"), "operator", {"central": 0, "private": 0}, False, "lists no event"),
     (("central", "private"), "operator", {"private": 7}, False, "not all the queries"),
     (("central", "private"), "operator", {"private": 7}, True, "central.png"),
     (("central", "private"), "operator", {"central": 2, "private": 7}, True, "not all the queries"),
@@ -389,7 +389,7 @@ COURSES: list[tuple[tuple[str, ...], str, dict[str, int], bool, str]] = [
     (("private",), "planned", {"private": 40}, False, ""),
     (("private",), "planned", {"private": 40}, True, "central.png"),
     (("private",), "operator", {"central": 1, "private": 40}, True, "in this order"),
-    (("private",), "operator", {}, False, "lists no release"),
+    (("private",), "operator", {}, False, "lists no event"),
     (("private",), "budget", {"private": 39}, False, "stopped is budget"),
 ]
 

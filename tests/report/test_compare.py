@@ -52,7 +52,7 @@ def test_missing_figures_show_as_missing() -> None:
 def test_repeats_get_their_mean_and_deviation() -> None:
     rows = table([ONE, OTHER, TWO])
     assert len(rows) == 5
-    assert rows[-1][0] == "mean of 2 like one"
+    assert rows[-1][0] == "mean of 2 runs like one"
     assert rows[-1][4] == f"82.0 ± {100 * math.sqrt(0.0008):.1f}"
     assert rows[-1][5] == "–"  # the mlp, which neither has
     assert rows[-1][6] == "5.00 ± 1.41"
@@ -61,7 +61,7 @@ def test_repeats_get_their_mean_and_deviation() -> None:
 def test_remarks_name_what_cannot_be_compared_and_what_is_private() -> None:
     assert remarks([replace(ONE, hours=None)]) == []
     found = remarks([ONE, replace(TWO, network="bb")])
-    assert "different networks" in found[0]
+    assert "different feature networks" in found[0]
     assert "hours are PRIVATE" in found[1]
 
 

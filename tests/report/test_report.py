@@ -152,7 +152,7 @@ def test_an_evaluation_that_is_missing_or_private_is_not_in_the_public_edition(
     run: Path, tmp_path: Path
 ) -> None:
     place = Path(shutil.copytree(run, tmp_path / "tiny"))
-    assert "Not evaluated, or not against images that may be named here" in public_report(
+    assert "Not evaluated, or only against images that are not public" in public_report(
         place / "release", place / "evaluation"
     )
     assert "Not evaluated" in private_report(place)
