@@ -15,8 +15,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -116,24 +118,38 @@ def load_latest(
     return None
 
 
-def _load(path: Path, mac_key: bytes) -> tuple[Position, dict[str, Tensor]]:
+def authentic_positions(folder: Path, mac_key: bytes) -> list[Position]:
+    """Return the positions of all checkpoints with an authentic record, whether or not their tensors are intact."""
+    found = []
+    for path in _complete(folder):
+        with suppress(CheckpointError):
+            facts = _record(path, mac_key)
+            facts.pop("sha256")
+            found.append(Position(**facts))
+    return found
+
+
+def _record(path: Path, mac_key: bytes) -> dict[str, Any]:
+    """Return a checkpoint's record without its MAC, which has been checked; raise CheckpointError."""
     try:
         facts = json.loads((path / FACTS).read_text())
         mac = facts.pop("mac")
         if not hmac.compare_digest(mac, _mac(facts, mac_key)):
             raise CheckpointError(f"{path / FACTS}: the checkpoint's record was modified")
+        return dict(facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error
+
+
+def _load(path: Path, mac_key: bytes) -> tuple[Position, dict[str, Tensor]]:
+    facts = _record(path, mac_key)
+    try:
         if facts.pop("sha256") != _sha256(path / STATE):
             raise CheckpointError(f"{path / STATE}: the checkpoint is damaged or truncated")
         return Position(**facts), load_file(path / STATE)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error})") from error

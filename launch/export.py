@@ -31,7 +31,12 @@ def main() -> int:
     with one_line_errors():
         from curriculumdp.curriculum.train import export_run
 
-        print(f"release: {export_run(asked.run, asked.out, asked.sign, end_run=asked.end_run)}")
+        release = export_run(asked.run, asked.out, asked.sign, end_run=asked.end_run)
+        print(
+            f"release: {release}"
+            if release
+            else f"ended: {asked.run} has learnt nothing: no release is written"
+        )
     return 0
 
 

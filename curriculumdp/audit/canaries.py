@@ -38,6 +38,8 @@ TOO_LONG = 10.0
 MIN_NOISE = 0.05
 # Minimum number of parameters per canary: those without a canary show how much noise there is.
 PARAMETERS_PER_CANARY = 4
+# An audit is never resumed, and repeats under one secret.
+NONCE = "00" * 32
 NORMAL_MAD = 0.6744897501960817  # the median of |N(0, 1)|
 
 
@@ -198,7 +200,7 @@ def throwaway(run: Run, secret: RunSecret) -> Iterator[Run]:
         ledger = Ledger.create(Path(folder), secret, planned, list(run.images.content_arrays().values()))
         try:
             made = replace(run, secret=secret, ledger=ledger, stopping=threading.Event())
-            made.begin({})  # it is never resumed
+            made.begin({}, NONCE)
             yield made
         finally:
             ledger.close()

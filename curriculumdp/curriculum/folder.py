@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
+from curriculumdp.checkpoint import Position, authentic_positions, load_latest, save_checkpoint
 from curriculumdp.config.changes import resume_differences
 from curriculumdp.config.config import Config, config_from
 from curriculumdp.curriculum.dataset import attach, dataset_ledger
@@ -258,6 +258,10 @@ class RunFolder:
         self._attach(config, data)
         return json.dumps(self.ledger.plan["phases"]).encode()
 
+    def has_learnt(self) -> bool:
+        """Return whether there is anything to export: a checkpoint, and an event it was trained on."""
+        return bool(self.ledger.events()) and self.latest(print) is not None
+
     def checkpointed(self, untrained: Callable[[Config, torch.device], State]) -> tuple[Config, State]:
         """Return the run's own config and its latest checkpoint's state, on the CPU; raise FolderError without one."""
         config = self._config()
@@ -285,10 +289,13 @@ class RunFolder:
         return other_release(self.release, guarantee, weights) or damage(self.release)
 
     def latest(self, warn: Callable[[str], None]) -> tuple[Position, dict[str, torch.Tensor]] | None:
-        """Return the latest complete checkpoint, or None; raise LedgerError unless the ledger extends what it saw."""
+        """Return the latest complete checkpoint, or None; raise LedgerError unless the ledger extends what all saw.
+
+        A checkpoint with damaged tensors is still a witness of the ledger, if its record is authentic.
+        """
+        for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key):
+            self.ledger.check_prefix(position.ledger_count, position.ledger_mac)
         found = load_latest(self.private / CHECKPOINTS, self.ledger.checkpoint_key, warn)
-        if found is not None:
-            self.ledger.check_prefix(found[0].ledger_count, found[0].ledger_mac)
         return found
 
     def save(self, config: Config, state: State) -> None:

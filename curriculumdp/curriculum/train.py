@@ -220,7 +220,19 @@ def restore(run: Run, state: State, folder: RunFolder) -> None:
 
 
 def initial_state(config: Config, device: torch.device) -> State:
-    """Return the state of the untrained network, which depends on `config` alone; raise NetworkError."""
+    """Return the state that training starts from, the same for the same config; raise NetworkError."""
+    state = untrained_state(config, torch.device("cpu"))
+    if config.init_from is not None:
+        load_public_weights(state.net, Path(config.init_from))
+        check_trainable(state.net)
+    return flat_state(state.net, device)
+
+
+def untrained_state(config: Config, device: torch.device) -> State:
+    """Return the state of a network with random weights, for a checkpoint to be loaded into; raise NetworkError.
+
+    It reads no file: the weights that a finished run started from may be gone.
+    """
     model, data = config.model, config.data
     dropout = config.private.label_dropout + (config.warmup.label_dropout if config.warmup else 0)
     with torch.random.fork_rng(devices=[]):
@@ -235,8 +247,6 @@ def initial_state(config: Config, device: torch.device) -> State:
             attention=model.attention,
             groups=model.norm_groups,
         )
-    if config.init_from is not None:
-        load_public_weights(net, Path(config.init_from))
     check_trainable(net)
     return flat_state(net, device)
 
@@ -297,26 +307,30 @@ def publish_sealed(folder: RunFolder) -> None:
     Raises FolderError for a release that is damaged or belongs to another run.
     """
     if not os.path.lexists(folder.release):
-        hand_over(folder, folder.release, *folder.checkpointed(initial_state))
-    elif problem := folder.release_problem(initial_state):
+        hand_over(folder, folder.release, *folder.checkpointed(untrained_state))
+    elif problem := folder.release_problem(untrained_state):
         raise FolderError(
             f"{folder.release}: is not the release of the run in {folder.private} ({problem}): move it elsewhere and "
             "run the same command again to write the right one"
         )
 
 
-def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False) -> Path:
+def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False) -> Path | None:
     """Write the release of a run to `out`, signed if `sign` names an Ed25519 key, and return `out`.
 
     With `end_run`, an unfinished run ends here ("operator"). It is sealed only once the complete release lies next to
     `out`, so a bad path, key, disk or accounting ends nothing. The weights are the latest checkpoint's; the certificate
-    covers the whole ledger. Raises FolderError if there is no run, if there is nothing to export yet, or if the run is
-    unfinished and `end_run` is not set.
+    covers the whole ledger. A run with nothing to export yet is ended all the same, so that its reservation is given
+    back: nothing is written, and None is returned. Raises FolderError if there is no run, if there is nothing to export
+    yet, or if the run is unfinished and `end_run` is not set.
     """
     folder = RunFolder(run)
     with ExitStack() as stack:
         folder.claim_for_export(stack, end_run)
-        config, state = folder.checkpointed(initial_state)
+        if end_run and not folder.has_learnt():
+            folder.seal("operator")
+            return None
+        config, state = folder.checkpointed(untrained_state)
         hand_over(folder, out, config, state, sign)
     return out
 

@@ -219,12 +219,16 @@ class DatasetLedger:
         with waiting_lock(self.folder / LOCK):
             return 1 - self._share(self._reservations())
 
-    def _extend(self, run: str, events: Sequence[PrivacyEvent], sealed: bool) -> bool:
+    def _extend(
+        self, run: str, events: Sequence[PrivacyEvent], sealed: bool, check: Callable[[], None]
+    ) -> bool:
         """Change a run's reservation: to more than planned or, at its end, to what it actually cost.
 
-        Returns whether the new reservation is in force; if the budget has no room for it, the old one stays.
+        Returns whether the new reservation is in force; if the budget has no room for it, the old one stays. `check`
+        raises for a stale process, which would change the reservation of a copy that was resumed.
         """
         with waiting_lock(self.folder / LOCK):
+            check()
             known = self._reservations()
             return self._replace(known, replace(known[run], events=tuple(events), sealed=sealed))
 

@@ -20,6 +20,7 @@ from curriculumdp.privacy.event import PrivacyEvent
 
 # One disk sector: a torn write of one slot leaves the other intact.
 SLOT = 512
+Extend = Callable[[str, Sequence[PrivacyEvent], bool, Callable[[], None]], bool]
 ELSEWHERE = "this run folder was rolled back, or a copy of it was resumed: restore the newest copy"
 
 
@@ -29,11 +30,11 @@ class Mirror(Protocol):
     def advance(self, count: int, mac: str, previous: str) -> None:
         """Record that the ledger now has `count` entries, the last with `mac`, the one before with `previous`."""
 
-    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
-        """Return whether the run may from now on cost up to `events` in all."""
+    def reserve(self, events: Sequence[PrivacyEvent], count: int, mac: str) -> bool:
+        """Return whether the run, whose head is (count, mac), may from now on cost up to `events` in all."""
 
-    def end(self, events: Sequence[PrivacyEvent]) -> None:
-        """Record that the run is sealed and has cost `events`."""
+    def end(self, events: Sequence[PrivacyEvent], count: int, mac: str) -> None:
+        """Record that the run, whose head is (count, mac), is sealed and has cost `events`."""
 
 
 class RunMirror:
@@ -42,9 +43,7 @@ class RunMirror:
     `extend(run, events, sealed)` changes the run's reservation and returns whether that was granted.
     """
 
-    def __init__(
-        self, path: Path, key: bytes, extend: Callable[[str, Sequence[PrivacyEvent], bool], bool]
-    ) -> None:
+    def __init__(self, path: Path, key: bytes, extend: Extend) -> None:
         self.path, self._key, self._extend = path, key, extend
 
     def create(self, count: int, mac: str) -> None:
@@ -81,13 +80,22 @@ class RunMirror:
                 )
             self._write(descriptor, count, mac)
 
-    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
-        """Change the run's reservation to `events`, and return whether that was granted."""
-        return self._extend(self.path.name, events, False)
+    def reserve(self, events: Sequence[PrivacyEvent], count: int, mac: str) -> bool:
+        """Change the run's reservation to `events`, and return whether that was granted.
 
-    def end(self, events: Sequence[PrivacyEvent]) -> None:
+        Raises LedgerError unless the mirrored head is (count, mac): a stale process reserves nothing.
+        """
+        return self._extend(self.path.name, events, False, lambda: self._require_head(count, mac))
+
+    def end(self, events: Sequence[PrivacyEvent], count: int, mac: str) -> None:
         """Return to the budget what the run, now sealed, had reserved beyond the `events` it was charged for."""
-        self._extend(self.path.name, events, True)
+        self._extend(self.path.name, events, True, lambda: self._require_head(count, mac))
+
+    def _require_head(self, count: int, mac: str) -> None:
+        with self._held() as descriptor:
+            mirrored = self._head(descriptor)
+        if mirrored[0] != count or not hmac.compare_digest(mirrored[1], mac):
+            raise LedgerError(f"{self.path}: records {mirrored[0]} entries, the run has {count}: {ELSEWHERE}")
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:

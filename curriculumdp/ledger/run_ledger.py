@@ -266,13 +266,13 @@ class Ledger:
         return self._append(entry)
 
     def _reserve(self, events: Sequence[PrivacyEvent]) -> bool:
-        return self.mirror is None or self.mirror.reserve(events)
+        return self.mirror is None or self.mirror.reserve(events, *self.head())
 
     def seal(self, reason: str) -> None:
         """Seal the ledger, after which nothing can be charged. `reason`: planned, budget or operator."""
         self._append({"kind": "sealed", "reason": reason})
         if self.mirror is not None:
-            self.mirror.end(self.events())
+            self.mirror.end(self.events(), *self.head())
 
     def close(self) -> None:
         """Close the file. What was read remains available."""

@@ -148,7 +148,7 @@ class Direction:
             return math.inf
 
         def bound(slope: float) -> float:  # Chernoff's
-            return (self.log_moment(slope) + _log_factor(slope) - math.log(delta)) / slope
+            return (self.log_moment(slope) + _log_factor(slope) - math.log(delta - self.infinite)) / slope
 
         slope = _best_slope(bound)
         return _solved(self.tilted(slope).delta, delta, bound(slope), slope) if bound(slope) > 0 else 0.0
@@ -300,7 +300,7 @@ def _solved(deltas: Callable[[float], float], delta: float, guess: float, slope:
     high = guess
     while (at_high := over(high)) > 0:
         high *= 1.01
-    low, step = high, -1.5 * at_high / slope
+    low, step = high, max(-1.5 * at_high, CLOSE) / slope
     while over(low) <= 0:
         if low == 0:
             return 0.0

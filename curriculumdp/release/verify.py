@@ -5,7 +5,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from curriculumdp.config.yaml_file import parse_yaml
 from curriculumdp.phases import PHASES
-from curriculumdp.privacy.accountant import ACCOUNTANT
-from curriculumdp.privacy.event import rounded_up
+from curriculumdp.privacy.accountant import ACCOUNTANT, epsilon
+from curriculumdp.privacy.event import MIN_NOISE_MULTIPLIER, rounded_up
 from curriculumdp.release.certificate import (
     MAX_BYTES,
     SLACK,
@@ -46,6 +46,8 @@ REQUIRED = frozenset(
 ALLOWED = REQUIRED | {CENTRAL, CERTIFICATE, SIGNATURE}
 # The option that sets how often a phase is charged; a run that completed its plan charged at least that often.
 STEPS = {name: facts.count for name, facts in PHASES.items() if facts.charged}
+# The largest fraction of a budget that the solver leaves unspent.
+LEFT_BY_SOLVING = 1e-3
 # How far a stated value may lie above the recomputed one, times (1 + it), if another version of the accountant
 # computed it. None may lie below by more than SLACK: that would promise too much.
 FIGURES = {"epsilon_of_events": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2, "opacus_prv": 5e-2}
@@ -91,6 +93,7 @@ def check_release(folder: Path, signer_public_key: Path | None = None) -> Checke
     if recomputed is not None:
         problems += contradictions(certificate.guarantee, certificate.accounting)
         problems += figure_problems(certificate.accounting, recomputed)
+        problems += [] if problems else noise_problems(folder, certificate.guarantee, recomputed)
     if signer is not None:
         if SIGNATURE not in found:
             problems.append(f"{SIGNATURE} is missing: the release is not signed")
@@ -104,8 +107,7 @@ def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
     promised = certificate.guarantee
     lines = [
         f"files: {len(certificate.files)}, each as certified",
-        f"promised: ε = {rounded_up(promised.epsilon)} at δ = {rounded_up(promised.delta)}, zero-out; "
-        f"a unit is {promised.unit!r}",
+        f"promised: ε = {rounded_up(promised.epsilon)} at δ = {rounded_up(promised.delta)}, zero-out",
         f"cost, recomputed: PLD {rounded_up(recomputed.epsilon_of_events)}, "
         f"Opacus RDP {rounded_up(recomputed.opacus_rdp)}",
     ]
@@ -119,6 +121,7 @@ def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
         *lines,
         f"recomputed with: {recomputed.accountant}; Opacus {recomputed.opacus}",
         f"stopped: {promised.stopped}; private metrics shown: {shown}",
+        f"a unit is {promised.unit!r}",  # last: no sender's text can pass for one of the lines above
     ]
 
 
@@ -272,6 +275,31 @@ def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_centra
         yield f"{CERTIFICATE} lists steps of DP-SGD, but not all the queries that precede them"
     if guarantee.stopped == "budget" and not reached:
         yield f"stopped is budget in {CERTIFICATE}, but no phase has completed its planned events"
+
+
+def noise_problems(folder: Path, guarantee: Guarantee, recomputed: Accounting) -> list[str]:
+    """Return a line if DP-SGD's noise multiplier is larger than the one its plan was solved for.
+
+    It is solved once, from the config alone, so that the whole plan costs all but a thousandth of the budget. For a run
+    that made another number of steps, the plan's counts are used.
+    """
+    private = next((row for row in guarantee.events if row.name == "private"), None)
+    if (
+        private is None or private.noise_multiplier <= MIN_NOISE_MULTIPLIER
+    ):  # the smallest one ever solved for
+        return []
+    planned = _planned(parse_yaml(_read(folder / CONFIG, MAX_BYTES), CONFIG))
+    if all(row.count == planned[row.name] for row in guarantee.events):
+        cost = recomputed.epsilon_of_events
+    else:
+        rows = [replace(row.event, count=planned[row.name]) for row in guarantee.events]
+        cost = epsilon(rows, guarantee.delta)
+    if cost >= guarantee.epsilon * (1 - LEFT_BY_SOLVING):
+        return []
+    return [
+        f"private.noise_multiplier is {private.noise_multiplier:.9g} in {CERTIFICATE}: with it the planned run costs "
+        f"{cost:.6g}, but noise is solved to use all of {guarantee.epsilon:.6g}"
+    ]
 
 
 def version_problems(certificate: Certificate) -> list[str]:

@@ -236,3 +236,24 @@ def test_a_run_without_a_named_data_set_is_attached_to_nothing(tmp_path, digits)
     held = opened(tiny(tmp_path), digits)
     attach(tiny(tmp_path), held.ledger, None)
     assert held.ledger.mirror is None
+
+
+@pytest.mark.parametrize("kill", [1, 2])
+def test_a_run_that_has_nothing_to_export_is_ended_and_gives_back_what_it_reserved(tmp_path, kill):
+    config = named(tmp_path / "run", tmp_path / "state", 5.0, checkpoint__every=100)
+    create(config)
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", kill)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    before = left(config)
+    with pytest.raises(ValueError, match="--end-run"):
+        export_run(tmp_path / "run", tmp_path / "out", None)
+    assert left(config) == before
+    assert export_run(tmp_path / "run", tmp_path / "out", None, end_run=True) is None
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run" / "private" / "secret").exists()
+    assert left(config) > before
+    assert "sealed" in described(config)

@@ -563,3 +563,36 @@ def test_private_files_can_be_read_by_their_owner_alone(tmp_path):
     finish(tiny(tmp_path))
     for file in (tmp_path / "private").iterdir():
         assert file.stat().st_mode & 0o077 == 0, file
+
+
+def test_a_damaged_checkpoint_still_tells_that_the_ledger_was_cut(tmp_path):
+    """What was charged after the cut would be drawn and released again, uncounted."""
+    config = tiny(tmp_path)
+
+    def killed() -> None:
+        kill_at(Ledger, "seal", 1)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    ledger = tmp_path / "private" / "ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-2]))
+    state = tmp_path / "private" / "checkpoints" / "3-done-0000000" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-64] + bytes(64))
+    assert "was cut, exchanged or rolled back" in refusal(lambda: finish(config))
+
+
+def test_a_finished_run_needs_the_weights_that_it_began_from_no_more(tmp_path):
+    begun = finish(tiny(tmp_path / "public"))
+    shutil.copytree(begun / "unet", tmp_path / "from")
+    (tmp_path / "from" / "privacy.json").unlink(missing_ok=True)
+    config = tiny(tmp_path / "run", init_from=str(tmp_path / "from"))
+
+    def killed() -> None:
+        kill_at(train, "publish", 1)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    shutil.rmtree(tmp_path / "from")
+    finish(config)
+    finish(config)
+    assert export_run(tmp_path / "run", tmp_path / "out", None) == tmp_path / "out"

@@ -51,9 +51,11 @@ class Place:
         ledger.begin(FINGERPRINT, NONCE)
         return ledger
 
-    def resume(self, number: int, name: str | None = None) -> Ledger:
+    def resume(
+        self, number: int, name: str | None = None, allowance: Callable[..., bool] = lambda _: False
+    ) -> Ledger:
         """A run that goes on, in its own folder or in the one named."""
-        ledger = Ledger.open(self.root / (name or f"run{number}"), secret(number), {}, DATA)
+        ledger = Ledger.open(self.root / (name or f"run{number}"), secret(number), {}, DATA, allowance)
         self.shared().attach(ledger, 8.0, DATA)
         ledger.begin(FINGERPRINT, NONCE)
         return ledger
@@ -152,6 +154,24 @@ def test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused(
     charge(one, 2)
     with pytest.raises(LedgerError, match="a copy of it was resumed"):
         place.resume(1, "copy")
+
+
+def test_a_stale_process_cannot_change_what_the_copy_that_was_resumed_has_reserved(place):
+    """A machine that was suspended wakes up: its charge is refused, and so must be what it would reserve for it."""
+    stale = place.begin(1, allowance=lambda _: True)
+    for step in range(3):
+        charge(stale, step, CENTRAL)
+    stale.new_incarnation(FINGERPRINT, "mismatch")
+    place.copy(1, "copy")
+    live = place.resume(1, "copy", allowance=lambda _: True)
+    for step in range(3):
+        charge(live, step, CENTRAL)
+    reserved = place.shared().reservations()
+    with pytest.raises(LedgerError, match="a copy of it was resumed"):
+        charge(stale, 0, CENTRAL)
+    assert place.shared().reservations() == reserved
+    live.close()
+    place.resume(1, "copy")
 
 
 def test_copies_made_before_the_first_entry_are_refused_too(place):

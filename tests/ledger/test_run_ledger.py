@@ -606,11 +606,11 @@ class Seen:
             raise LedgerError("a copy has gone on")
         self.heads.append((count, mac, previous))
 
-    def reserve(self, events: Sequence[PrivacyEvent]) -> bool:
+    def reserve(self, events: Sequence[PrivacyEvent], count: int, mac: str) -> bool:
         self.reserved.append(list(events))
         return True
 
-    def end(self, events: Sequence[PrivacyEvent]) -> None:
+    def end(self, events: Sequence[PrivacyEvent], count: int, mac: str) -> None:
         self.reserved.append(list(events))
 
 

@@ -75,8 +75,8 @@ LEDGER_FAULTS = [
     Fault(
         "a budget that nobody asks about",
         "curriculumdp.ledger.spending:Spending.admit",
-        "if self._is_within_bound(wanted):",
-        "if self._is_within_bound(wanted) or wanted:",
+        "if self._is_within_bound(counts):",
+        "if self._is_within_bound(counts) or counts:",
         Check(LEDGER + "test_within_the_plan_nobody_is_asked_and_beyond_it_the_budget_ends_the_run"),
     ),
     Fault(
@@ -191,6 +191,20 @@ LEDGER_FAULTS = [
         Check(DATASET + "test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused"),
     ),
     Fault(
+        "a stale process that reserves for the copy that was resumed",
+        "curriculumdp.ledger.mirror:RunMirror._require_head",
+        "if mirrored[0] != count or not hmac.compare_digest(mirrored[1], mac):",
+        "if mirrored[0] < 0:",
+        Check(DATASET + "test_a_stale_process_cannot_change_what_the_copy_that_was_resumed_has_reserved"),
+    ),
+    Fault(
+        "a cut ledger behind a damaged checkpoint",
+        "curriculumdp.curriculum.folder:RunFolder.latest",
+        "for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key):",
+        "for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key)[:-1]:",
+        Check("tests.curriculum.test_refusals:test_a_damaged_checkpoint_still_tells_that_the_ledger_was_cut"),
+    ),
+    Fault(
         "copies resumed in turn",
         "curriculumdp.ledger.mirror:RunMirror.check",
         "if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):",
@@ -217,7 +231,7 @@ LEDGER_FAULTS = [
     Fault(
         "a line's MAC that forgets the lines before",
         "curriculumdp.ledger.chain:Chain._mac",
-        "before = self.macs[-1] if self.macs else self._start",
+        "before = self.macs[index - 1] if index else self._start",
         "before = self._start",
         Check(CHAIN + "test_moved_removed_and_doubled_lines_are_refused", {"order": [0, 2]}),
     ),
@@ -279,8 +293,8 @@ LEDGER_FAULTS = [
     Fault(
         "an export that ends the run before it looks",
         "curriculumdp.curriculum.train:export_run",
-        "config, state = folder.checkpointed(initial_state)",
-        "folder.seal('operator'); config, state = folder.checkpointed(initial_state)",
+        "config, state = folder.checkpointed(untrained_state)",
+        "folder.seal('operator'); config, state = folder.checkpointed(untrained_state)",
         Check(
             REFUSALS + "test_an_export_that_is_refused_does_not_end_the_run",
             {"kind": "a place that is taken"},

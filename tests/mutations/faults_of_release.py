@@ -47,6 +47,20 @@ COURSE = VERIFY + "test_releases_must_be_what_a_run_of_the_config_can_have_come_
 
 RELEASE_FAULTS = [
     Fault(
+        "a noise multiplier that nobody holds against the budget",
+        "curriculumdp.release.verify:noise_problems",
+        "if cost >= guarantee.epsilon * (1 - LEFT_BY_SOLVING):",
+        "if cost <= guarantee.epsilon:",
+        Check(VERIFY + "test_more_noise_than_the_plan_was_solved_for_is_refused", {"stopped": "planned"}),
+    ),
+    Fault(
+        "an infinite loss that is forgotten where the finite ones cost nothing",
+        "curriculumdp.privacy.composition:Direction.epsilon",
+        "math.log(delta - self.infinite)",
+        "math.log(delta)",
+        Check(COMPOSED + "test_an_infinite_loss_counts_where_the_finite_ones_cost_nothing"),
+    ),
+    Fault(
         "an EMA before the noise",
         STEP,
         "self.update(state, step, total, key)",
@@ -196,7 +210,7 @@ RELEASE_FAULTS = [
     Fault(
         "another run's release pointed to",
         "curriculumdp.curriculum.train:publish_sealed",
-        "elif problem := folder.release_problem(initial_state):",
+        "elif problem := folder.release_problem(untrained_state):",
         "elif problem := None:",
         Check(
             "tests.curriculum.test_refusals:test_a_finished_run_points_to_no_release_but_its_own_and_whole",
@@ -297,8 +311,8 @@ RELEASE_FAULTS = [
     Fault(
         "one use's rounding for all",
         "curriculumdp.privacy.composition:convolved",
-        "error += part.uses * (phases + added + POWER) * _size(np.real(total - log))",
-        "error += (phases + added + POWER) * _size(np.real(total - log))",
+        "error += part.uses * (stages + added + POWER) * _size(np.real(total - log))",
+        "error += (stages + added + POWER) * _size(np.real(total - log))",
         Check(COMPOSED + "test_a_convolutions_rounding_is_counted_once_for_each_use"),
     ),
     Fault(

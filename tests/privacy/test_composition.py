@@ -173,3 +173,14 @@ def test_mass_that_a_narrow_window_would_lose_or_fold_is_counted() -> None:
         sums = [(-10 * uses + 5000 * k) * 1e-4 for k in range(uses + 1)]
         exact = sum(w * -math.expm1(at - s) for w, s in zip(weights, sums, strict=True) if s > at)
         assert exact * (1 - 1e-12) <= found.delta(at) <= exact * (1 + 1e-5)
+
+
+def test_an_infinite_loss_counts_where_the_finite_ones_cost_nothing() -> None:
+    for part, delta in (
+        (Part(9e-6, 1, np.array([1 - 0.9e-5]), 0.9e-5, 1), 1e-5),
+        (Part(0.2, 1, np.array([0.7]), 0.3, 1), 0.35),
+    ):
+        direction = Direction([part])
+        found = direction.epsilon(delta)
+        assert found > 0
+        assert direction.delta(found) <= delta * (1 + 1e-9)

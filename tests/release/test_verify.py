@@ -438,7 +438,8 @@ def test_what_is_printed_is_what_was_recomputed(release: Path) -> None:
     )
     said = checked.certificate.guarantee.model_copy(update={"epsilon": 1.0000049, "delta": 1.0000001e-5})
     printed = "\n".join(summary(checked.certificate.model_copy(update={"guarantee": said}), other))
-    assert "promised: ε = 1.00001 at δ = 1.00001e-05, zero-out; a unit is 'one image'" in printed
+    assert "promised: ε = 1.00001 at δ = 1.00001e-05, zero-out\n" in printed
+    assert printed.endswith("\na unit is 'one image'")
     assert "PLD 1.00001," in printed
     assert "under replace-one: PLD 2\n" in printed
     assert f"recomputed with: {ACCOUNTANT}; Opacus {version('opacus')}" in printed
@@ -609,3 +610,20 @@ def test_a_key_file_without_leave_to_read_is_told_so(tmp_path: Path, monkeypatch
 def test_a_certificate_is_the_same_bytes_after_reading(release: Path) -> None:
     content = (release / "privacy.json").read_bytes()
     assert certificate_bytes(parse_certificate(content)) == content
+
+
+@pytest.mark.parametrize("stopped", ["planned", "operator"])
+def test_more_noise_than_the_plan_was_solved_for_is_refused(release: Path, stopped: str) -> None:
+    """An unsigned sender multiplies σ and recomputes all that follows from it: each figure then agrees."""
+    changes = {"noise_multiplier": 1e5} | ({"count": 7} if stopped == "operator" else {})
+    guarantee = with_row(release, **changes)["guarantee"].model_copy(update={"stopped": stopped})
+    certify_again(release, guarantee=guarantee, accounting=verify.account(guarantee))
+    (problem,) = verify_release(release)
+    assert "private.noise_multiplier is 100000" in problem
+    assert "noise is solved to use all of 6" in problem
+
+
+def test_a_run_that_ended_early_under_its_own_noise_verifies(release: Path) -> None:
+    guarantee = with_row(release, count=7)["guarantee"].model_copy(update={"stopped": "operator"})
+    certify_again(release, guarantee=guarantee, accounting=verify.account(guarantee))
+    assert verify_release(release) == []
