@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
         env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
     )
     assert done.returncode == 1
-    assert "could not be written" in done.stderr
+    assert "cannot be written" in done.stderr
     assert done.stderr.count("\n") == 1
     assert load(tmp_path) == (5, [])
     assert [p.name for p in tmp_path.iterdir()] == ["2-private-0000005"]

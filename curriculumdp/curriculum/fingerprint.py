@@ -35,8 +35,11 @@ ENVIRONMENT = (
     *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "TORCH_MKLDNN_MATMUL_MIN_DIM"),
     *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "OPENBLAS_CORETYPE", "BLIS_ARCH_TYPE"),
     *("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES", "GLIBC_TUNABLES", "LD_PRELOAD"),
+)
+# Those that count on a GPU alone.
+GPU_ENVIRONMENT = (
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT"),
-    *("DISABLE_ADDMM_CUDA_LT", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE", "CUDNN_LOGINFO_DBG"),
+    *("DISABLE_ADDMM_CUDA_LT", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE"),
     *("TORCH_CUDNN_V8_API_DISABLED", "TORCH_CUDNN_SDPA_ENABLED", "PYTORCH_TUNABLEOP_ENABLED"),
     *("TRITON_F32_DEFAULT", "TRITON_INTERPRET"),
 )
@@ -58,6 +61,7 @@ def fingerprint(config: Config, world: World) -> dict[str, Any]:
 
 def _machine(device: torch.device) -> dict[str, Any]:
     """Return the libraries, the processor, and the settings that tell them how to compute."""
+    names = ENVIRONMENT + (GPU_ENVIRONMENT if device.type == "cuda" else ())
     facts: dict[str, Any] = {
         "mechanism": MECHANISM,
         "torch": torch.__version__,
@@ -68,7 +72,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor(),
         "fp32 precision": torch.get_float32_matmul_precision(),
-        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "environment": {name: os.environ[name] for name in names if name in os.environ},
     }
     return facts | (_gpu(device) if device.type == "cuda" else {})
 

@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from curriculumdp.curriculum import private, run
+from curriculumdp.curriculum import batch, private, run
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.train import run_curriculum
@@ -61,8 +61,8 @@ def noise(tmp_path_factory: pytest.TempPathFactory, solve_once: None) -> Noise:
     with pytest.MonkeyPatch.context() as patch:
         forget_rows(patch)
         grid = torch.stack([noisy_sum_of_query(queries, run, state, q) for q in range(QUERIES)])
-        added = gradients(steps, run, state, STEPS) / (steps.release.noise_multiplier * 2.5)
-    of_queries = from_grid(grid, 0.3) / (queries.release.noise_multiplier * 0.3)
+        added = gradients(steps, run, state, STEPS) / (steps.event.noise_multiplier * 2.5)
+    of_queries = from_grid(grid, 0.3) / (queries.event.noise_multiplier * 0.3)
     names, sizes = zip(*((name, p.numel()) for name, p in state.net.named_parameters()), strict=True)
     layers = dict(zip(names, added.split(sizes, dim=1), strict=True))
     return Noise(added, of_queries, grid, layers)
@@ -109,11 +109,11 @@ def test_the_noise_of_a_step_reaches_the_far_tail(tmp_path, monkeypatch):
     run, state = charged_run(nobody(), tiny(tmp_path), tmp_path)
     monkeypatch.setattr(streams, "keystream", zeros)
     steps = PrivatePhase(run)
-    added = gradient_of_step(steps, run, state, 0) / steps.release.noise_multiplier
+    added = gradient_of_step(steps, run, state, 0) / steps.event.noise_multiplier
     farthest = math.sqrt(2 * 65 * math.log(2))
     assert float(added[0::2].min()) == pytest.approx(farthest, rel=1e-6)
     query = CentralPhase(run)
-    far = from_grid(noisy_sum_of_query(query, run, state, 0), 1.0) / query.release.noise_multiplier
+    far = from_grid(noisy_sum_of_query(query, run, state, 0), 1.0) / query.event.noise_multiplier
     assert float(far[0::2].min()) == pytest.approx(farthest, rel=1e-9)
 
 
@@ -254,7 +254,7 @@ class Draws:
 
 def watch_draws(patch: pytest.MonkeyPatch) -> Draws:
     draws = Draws([], [], [], [])
-    stream, add_noise, unit_words = streams.keystream, run.add_noise, private.unit_words
+    stream, add_noise, unit_words = streams.keystream, run.add_noise, batch.unit_words
 
     def streamed(key: bytes, words: int, first_block: int = 0) -> np.ndarray:
         draws.blocks.append((key, first_block, -(-words // 8)))
@@ -276,7 +276,7 @@ def watch_draws(patch: pytest.MonkeyPatch) -> Draws:
     patch.setattr(sampling, "keystream", rows_streamed)
     patch.setattr(run, "add_noise", noised)
     patch.setattr(private, "add_noise", noised)
-    patch.setattr(private, "unit_words", worded)
+    patch.setattr(batch, "unit_words", worded)
     return draws
 
 

@@ -104,7 +104,7 @@ def test_a_row_is_what_will_be_released(plan: Plan) -> None:
 def test_the_warm_up_is_free_and_has_neither_rate_nor_noise(plan: Plan) -> None:
     warmup = plan.phase("warmup")
     assert (warmup.mechanism, warmup.sample_rate, warmup.noise_multiplier) == ("post_processing", None, None)
-    assert warmup.release is None
+    assert warmup.event is None
     assert warmup.steps == 7
 
 

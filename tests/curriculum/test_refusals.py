@@ -578,7 +578,7 @@ def test_a_damaged_checkpoint_still_tells_that_the_ledger_was_cut(tmp_path):
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-2]))
     state = tmp_path / "private" / "checkpoints" / "3-done-0000000" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-64] + bytes(64))
-    assert "was cut, exchanged or rolled back" in refusal(lambda: finish(config))
+    assert "it was truncated, replaced or rolled back" in refusal(lambda: finish(config))
 
 
 def test_a_finished_run_needs_the_weights_that_it_began_from_no_more(tmp_path):

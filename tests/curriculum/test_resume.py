@@ -192,9 +192,9 @@ def test_a_replayed_sum_that_differs_is_thrown_away_and_charged_anew(tmp_path, m
     assert in_child(killed) == -signal.SIGKILL
     original = PrivatePhase.clipped_sum
 
-    def other_arithmetic(self, train, state, step, rows):
-        total, figures = original(self, train, state, step, rows)
-        return (total + 1 if step == 2 and train.ledger.incarnation == 0 else total), figures
+    def other_arithmetic(self, run, state, step, rows):
+        total, figures = original(self, run, state, step, rows)
+        return (total + 1 if step == 2 and run.ledger.incarnation == 0 else total), figures
 
     monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
     finish(config)
@@ -263,9 +263,9 @@ def test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more(
     seen = []
     original = PrivatePhase.clipped_sum
 
-    def other_arithmetic(self, train, state, step, rows):
-        total, figures = original(self, train, state, step, rows)
-        return (total + 1 if step > 2 and train.config.run_dir.endswith("b") else total), figures
+    def other_arithmetic(self, run, state, step, rows):
+        total, figures = original(self, run, state, step, rows)
+        return (total + 1 if step > 2 and run.config.run_dir.endswith("b") else total), figures
 
     if arithmetic == "other":
         monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
@@ -360,10 +360,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, never_killed):
     original = PrivatePhase.step
 
     def interrupted() -> None:
-        def step(self, train, state, number):
+        def step(self, run, state, number):
             if number == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, train, state, number)
+            return original(self, run, state, number)
 
         PrivatePhase.step = step
         outcome = train.run_curriculum(

@@ -57,7 +57,7 @@ def test_weights_that_the_warm_up_ruined_stop_the_run_before_dp_sgd_spends(
     original = WarmupPhase.step
 
     def ruinous(self: WarmupPhase, run: Run, state: State, step: int) -> dict[str, float]:
-        figures = original(self, train, state, step)
+        figures = original(self, run, state, step)
         if step == 2:  # the last, which the dry step does not see
             state.weights[7] = float("nan")
         return figures

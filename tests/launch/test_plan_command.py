@@ -81,9 +81,9 @@ def test_help_answers_before_anything_heavy_is_imported() -> None:
 
 
 def test_it_runs_from_a_bare_checkout_and_finds_that_checkouts_code(tmp_path: Path) -> None:
-    for folder in ("launch", "curriculumdp"):
+    for folder in ("launch", "curriculumdp", "kernels"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    marked = tmp_path / "curriculumdp" / "config_file.py"
+    marked = tmp_path / "curriculumdp" / "config" / "yaml_file.py"
     marked.write_text(marked.read_text().replace("cannot read the config file", "bare checkout"))
     done = run(tmp_path / "launch" / "plan.py", "missing.yaml", cwd=tmp_path)
     assert done.returncode == 2

@@ -235,7 +235,7 @@ def test_a_budget_that_is_no_budget_is_refused_by_its_key(budget: object) -> Non
 
 
 def test_a_run_may_not_cost_more_than_all_runs_together() -> None:
-    with pytest.raises(ConfigError, match=r"privacy\.epsilon is 3 and data\.budget 2"):
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon is 3 and data\.budget is 2"):
         config_from(values(budget=2.0, name="digits"), "test")
 
 

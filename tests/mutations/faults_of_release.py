@@ -171,6 +171,7 @@ RELEASE_FAULTS = [
         " for row in ledger.events()], clip_norms),",
         WHOLE_LEDGER,
         uses={"replace": dataclasses.replace},
+        raises=(CertificateError,),
     ),
     Fault(
         "a certificate without the central phase",
@@ -178,6 +179,7 @@ RELEASE_FAULTS = [
         CERTIFIED,
         CERTIFIED.replace("ledger.events()", "ledger.events()[1:]"),
         WHOLE_LEDGER,
+        raises=(CertificateError,),
     ),
     Fault(
         "a certificate that is silent on the weights that training began from",
