@@ -1,18 +1,18 @@
 # Two commands on a fresh machine (Python 3.11 or newer, nothing installed):
-#   make train    the environment, then the embedded run: scikit-learn's digits into runs/digits/
-#   make test     the environment, then the tests
+#   make train    set up the environment, then train on scikit-learn's digits into runs/digits/
+#   make test     set up the environment, then run the tests
 PYTHON ?= python3
-# Without an NVIDIA driver, take torch's CPU build.
+# Without an NVIDIA driver, install torch's CPU build.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints/cpu.txt)
 READY := .venv/.ready
 
 .PHONY: train test slow lint clean
 
-# Two processes of a thread each: at 8 px a second thread brings nothing, a second process 1.6 times the steps.
+# Two processes with one thread each: at 8 px a second thread gains nothing, a second process 1.6 times the steps.
 train: $(READY)
 	.venv/bin/accelerate launch --config_file configs/accelerate/two_cpu_processes.yaml launch/train.py configs/digits.yaml
 
-# A file's tests stay in one process: they share what is slow to make.
+# loadfile: the tests of a file share a process, and with it slow fixtures.
 PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test: $(READY)

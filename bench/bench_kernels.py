@@ -1,15 +1,15 @@
-"""python bench/bench_kernels.py [--smoke] [--rows NAME ...] [--rounds N]: every kernel of the catalogue, timed.
+"""python bench/bench_kernels.py [--smoke] [--rows NAME ...] [--rounds N]: time every kernel of the catalogue.
 
-One run: kernel and reference alternate, medians and quartiles of each. Timed is the launch alone, on buffers that are
-ready: the call as training makes it, what it allocates for itself included. The reference is the catalogue's truth,
-plain autograd in fp64 unit by unit (integer arithmetic for what is exact): it says what is right and is no rival; for
-rivals see bench_step.py. Beside them the floor, which is the bytes that a kernel must read and write over the copy
-speed measured in the same run. A line a row, precision and main shape goes to bench/results/kernels.csv as it comes,
-with device, date, versions and command. What fails has a line without times, whose note says why; the exit status is
-then 1.
+Kernel and reference alternate within one run; medians and quartiles of each are reported. Only the launch is timed, on
+ready buffers: the call as training makes it, including what it allocates itself. The reference is the catalogue's
+truth, plain autograd in fp64 unit by unit (integer arithmetic for exact kernels). It checks correctness and is not a
+competitor; bench_step.py times competitors. The floor is the bytes that a kernel must read and write, divided by the
+copy speed measured in the same run. One line per row, precision and main shape is appended to
+bench/results/kernels.csv as it is measured, with device, date, versions and command. A case that fails gets a line
+without times and a note that says why; the exit status is then 1.
 
-Needs a CUDA GPU. --smoke runs tiny shapes in Triton's interpreter on a CPU, to show that this file works: its figures
-say nothing of any kernel and are printed only.
+Needs a CUDA GPU. --smoke runs tiny shapes in Triton's interpreter on a CPU to check that this script works: its times
+say nothing about any kernel and are printed only.
 """
 
 import argparse
@@ -40,21 +40,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes in the interpreter, on a CPU")
+    parser.add_argument("--smoke", action="store_true", help="run tiny shapes in the interpreter, on a CPU")
     parser.add_argument("--rows", nargs="+", help="rows of the catalogue (default: all)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed calls of kernel and reference each")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls each of kernel and reference")
     asked = parser.parse_args()
     if asked.smoke:
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
 
     if not asked.smoke and not torch.cuda.is_available():
-        parser.exit(2, "error: no CUDA GPU: kernels are timed on one; --smoke shows that this file works\n")
+        parser.exit(2, "error: no CUDA GPU to time kernels on; --smoke checks this script without one\n")
     from dpkernels.catalog import CATALOG
 
     names = asked.rows or list(CATALOG)
     if unknown := set(names) - set(CATALOG):
-        parser.exit(2, f"error: no row {', '.join(sorted(unknown))}; rows: {', '.join(CATALOG)}\n")
+        parser.exit(
+            2, f"error: --rows: no row {', '.join(sorted(unknown))}; choose from {', '.join(CATALOG)}\n"
+        )
     failed = False
     for line in measured(names, asked.smoke, 1 if asked.smoke else asked.rounds):
         shown = ("row", "dtype", "kernel_ms", "reference_ms", "floor_ms", "note")
@@ -63,14 +65,14 @@ def main() -> int:
         if not asked.smoke:
             append(line)
     if asked.smoke:
-        print("smoke run in the interpreter on a CPU: these times say nothing of any kernel")
+        print("smoke run in the interpreter on a CPU: these times say nothing about any kernel")
     else:
         print(f"-> {RESULTS}")
     return int(failed)
 
 
 def measured(names: list[str], smoke: bool, rounds: int) -> Iterator[dict[str, Any]]:
-    """One line a row, dtype and shape, as it comes; one that failed has a note in place of times."""
+    """Yield one line per row, dtype and shape as it is measured; a failed one has a note instead of times."""
     import torch
 
     from dpkernels.catalog import CATALOG
@@ -85,7 +87,9 @@ def measured(names: list[str], smoke: bool, rounds: int) -> Iterator[dict[str, A
                 torch.manual_seed(0)
                 try:
                     line = timed(row, row.inputs(shape, dtype, device), rounds, smoke)
-                except Exception as error:  # whatever a compiler or a driver raises: the other rows go on
+                except (
+                    Exception
+                ) as error:  # whatever a compiler or driver raises must not stop the other rows
                     reason = (str(error).strip() or "no message").splitlines()[0]
                     yield about | {"note": f"failed: {type(error).__name__}: {reason[:160]}"}
                     continue
@@ -94,7 +98,7 @@ def measured(names: list[str], smoke: bool, rounds: int) -> Iterator[dict[str, A
 
 
 def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool) -> dict[str, Any]:
-    """Medians and quartiles in ms of the kernel and its reference, called in turn on the same inputs."""
+    """Return medians and quartiles in ms of the kernel and its reference, alternating on the same inputs."""
     from contextlib import nullcontext
 
     from dpkernels.device import interpreted
@@ -120,7 +124,7 @@ def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool) -> dict[st
 
 
 def seconds(call: Callable[[], Any], smoke: bool) -> float:
-    """How long `call` takes, its launches included."""
+    """Return how long `call` takes, in seconds, launches included."""
     import torch
 
     if smoke:
@@ -136,7 +140,7 @@ def seconds(call: Callable[[], Any], smoke: bool) -> float:
 
 
 def copy_speed(device: str, size: int) -> float:
-    """Bytes a second, read and written, of a large copy on this device: the peak that a floor is taken of."""
+    """Return bytes per second, read and written, of a large copy on this device: the peak behind the floor."""
     import torch
 
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -146,14 +150,14 @@ def copy_speed(device: str, size: int) -> float:
 
 
 def tensor_bytes(value: Any) -> int:
-    """The bytes of all tensors in a value, nested or not."""
+    """Return the bytes of all tensors in a value, nested or not."""
     from torch.utils._pytree import tree_leaves
 
     return sum(leaf.nbytes for leaf in tree_leaves(value) if hasattr(leaf, "nbytes"))
 
 
 def append(line: dict[str, Any]) -> None:
-    """Adds a line to the results, with where and when it was measured."""
+    """Append a line to the results, with where and when it was measured."""
     import torch
     import triton
 

@@ -1,17 +1,17 @@
-"""python bench/bench_step.py [--nets ...] [--draws ...] [--ways ...] [--quick] [--plot FILE]: what a step costs.
+"""python bench/bench_step.py [--nets ...] [--draws ...] [--ways ...] [--quick] [--plot FILE]: time a training step.
 
-For each network and number of draws K, every way of doing a step (see step_ways.py) has a process of its own, as it
-has in training, and they take turns, round after round. A turn is the plain step and the way's, one after the other, in
-either order; the ratio is of that turn's two times, and what is reported is the median over rounds with its quartiles.
-The plain way's own row is plain against plain: the noise. 'Ours' is the whole private step: gradients by unit,
-clipping, exact int64 sum. A turn in which other processes took more than a tenth of the processors is done again, until
---patience is spent: then all turns count, and the note says so. Peak memory is what a way adds to the network and its
-samples: on a CPU its process' peak resident memory, on a GPU the allocator's. Rows are appended to a CSV in
-bench/results/. What cannot run, or not to the end, is printed with its reason and stands there without times; exit
-status 1 if that is one of ours.
+For each network and number of draws K, every way of doing a step (see step_ways.py) runs in its own process, as in
+training, and the ways take turns, round after round. A turn times the plain step and the way's step back to back,
+swapping their order every round; the ratio is that of the two times, and its median over rounds is reported with
+quartiles. The plain way's own row compares plain with plain and shows the noise. 'Ours' is the complete private step:
+per-unit gradients, clipping, exact int64 sum. A turn in which other processes took more than a tenth of the CPU time is
+repeated until --patience runs out; then all turns count, and the note says so. Peak memory is what a way adds to the
+network and its samples: peak resident memory of its process on a CPU, the allocator's peak on a GPU. Rows are appended
+to a CSV in bench/results/. A way that cannot run, or not to the end, is printed with the reason and gets a row without
+times; the exit status is 1 if it is one of ours.
 
-On a machine that is never quiet, `--clock cpu --threads 1` takes a worker's processor time instead, which
-waiting for a processor does not lengthen.
+On a machine that is never idle, `--clock cpu --threads 1` measures a worker's CPU time instead, which time spent
+waiting for a CPU does not lengthen.
 """
 
 import argparse
@@ -42,13 +42,13 @@ COLUMNS = [
     *("net", "parameters", "size", "units", "draws", "way", "ms", "ms_q1", "ms_q3"),
     *("ratio", "ratio_q1", "ratio_q3", "images_per_s", "peak_mib", "rounds", "note", "command"),
 ]
-# Of the processors, beyond which a turn is disturbed.
-MOST_BY_OTHERS = 0.1
+# Fraction of all CPUs used by other processes, above which a turn counts as disturbed.
+MAX_BY_OTHERS = 0.1
 
 
 @dataclass
 class Timed:
-    """A way's process, and its turns: all, and the quiet ones."""
+    """A way's process and its turns: all of them, and the undisturbed (quiet) ones."""
 
     name: str
     worker: Worker
@@ -56,7 +56,7 @@ class Timed:
     quiet: list[tuple[float, float]] = field(default_factory=list)
 
     def counted(self, rounds: int) -> list[tuple[float, float]]:
-        """The quiet turns where there are enough of them, else all."""
+        """Return the quiet turns if there are enough of them, else all turns."""
         return self.quiet if len(self.quiet) >= rounds else self.turns
 
 
@@ -80,23 +80,23 @@ def parse() -> argparse.Namespace:
     )
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
-    parser.add_argument("--nets", nargs="+", choices=NETS, help="default: the device's")
+    parser.add_argument("--nets", nargs="+", choices=NETS, help="default: all for the device")
     parser.add_argument("--draws", nargs="+", type=int, help="K; default 1 8 32 on a GPU, 1 4 8 on a CPU")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: all that the device is for")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: all that apply to the device")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, help="timed in a turn, after one that is not; default 10 or 1")
+    parser.add_argument("--steps", type=int, help="timed steps per turn; default 10 on a GPU, 1 on a CPU")
     parser.add_argument(
-        "--patience", type=float, default=120.0, help="seconds for a network and K to find quiet"
+        "--patience", type=float, default=120.0, help="max seconds to wait for quiet turns, per network and K"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--quick", action="store_true", help="the smallest net, one K, three rounds")
+    parser.add_argument("--quick", action="store_true", help="smallest network, one K, three rounds")
     parser.add_argument("--out", type=Path, help="default bench/results/step_DEVICE.csv")
-    parser.add_argument("--plot", type=Path, help="draw the CSV's newest rows into this file")
+    parser.add_argument("--plot", type=Path, help="plot the newest rows of the CSV to this file")
     asked = parser.parse_args()
     on_gpu = asked.device == "cuda"
     if asked.clock == "cpu" and (on_gpu or asked.threads > 1):
-        parser.error("--clock cpu is for one thread on a CPU: threads that wait for each other take time too")
+        parser.error("--clock cpu needs --device cpu and --threads 1: waiting threads use CPU time too")
     nets, draws = (GPU_NETS, [1, 8, 32]) if on_gpu else (CPU_NETS, [1, 4, 8])
     if asked.quick:
         nets, draws, asked.rounds = list(nets)[:1] if on_gpu else list(nets)[-1:], draws[1:2], 3
@@ -111,7 +111,7 @@ def parse() -> argparse.Namespace:
 
 
 def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """The CSV's rows of one network and K, printed as they come."""
+    """Measure one network and K; print the CSV's rows and return them."""
     bf16 = device.type == "cuda"
     works = [
         Work(way, NETS[net], draws, device.type, bf16, asked.threads, asked.steps, asked.clock)
@@ -133,9 +133,9 @@ def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace)
 
 
 def take_turns(ways: list[Timed], asked: argparse.Namespace) -> None:
-    """Rounds of turns, until every way that can run has had enough quiet ones or patience is spent.
+    """Run rounds of turns until every way that can run has enough quiet ones or patience runs out.
 
-    A way whose process ends loses its turns and drops out; without the plain step there are no more turns.
+    A way whose process ends drops out and loses its turns; if the plain step's process ends, there are no more turns.
     """
     plain = ways[0].worker
     began, number = time.monotonic(), 0
@@ -151,13 +151,13 @@ def take_turns(ways: list[Timed], asked: argparse.Namespace) -> None:
             if base is None or own is None:
                 continue
             timed.turns.append((base.seconds, own.seconds))
-            if asked.clock == "cpu" or max(base.taken_by_others, own.taken_by_others) <= MOST_BY_OTHERS:
+            if asked.clock == "cpu" or max(base.taken_by_others, own.taken_by_others) <= MAX_BY_OTHERS:
                 timed.quiet.append(timed.turns[-1])
         number += 1
 
 
 def figures(timed: Timed, samples: int, rounds: int) -> dict[str, Any]:
-    """A way's columns of the CSV."""
+    """Return a way's columns of the CSV."""
     turns = [] if timed.worker.missing else timed.counted(rounds)
     notes = [timed.worker.missing or NOTES.get(timed.name, "")]
     if len(turns) < rounds and not timed.worker.missing:
@@ -178,7 +178,7 @@ def figures(timed: Timed, samples: int, rounds: int) -> dict[str, Any]:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """(first quartile, median, third quartile)."""
+    """Return (first quartile, median, third quartile)."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -186,7 +186,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def setting(device: torch.device, bf16: bool, asked: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on besides the network."""
+    """Return the columns that describe the machine, the software and the command."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
     about = {"date": date.today().isoformat(), "device": name, "threads": asked.threads, "clock": asked.clock}
     about |= {package: installed(package) for package in ("torch", "triton", "diffusers", "opacus")}
@@ -194,6 +194,7 @@ def setting(device: torch.device, bf16: bool, asked: argparse.Namespace) -> dict
 
 
 def shape(net: str, draws: int) -> dict[str, Any]:
+    """Return the columns that describe the network and its microbatch."""
     weights = microbatch(NETS[net], 1, torch.device("cpu"), False).net.parameters()
     return {
         "net": net,
@@ -205,12 +206,14 @@ def shape(net: str, draws: int) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """Return the CPU's model name, or "CPU" if it is unknown."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "CPU")
 
 
 def installed(package: str) -> str:
+    """Return the version of `package`, or "absent"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -218,7 +221,7 @@ def installed(package: str) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as it is printed."""
+    """Return a row as it is printed."""
     if not row["ms"]:
         return f"  {row['way']:<17} {row['note']}"
     return (
@@ -228,7 +231,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds the rows to the CSV, with its header where it is new."""
+    """Append the rows to the CSV, after a header if the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:

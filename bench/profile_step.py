@@ -1,8 +1,8 @@
-"""python bench/profile_step.py [--net NET] [--draws K] [--way WAY] [--steps N]: where the time of a step goes.
+"""python bench/profile_step.py [--net NET] [--draws K] [--way WAY] [--steps N]: profile a training step.
 
-By default the step that training runs on this device: planned and captured on a GPU, in torch on a CPU. Writes
-torch.profiler's table of the operations and kernels that take most to bench/results/profile_DEVICE_WAY.txt. Under the
-profiler a step is slower: times of whole steps are bench_step.py's.
+By default, the step that training runs on this device: planned and captured on a GPU, in torch on a CPU. Writes
+torch.profiler's table of the most expensive operations and kernels to bench/results/profile_DEVICE_WAY.txt. The
+profiler slows a step down: bench_step.py times complete steps.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> int:
     for _ in range(FIRST_STEPS):
         way.step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as seen:
+    with profile(activities=activities) as profiled:
         for _ in range(asked.steps):
             way.step()
         if on_gpu:
@@ -46,7 +46,7 @@ def main() -> int:
         f"{asked.net}, K={asked.draws}, way {asked.way}, {asked.steps} steps, {'bf16' if on_gpu else 'fp32'}; {name}, "
         f"torch {torch.__version__}, {date.today().isoformat()}\n"
         f"{shlex.join(['python', *sys.argv])}\n\n"
-        f"{seen.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)}\n"
+        f"{profiled.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)}\n"
     )
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(text)
@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     )
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
-    parser.add_argument("--net", choices=NETS, help="default: the device's first")
+    parser.add_argument("--net", choices=NETS, help="default: the first for the device")
     parser.add_argument("--draws", type=int, help="K; default 32 on a GPU, 4 on a CPU")
     parser.add_argument("--way", choices=WAYS, help="default: ours-graph on a GPU, ours on a CPU")
     parser.add_argument("--steps", type=int, default=5)

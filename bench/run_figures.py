@@ -1,12 +1,12 @@
-"""python bench/run_figures.py CONFIG [--check]: what a run on a GPU cost and how good its release is, as one line.
+"""python bench/run_figures.py CONFIG [--check]: append one line with a run's cost and the quality of its release.
 
-The run is CONFIG's, finished or not; its data must be PUBLIC, for the line goes to bench/results/runs_DEVICE.csv and
-times show batch sizes. GPU-hours are the time between the steps in private/metrics.jsonl, stops left out, times the
-processes; seconds per step are the median of each stage, its first step left out. The accuracies and distances are
-those that launch/evaluate.py left beside the release, with its figure of accuracies; empty where it has not run.
+The run is CONFIG's, finished or not. Its data must be PUBLIC: the line goes to bench/results/runs_DEVICE.csv, and times
+reveal batch sizes. GPU-hours are the time between the steps in private/metrics.jsonl, without interruptions, times the
+number of processes; seconds per step are the median of each phase without its first step. Accuracies and distances are
+those that launch/evaluate.py wrote next to the release, with its plot of accuracies; empty if it has not run.
 
---check looks at what a training on a GPU needs, a GPU and the data, and prints the run's folder and how evaluate.py
-names the set; one line and exit status 2 if something is missing.
+--check only looks for what training on a GPU needs, a GPU and the data, and prints the run's folder and evaluate.py's
+name for the data set. If something is missing it prints one line and exits 2.
 """
 
 import argparse
@@ -29,16 +29,16 @@ import torch  # noqa: E402
 
 from bench.bench_step import cpu_name  # noqa: E402
 from curriculumdp.command import one_line_errors  # noqa: E402
-from curriculumdp.config import Config, load_config  # noqa: E402
+from curriculumdp.config.config import Config, load_config  # noqa: E402
 from curriculumdp.evaluation.record import RECORD, UTILITY, public_folder  # noqa: E402
-from curriculumdp.evaluation.report_figures import PAUSE, seconds_by_stage  # noqa: E402
+from curriculumdp.phases import PHASE_NAMES  # noqa: E402
+from curriculumdp.report.figures import PAUSE, seconds_by_phase  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
-STAGES = ("central", "warmup", "private")
 COLUMNS = [
     *("date", "device", "torch", "name", "epsilon", "precision", "microbatch", "draws", "processes"),
-    *(f"{stage}_steps" for stage in STAGES),
-    *(f"{stage}_s_per_step" for stage in STAGES),
+    *(f"{phase}_steps" for phase in PHASE_NAMES),
+    *(f"{phase}_s_per_step" for phase in PHASE_NAMES),
     *("gpu_hours", "finished", "images", "accuracy", "fidelity", "command"),
 ]
 
@@ -47,9 +47,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="the config of the run")
-    parser.add_argument("--check", action="store_true", help="only look whether a training could begin")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("config", help="config file of the run")
+    parser.add_argument("--check", action="store_true", help="only check whether training could start")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     asked = parser.parse_args()
     with one_line_errors():
         config = load_config(asked.config)
@@ -60,34 +60,34 @@ def main() -> int:
             return 0
         log = Path(config.run_dir, "private", "metrics.jsonl")
         if not log.is_file():
-            parser.exit(2, f"error: {log} is not there: the run has made no step\n")
+            parser.exit(2, f"error: {log} not found: the run has made no step yet\n")
         line = figures(config, [json.loads(text) for text in log.read_text().splitlines()])
         keep(line, config, asked.out)
     return 0
 
 
 def missing(config: Config) -> str | None:
-    """What a training of `config` on a GPU lacks, or None."""
+    """Return what training `config` on a GPU lacks, or None."""
     if not torch.cuda.is_available():
         return "no CUDA GPU that torch can use"
     path = config.data.path
     if path is not None and not Path(path).exists():
-        return f"no data at {path}: put it there, or name another config"
+        return f"data.path: no data at {path}: put it there or use another config"
     return None
 
 
 def real_set(config: Config) -> str:
-    """The held-out images as launch/evaluate.py names them, empty where the source holds none."""
+    """Return launch/evaluate.py's name for the held-out images, or "" if the source has none."""
     if config.data.source == "digits":
         return "digits"
     return f"idx:{config.data.path}" if config.data.source == "idx" else ""
 
 
 def figures(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The line of a run whose steps are `rows`."""
+    """Return the CSV line of a run with the steps `rows`."""
     on_gpu = torch.cuda.is_available()
     processes = config.compute.processes or 1
-    seconds = sum(seconds_by_stage(rows).values()) * processes
+    seconds = sum(seconds_by_phase(rows).values()) * processes
     line: dict[str, Any] = {
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
@@ -102,25 +102,25 @@ def figures(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "finished": Path(config.run_dir, "release").exists(),
         "command": shlex.join(["python", *sys.argv]),
     }
-    for stage in STAGES:
-        line[f"{stage}_steps"] = len({row["step"] for row in rows if row["phase"] == stage})
-        gaps = step_seconds(rows, stage)
-        line[f"{stage}_s_per_step"] = f"{statistics.median(gaps):.4f}" if gaps else ""
+    for phase in PHASE_NAMES:
+        line[f"{phase}_steps"] = len({row["step"] for row in rows if row["phase"] == phase})
+        gaps = step_seconds(rows, phase)
+        line[f"{phase}_s_per_step"] = f"{statistics.median(gaps):.4f}" if gaps else ""
     return line | quality(public_folder(Path(config.run_dir)) / RECORD)
 
 
-def step_seconds(rows: Sequence[Mapping[str, Any]], stage: str) -> list[float]:
-    """The seconds of each step of a stage that followed another one of it."""
+def step_seconds(rows: Sequence[Mapping[str, Any]], phase: str) -> list[float]:
+    """Return the seconds of each step that follows another step of the same phase, interruptions left out."""
     gaps = [
         after["time"] - before["time"]
         for before, after in pairwise(rows)
-        if before["phase"] == after["phase"] == stage
+        if before["phase"] == after["phase"] == phase
     ]
     return [gap for gap in gaps if 0 <= gap <= PAUSE]
 
 
 def quality(record: Path) -> dict[str, Any]:
-    """The columns of an evaluation's public record; nothing where there is none."""
+    """Return the columns from an evaluation's public record, or nothing if there is none."""
     if not record.is_file():
         return {}
     found = json.loads(record.read_text())
@@ -133,7 +133,7 @@ def quality(record: Path) -> dict[str, Any]:
 
 
 def keep(line: Mapping[str, Any], config: Config, out: Path) -> None:
-    """Appends the line, and lays the evaluation's picture beside it."""
+    """Append the line and copy the evaluation's plot next to it."""
     out.mkdir(parents=True, exist_ok=True)
     table = out / f"runs_{'cuda' if torch.cuda.is_available() else 'cpu'}.csv"
     new = not table.exists()

@@ -1,10 +1,10 @@
-"""python bench/sampling_quality.py RELEASE ...: sampler and steps against the quality of a digits release.
+"""python bench/sampling_quality.py RELEASE ...: measure the quality of digits releases by sampler and number of steps.
 
-Cost is counted in evaluations of the network an image: a step for DPM-Solver and Euler, two (less one at the end)
-for Heun and churn. Writes bench/results/sampling_quality.csv, a line for each release, sampler and number of steps
-(what is there already is not done again), and draws sampling_quality_fd.png and _lr.png from it. All of it is on
-public data: the feature network learns the digits' training split; FD, precision and recall compare with the
-held-out 360.
+Cost is counted in network evaluations per image: one per step for DPM-Solver and Euler, two per step (one fewer at the
+end) for Heun and churn. Appends one line per release, sampler and number of steps to
+bench/results/sampling_quality.csv, skips lines that it already has, and draws sampling_quality_fd.png and _lr.png from
+it. All data are public: the feature network is trained on the digits' training split; FD, precision and recall compare
+with the 360 held-out images.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from curriculumdp.diffusion.networks import UNet2DModel  # noqa: E402
 from curriculumdp.diffusion.pipeline import load_pipeline  # noqa: E402
 from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelity, train_features  # noqa: E402
 from curriculumdp.evaluation.labelled import LabelledSet  # noqa: E402
-from curriculumdp.evaluation.plots import EASY, HARD, QUIET, REAL, axes, figure_bytes  # noqa: E402
 from curriculumdp.evaluation.released import draw_from, load_set, read_released  # noqa: E402
 from curriculumdp.evaluation.utility import accuracy  # noqa: E402
+from curriculumdp.plots import EASY, HARD, QUIET, REAL, axes, figure_bytes  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 IMAGES = 2000
@@ -47,14 +47,14 @@ COLOURS = {"dpm": HARD, "heun": REAL, "euler": QUIET, "churn": EASY}
 
 
 def evaluations(sampler: str, steps: int) -> int:
-    """How often the network is asked for one image."""
+    """Return the number of network evaluations per image."""
     return 2 * steps - 1 if sampler in ("heun", "churn") else steps
 
 
 def measured(
     net: UNet2DModel, sigma_data: float, sampler: str, steps: int, real: LabelledSet, network: FeatureNetwork
 ) -> dict[str, Any]:
-    """Scores of one set of synthetic digits."""
+    """Draw one set of synthetic digits and return its scores."""
     cpu = time.process_time()
     drawn = draw_from(net, sigma_data, 10, sampler=sampler, steps=steps, count=IMAGES, seed=0)
     seconds = time.process_time() - cpu
@@ -73,7 +73,7 @@ def measured(
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """The lines of the CSV, none where there is no file."""
+    """Return the lines of the CSV, none if there is no file."""
     if not table.exists():
         return []
     with table.open() as file:
@@ -81,14 +81,14 @@ def read_rows(table: Path) -> list[dict[str, str]]:
 
 
 def draw_curves(rows: list[dict[str, str]], score: str, label: str, out: Path) -> None:
-    """Quality against evaluations, a curve a sampler: means over the releases."""
-    figure, plot = axes("evaluations of the network an image", label)
+    """Plot quality against evaluations, one curve per sampler, as means over the releases."""
+    figure, plot = axes("network evaluations per image", label)
     points: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         points[row["sampler"]][int(row["evaluations"])].append(float(row[score]))
     for sampler, curve in points.items():
-        places = sorted(curve)
-        plot.plot(places, [mean(curve[x]) for x in places], "o-", ms=3, label=sampler, color=COLOURS[sampler])
+        costs = sorted(curve)
+        plot.plot(costs, [mean(curve[x]) for x in costs], "o-", ms=3, label=sampler, color=COLOURS[sampler])
     plot.set_xscale("log")
     plot.set_xticks(TICKS, map(str, TICKS))
     plot.set_xticks([], minor=True)

@@ -1,4 +1,4 @@
-"""The networks and microbatches that bench_step.py times, and their loss: the one that training uses."""
+"""The networks and microbatches that bench_step.py times, with the loss that training uses."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class Net:
-    """A U-Net as `build_unet` takes it, and the units of its microbatch."""
+    """A U-Net's arguments of `build_unet`, and the number of units in its microbatch."""
 
     size: int
     image_channels: int
@@ -41,7 +41,7 @@ NETS = CPU_NETS | GPU_NETS
 
 @dataclass(frozen=True)
 class Microbatch:
-    """A network and `units`·`draws` made-up samples, a unit's draws contiguous; every way gets its own copy.
+    """A network and `units`·`draws` random samples, a unit's draws contiguous; every way gets its own copy.
 
     images and noise [N, C, H, W], labels int64 [N], sigma [N].
     """
@@ -57,39 +57,40 @@ class Microbatch:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the samples."""
         return self.images.device
 
     def precision(self) -> AbstractContextManager[object]:
-        """bf16 autocast where that is what is timed."""
+        """Return a bf16 autocast context, disabled unless bf16 is timed."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def losses(self, net: nn.Module | None = None) -> Tensor:
-        """The loss of each sample [N] under `net`, by default the microbatch's own."""
+        """Return the loss of each sample [N] under `net` (default: the microbatch's own)."""
         with self.precision():
             return edm_loss(
                 Denoiser(self.net if net is None else net), self.images, self.labels, self.sigma, self.noise
             )
 
     def unit_losses(self) -> Tensor:
-        """The loss of each unit [B]: the mean over its draws."""
+        """Return the loss of each unit [B], the mean over its draws."""
         return self.losses().view(self.units, self.draws).mean(1)
 
 
 def microbatch(net: Net, draws: int, device: torch.device, bf16: bool) -> Microbatch:
-    """A microbatch of `net` on `device`: the same weights and samples at every call."""
+    """Return a microbatch of `net` on `device`, with the same weights and samples on every call."""
     torch.manual_seed(0)
     module = build_unet(
         net.channels, net.size, net.image_channels, CLASSES, False, blocks=net.blocks, attention=net.attention
     ).to(device)
     samples = net.units * draws
     shape = (samples, net.image_channels, net.size, net.size)
-    # Channels last is what tensor cores take bf16 in; on a CPU training runs on contiguous images.
+    # Tensor cores want bf16 in channels_last; on a CPU, training uses contiguous images.
     layout = torch.channels_last if bf16 else torch.contiguous_format
-    place = partial(torch.Tensor.to, device=device)
-    images, noise = (place(torch.randn(shape)).contiguous(memory_format=layout) for _ in range(2))
+    to_device = partial(torch.Tensor.to, device=device)
+    images, noise = (to_device(torch.randn(shape)).contiguous(memory_format=layout) for _ in range(2))
     labels, sigma = (
-        place(torch.arange(samples) % CLASSES),
-        place(noise_level(torch.randn(samples), -1.2, 1.2)),
+        to_device(torch.arange(samples) % CLASSES),
+        to_device(noise_level(torch.randn(samples), -1.2, 1.2)),
     )
     module = module.to(memory_format=layout) if bf16 else module
     return Microbatch(module, net.units, draws, bf16, images.clamp(-1, 1), labels, sigma, noise)

@@ -1,8 +1,8 @@
-"""Opacus's private steps, as its own optimizer and loss wrapper do them.
+"""Opacus's private steps, done by its own optimizers and loss wrapper.
 
-Its convolution gradients are wrong on channels_last activations, which `UNet2DModel`'s attention gives in every
-layout (reference: Opacus 1.6 `unfold2d` assumes NCHW strides); `.contiguous()` before it makes them right, and every
-figure here is with that patch.
+Opacus's convolution gradients are wrong on channels_last activations, which `UNet2DModel`'s attention returns in every
+layout (`unfold2d` of Opacus 1.6 assumes NCHW strides). Calling `.contiguous()` before it fixes them; every number here
+is with that patch.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ StepAndGradient = tuple[Callable[[], None], Callable[[], Tensor]]
 
 
 def _patch_unfold() -> None:
-    """Opacus's convolutions see contiguous activations from now on."""
+    """Make Opacus's convolutions see contiguous activations, for the rest of the process."""
     from opacus.grad_sample import conv
 
     original = conv.unfold2d
@@ -32,7 +32,7 @@ def _patch_unfold() -> None:
 
 
 def opacus_hooks(batch: Microbatch, mode: str = "hooks") -> StepAndGradient:
-    """(step, gradient) by stored per-sample gradients; they are averaged over a unit's draws before clipping.
+    """Return (step, gradient) with stored per-sample gradients, averaged over a unit's draws before clipping.
 
     mode: Opacus's `grad_sample_mode`, one of hooks, functorch, ew.
     """
@@ -58,15 +58,15 @@ def opacus_hooks(batch: Microbatch, mode: str = "hooks") -> StepAndGradient:
                 p.grad_sample = p.grad_sample.unflatten(0, (batch.units, batch.draws)).mean(1)
         optimizer.clip_and_accumulate()
         for p in batch.net.parameters():
-            p.grad_sample = None  # as the optimizer's zero_grad: not kept into the next forward
+            p.grad_sample = None  # as the optimizer's zero_grad does: not kept for the next forward
 
     return step, lambda: torch.cat([p.summed_grad.flatten() for p in batch.net.parameters()])
 
 
 def opacus_ghost(batch: Microbatch, norms_of_factors: bool = True) -> StepAndGradient:
-    """(step, gradient) by two backwards: norms, then the weighted loss.
+    """Return (step, gradient) with two backwards: one for the norms, one of the weighted loss.
 
-    With K draws each draw is clipped to C/K by itself: Opacus knows samples, not units.
+    With K draws each draw is clipped to C/K separately: Opacus knows samples, not units.
     """
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
     from opacus.optimizers import DPOptimizerFastGradientClipping

@@ -1,11 +1,11 @@
-"""Draws the newest figures of a CSV that bench_step.py wrote."""
+"""Plot of the newest rows of a CSV written by bench_step.py."""
 
 import csv
 from pathlib import Path
 
 
 def plot(results: Path, picture: Path) -> None:
-    """One panel per network: each way's time over the plain step's, by draws, with quartiles; needs matplotlib."""
+    """Plot each way's time over the plain step's by draws, with quartiles, one panel per network. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""The steps that bench_step.py times: what each computes, written as its own library would have it.
+"""The steps that bench_step.py times, each written as its own library intends.
 
-A way gives `step`, which does the work once, and `gradient`, the flat fp32 [P] gradient that the last step left: the
-mean over samples for the plain ways, the sum of clipped gradients for the private ones (so that a test can see that
-they compute the same). No way updates weights or draws noise.
+A way has `step`, which does the work once, and `gradient`, which returns the flat fp32 [P] gradient of the last step:
+the mean over samples for the plain ways, the sum of clipped gradients for the private ones, so that a test can check
+that they agree. No way updates weights or draws noise.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.step_nets import CLIP_NORM, Microbatch
 from bench.step_opacus import opacus_ghost, opacus_hooks
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.clipping.captured import Captured
-from curriculumdp.clipping.fused import FusedGradients
-from curriculumdp.clipping.planner import layer_shapes, plan_layers
+from curriculumdp.clipping.cuda_graph import Captured
+from curriculumdp.clipping.layer_plan import layer_shapes, plan_layers
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.clipping.triton_gradients import FusedGradients
 from curriculumdp.curriculum.engine import KEPT_SHARE, repeat_to_the_bit
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
@@ -34,33 +34,34 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Way:
-    """One way to do a step on a microbatch of its own."""
+    """One way to do a step, on its own microbatch."""
 
     step: Callable[[], None]
     gradient: Callable[[], Tensor]
 
 
 def prepare(way: str, device: torch.device) -> None:
-    """What training asks of a GPU's libraries, for our ways: algorithms that repeat to the bit.
+    """For our ways on a GPU, select bit-reproducible algorithms, as training does.
 
-    For good, and before anything is computed, since cuBLAS's workspace is read once: in a process of the way's own.
+    Irreversible, and must come before any computation, since cuBLAS's workspace setting is read once: call it in the
+    way's own process.
     """
     if device.type == "cuda" and way.startswith("ours"):
         repeat_to_the_bit()
 
 
 def flat_gradient(net: nn.Module) -> Tensor:
-    """Every parameter's `grad`, flat [P]."""
+    """Return every parameter's `grad`, flat [P]."""
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
 def gradient_of(total: Tensor) -> Tensor:
-    """An exact sum on the grid as fp32."""
+    """Return an exact sum on the grid as an fp32 gradient."""
     return (total.double() * (CLIP_NORM / GRID)).float()
 
 
 def plain(batch: Microbatch) -> Way:
-    """Forward and backward of the mean loss: what training without privacy does."""
+    """Return forward and backward of the mean loss, as in training without privacy."""
 
     def step() -> None:
         batch.net.zero_grad(set_to_none=True)
@@ -70,7 +71,7 @@ def plain(batch: Microbatch) -> Way:
 
 
 def compiled(batch: Microbatch) -> Way:
-    """The plain step with the network under torch.compile."""
+    """Return the plain step with the network under torch.compile."""
     net = torch.compile(batch.net)
 
     def step() -> None:
@@ -81,7 +82,7 @@ def compiled(batch: Microbatch) -> Way:
 
 
 def of_engine(batch: Microbatch, engine: PerUnitGradients) -> Way:
-    """Our whole private step but noise and update: backward by unit, clip, exact int64 sum."""
+    """Return our private step without noise and update: per-unit backward, clipping, exact int64 sum."""
     total = torch.zeros(engine.total, dtype=torch.int64, device=batch.device)
     present = torch.ones(batch.units, dtype=torch.bool, device=batch.device)
 
@@ -94,15 +95,15 @@ def of_engine(batch: Microbatch, engine: PerUnitGradients) -> Way:
 
 
 def ours(batch: Microbatch) -> Way:
-    """Our engine in torch alone."""
+    """Return the step of our engine in torch alone."""
     return of_engine(batch, PerUnitGradients(batch.net, batch.units, batch.draws))
 
 
 def _fused(batch: Microbatch, choose: str) -> FusedGradients:
-    """Our engine on Triton kernels, its layers stored, recomputed (where a layer can be) or as planned.
+    """Return our engine on Triton kernels with its layers stored, recomputed (those that can be) or as planned.
 
-    As training does it: gradients stored in bf16 under bf16, the plan for its share of the GPU's memory, and the
-    algorithms that `prepare` has asked for.
+    As in training: gradients stored in bf16 under bf16, a layer plan for the engine's part of the GPU's memory, and the
+    algorithms that `prepare` selected.
     """
     if not batch.images.is_cuda:
         raise Unavailable("the Triton kernels need a GPU")
@@ -122,7 +123,7 @@ def _fused(batch: Microbatch, choose: str) -> FusedGradients:
 
 
 def captured(batch: Microbatch) -> Way:
-    """The planned engine's step as one CUDA graph: what training runs on a GPU."""
+    """Return the planned engine's step as one CUDA graph, which is what training runs on a GPU."""
     engine = _fused(batch, "planned")
     total = torch.zeros(engine.total, dtype=torch.int64, device=batch.device)
 
@@ -143,10 +144,10 @@ def captured(batch: Microbatch) -> Way:
 
 @contextmanager
 def attention_by_products(batch: Microbatch) -> Iterator[None]:
-    """Within it attention is matrix products: vmap has no rule for the fused one and would loop over units.
+    """Compute attention by matrix products within this context: vmap cannot batch the fused kernel and would loop.
 
-    Under autocast the operands are cast as autocast casts them, before the products and not within: torch.func sees
-    through the products, autocast would cast their fp32 parts once more, and their backward would meet two types.
+    Under autocast the operands are cast before the products, not inside: torch.func decomposes the products, autocast
+    would cast their fp32 parts again, and their backward would get mixed dtypes.
     """
     attend = F.scaled_dot_product_attention
 
@@ -163,7 +164,7 @@ def attention_by_products(batch: Microbatch) -> Iterator[None]:
 
 
 def functorch(batch: Microbatch) -> Way:
-    """torch.func: vmap over units of the gradient of a unit's mean loss, then clip and sum."""
+    """Return a torch.func step: vmap over units of the gradient of a unit's mean loss, then clip and sum."""
     weights = {name: p.detach() for name, p in batch.net.named_parameters()}
     samples = [
         t.unflatten(0, (batch.units, batch.draws))
@@ -209,7 +210,7 @@ NOTES = {
     "opacus-functorch": "Opacus, functorch for every layer; per (unit, draw), then averaged over draws",
     "opacus-ew": "Opacus, expanded weights; per (unit, draw), then averaged over draws",
     "opacus-fast": "Opacus with .contiguous() before unfold2d; fast gradient clipping; "
-    "at K > 1 it clips each draw by itself, another mechanism",
+    "at K > 1 it clips each draw separately, a different mechanism",
     "opacus-ghost": "Opacus with .contiguous() before unfold2d; ghost norms for Linear and Embedding alone; "
-    "at K > 1 it clips each draw by itself, another mechanism",
+    "at K > 1 it clips each draw separately, a different mechanism",
 }

@@ -1,7 +1,7 @@
-"""A way of doing a step, at work in a process of its own.
+"""A way of doing a step, run in its own process.
 
-As in training, nothing else is in that process: another way's freed blocks, thresholds of the allocator and caches
-would change a time by 8 % and hide a peak (measured).
+As in training, nothing else runs in that process: another way's freed blocks, allocator thresholds and caches would
+change a time by 8 % and hide a peak (measured).
 """
 
 import ctypes
@@ -21,15 +21,15 @@ from bench.step_quiet import Processors
 from bench.step_ways import WAYS, Unavailable, Way, prepare
 
 MIB = 2**20
-# Steps before the first turn; the peak is taken over them.
+# Steps before the first turn; peak memory is measured over them.
 FIRST_STEPS = 3
-PEAK_BEGINS_ANEW = Path("/proc/self/clear_refs")
+PEAK_RESET = Path("/proc/self/clear_refs")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker is to do."""
+    """A worker's task."""
 
     way: str
     net: Net
@@ -37,24 +37,23 @@ class Work:
     device: str
     bf16: bool
     threads: int
-    steps: int  # timed in a turn
+    steps: int  # timed per turn
     clock: str  # a key of CLOCKS
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of a step, and the share of all processors that others took meanwhile."""
+    """Seconds per step, and the fraction of all CPU time that others used meanwhile."""
 
     seconds: float
     taken_by_others: float
 
 
 class Worker:
-    """A way, ready for its turns; `missing` says why it cannot run, where it cannot or can no longer.
+    """A way, ready for its turns; `missing` says why it cannot run, or can no longer, and is None otherwise.
 
-    peak_mib: what it adds at its peak to the network and its samples: on a CPU the peak resident memory, on a GPU the
-    allocator's; None where that is not known: off Linux, and for the compiled step on a CPU, in which the compiler's
-    memory would stand.
+    peak_mib: what the way adds at its peak to the network and its samples: resident memory on a CPU, the allocator's on
+    a GPU. None if unknown: off Linux, and for the compiled step on a CPU, which would count the compiler's memory.
     """
 
     def __init__(self, work: Work) -> None:
@@ -71,16 +70,16 @@ class Worker:
             self.missing = self._end()
 
     def turn(self) -> Turn | None:
-        """The mean time of the steps of one turn, after one step that finds caches as training would.
+        """Run one turn and return its mean time per step, after an untimed step that warms the caches.
 
-        None where the process has ended: then `missing` says so.
+        Returns None if the process has ended; `missing` then says so.
         """
         if self.missing is not None:
             return None
         try:
             self._pipe.send("turn")
             turn: Turn = self._pipe.recv()
-        except (EOFError, OSError):  # the pipe's other end is gone
+        except (EOFError, OSError):  # the other end of the pipe is closed
             self.missing = f"{self._end()}, after its first steps"
             return None
         return turn
@@ -90,21 +89,22 @@ class Worker:
         return f"its process ended with {self._process.exitcode}"
 
     def close(self) -> None:
+        """End the worker's process."""
         self._pipe.close()
         self._process.join(30)
         self._process.kill()
 
 
 def _serve(pipe: Connection, work: Work) -> None:
-    """The worker's process: one answer when the way is ready, one a turn, until the pipe is closed."""
-    warnings.filterwarnings("ignore", category=UserWarning)  # the baselines' own, hundreds of lines of them
+    """Run the worker's process: one answer when the way is ready, one per turn, until the pipe closes."""
+    warnings.filterwarnings("ignore", category=UserWarning)  # the baselines print hundreds of lines of them
     torch.set_num_threads(work.threads)
     try:
         way, peak = _start(work)
     except Unavailable as why:
         pipe.send((None, f"not run: {why}"))
         return
-    except Exception as error:  # whatever another library raises: its row says so, the others go on
+    except Exception as error:  # whatever another library raises must not stop the other ways
         reason = (str(error).strip() or "no message").splitlines()[0]
         pipe.send((None, f"not run: {type(error).__name__}: {reason[:160]}"))
         return
@@ -118,15 +118,15 @@ def _serve(pipe: Connection, work: Work) -> None:
 
 
 def _start(work: Work) -> tuple[Way, float | None]:
-    """The way after its first steps, and their peak memory."""
+    """Run the way's first steps; return the way and their peak memory."""
     device = torch.device(work.device)
     on_gpu = device.type == "cuda"
     prepare(work.way, device)
-    # What the libraries set up at their first use is nobody's: it is there before the count begins.
+    # What libraries allocate on first use belongs to no way: allocate it before counting starts.
     WAYS["plain"](microbatch(work.net, 1, device, work.bf16)).step()
     batch = microbatch(work.net, work.draws, device, work.bf16)
     gc.collect()
-    known = on_gpu or (work.way != "compiled" and PEAK_BEGINS_ANEW.exists())
+    known = on_gpu or (work.way != "compiled" and PEAK_RESET.exists())
     before = 0.0
     if on_gpu:
         torch.cuda.empty_cache()
@@ -135,7 +135,7 @@ def _start(work: Work) -> tuple[Way, float | None]:
     elif known:
         ctypes.CDLL(None).malloc_trim(0)
         before = _resident_mib("VmRSS")
-        PEAK_BEGINS_ANEW.write_text("5")
+        PEAK_RESET.write_text("5")
     way = WAYS[work.way](batch)
     for _ in range(FIRST_STEPS):
         way.step()
@@ -166,7 +166,7 @@ def _turn(way: Way, work: Work) -> Turn:
 
 
 def _release_memory(work: Work) -> None:
-    """One way's cached blocks are not another's lack of memory."""
+    """Free cached blocks, so that other ways do not run out of memory."""
     if work.device == "cuda":
         torch.cuda.empty_cache()
 

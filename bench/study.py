@@ -1,12 +1,12 @@
-"""python bench/study.py STUDY.yaml [--only NAME ...] [--minutes M] [--table]: runs variants and scores each.
+"""python bench/study.py STUDY.yaml [--only NAME ...] [--minutes M] [--table]: run variants of a config and score them.
 
-A study names a config, overrides that all its runs share, variants (more overrides), the number of runs of each,
-and how they are scored. Every finished run appends one line to bench/results/STUDY.csv and is never done again; a
-run that was cut off goes on where it stopped. Run number r of a variant has the config's seed r and a secret of its
-own, so that a variant's runs differ in everything that is drawn. What is done first: run 0 of all variants, then
-run 1, and so on. --table runs nothing: it prints what the CSV holds, means and differences from the first variant.
+A study names a config, overrides shared by all runs, variants (more overrides), the number of runs per variant and how
+they are scored. Every finished run appends one line to bench/results/STUDY.csv and is never repeated; an interrupted
+run resumes where it stopped. Run r of a variant uses seed r and its own secret, so that a variant's runs differ in
+everything random. Order: run 0 of all variants, then run 1, and so on. --table runs nothing and prints the means in the
+CSV and their differences from the first variant.
 
-Tuning looks at held-out images of the very data set: a study is for PUBLIC sets (the digits, Fashion-MNIST).
+Tuning looks at held-out images of the data set itself: studies are for PUBLIC data sets (the digits, Fashion-MNIST).
 """
 
 import argparse
@@ -31,9 +31,10 @@ import yaml  # noqa: E402
 from scipy.stats import ttest_ind  # noqa: E402
 
 from bench.baselines.non_private import train_without_privacy  # noqa: E402
-from curriculumdp.config import PATHS, Config, load_config  # noqa: E402
-from curriculumdp.curriculum.phase import module_tensors  # noqa: E402
-from curriculumdp.curriculum.run import run_curriculum  # noqa: E402
+from curriculumdp.config.changes import PATHS  # noqa: E402
+from curriculumdp.config.config import Config, load_config  # noqa: E402
+from curriculumdp.curriculum.state import module_tensors  # noqa: E402
+from curriculumdp.curriculum.train import run_curriculum  # noqa: E402
 from curriculumdp.data.sources import load_images  # noqa: E402
 from curriculumdp.diffusion.denoiser import Denoiser  # noqa: E402
 from curriculumdp.diffusion.loss import edm_loss  # noqa: E402
@@ -47,20 +48,20 @@ from curriculumdp.world import one_process  # noqa: E402
 
 CPU = torch.device("cpu")
 PRIVATE, NON_PRIVATE = "private", "non-private"
-# How the work is done or named: a change of it is not another variant.
+# How the work is done or named: changing these does not make another variant.
 NOT_A_VARIANT = ("name", "run_dir", "seed", "compute", "checkpoint", "logging")
 COLUMNS = [
     *("study", "variant", "replica", "trainer", "epsilon", "parameters", *CLASSIFIERS, "fd"),
     *("train_seconds", "train_cpu_seconds", "score_seconds", "threads", "torch", "date", "images", "sets"),
     *("overrides", "digest", "loss"),
 ]
-# Noise levels of the held-out loss, from detail to class.
+# Noise levels of the held-out loss, from those that decide detail to those that decide class.
 LEVELS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of a study's table: overrides of its config, and who trains it."""
+    """A row of a study's table: overrides of its config, and its trainer."""
 
     name: str
     overrides: tuple[str, ...]
@@ -69,7 +70,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A whole study: `sets` synthetic sets of `images` images are drawn from each run, and scores averaged."""
+    """A study. Each run is scored on `sets` synthetic sets of `images` images; scores are averaged."""
 
     name: str
     config: Path
@@ -81,14 +82,14 @@ class Study:
     fd: bool
     variants: tuple[Variant, ...]
 
-    def configured(self, variant: Variant, replica: int, threads: int, place: Path) -> Config:
-        """The config of one run."""
-        own = [f"seed={replica}", f"compute.threads={threads}", f"run_dir={place}", "compute.device=cpu"]
+    def configured(self, variant: Variant, replica: int, threads: int, folder: Path) -> Config:
+        """Return the config of one run in `folder`."""
+        own = [f"seed={replica}", f"compute.threads={threads}", f"run_dir={folder}", "compute.device=cpu"]
         return load_config(self.config, [*self.common, *variant.overrides, *own])
 
 
 def read_study(file: Path) -> Study:
-    """The study that a YAML file describes; a variant is a list of overrides, or a mapping with its trainer."""
+    """Read a study from YAML; a variant is a list of overrides, or a mapping of overrides and trainer."""
     values = yaml.safe_load(file.read_text())
     variants = []
     for name, given in values.pop("variants").items():
@@ -106,10 +107,10 @@ def read_study(file: Path) -> Study:
 
 
 def digest_of(config: Config, trainer: str, study: Study) -> str:
-    """Names what a line of the CSV measured: the settings that matter, the trainer and the scoring.
+    """Return a digest of what a line of the CSV measured: the settings that matter, the trainer and the scoring.
 
-    Of the settings only those that are not the option's default, so that a new option makes no line stale. Where a
-    default changes, the lines that rest on it must be taken out by hand.
+    Only settings that differ from their defaults count, so that a new option makes no line stale. When a default
+    changes, the lines that relied on it must be removed by hand.
     """
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude=set(NOT_A_VARIANT))
     settings["data"] = {key: value for key, value in settings["data"].items() if f"data.{key}" not in PATHS}
@@ -119,14 +120,14 @@ def digest_of(config: Config, trainer: str, study: Study) -> str:
 
 @dataclass(frozen=True)
 class Judge:
-    """The real held-out images, and the network in whose feature space FD is taken (None: no FD)."""
+    """The real held-out images, and the network whose features FD compares (None: no FD)."""
 
     real: LabelledSet
     compared: LabelledSet
     network: FeatureNetwork | None
 
     def scores(self, net: UNet2DModel, config: Config, study: Study) -> dict[str, float]:
-        """Each classifier's accuracy in percent, and FD, means over the study's synthetic sets; held-out loss."""
+        """Return the held-out loss and, averaged over synthetic sets, FD and each classifier's accuracy in percent."""
         sampling = config.sampling
         found: dict[str, list[float]] = {"loss": [held_out_loss(net, config.private.sigma_data, self.real)]}
         for seed in range(study.sets):
@@ -148,9 +149,9 @@ class Judge:
 
 @torch.no_grad()
 def held_out_loss(net: UNet2DModel, sigma_data: float, real: LabelledSet) -> float:
-    """The mean EDM loss on 1,000 real images at most over LEVELS, with the same noise for every network.
+    """Return the mean EDM loss over LEVELS on at most 1,000 real images, with the same noise for every network.
 
-    It moves by 0.01 between runs that differ in their secret alone, where accuracies move by a point or two.
+    Runs that differ only in their secret differ by 0.01 in this loss and by a point or two in accuracy.
     """
     some = real.at_most(1000)
     images, labels = torch.from_numpy(some.images).float() / 127.5 - 1, torch.from_numpy(some.labels)
@@ -164,7 +165,7 @@ def held_out_loss(net: UNet2DModel, sigma_data: float, real: LabelledSet) -> flo
 
 
 def open_judge(study: Study) -> Judge:
-    """Held-out real images of the study's own data set: the feature network learns one half, FD compares the other."""
+    """Load the data set's held-out images: the feature network trains on one half, FD compares with the other."""
     data = load_config(study.config).data
     found = load_images(
         source=data.source,
@@ -180,7 +181,7 @@ def open_judge(study: Study) -> Judge:
 
 
 def trained(config: Config, trainer: str) -> UNet2DModel:
-    """The network that one run ends with: what a release holds, or the non-private reference."""
+    """Train one run and return its network: that of its release, or the non-private reference."""
     if trainer == PRIVATE:
         outcome = run_curriculum(config, one_process())
         if outcome.release is None:
@@ -188,14 +189,14 @@ def trained(config: Config, trainer: str) -> UNet2DModel:
             raise SystemExit(outcome.exit_code)
         return load_pipeline(outcome.release)[0]
     if trainer != NON_PRIVATE:
-        raise SystemExit(f"no trainer {trainer!r}: {PRIVATE} or {NON_PRIVATE}")
+        raise SystemExit(f"trainer is {trainer!r}; it must be {PRIVATE!r} or {NON_PRIVATE!r}")
     state = train_without_privacy(config)
     state.net.load_state_dict(module_tensors(state.net, state.ema))
     return state.net.eval()
 
 
 def measured(study: Study, variant: Variant, replica: int, config: Config, judge: Judge) -> dict[str, Any]:
-    """The CSV's line of one run."""
+    """Train and score one run; return its line of the CSV."""
     clock, cpu = time.perf_counter(), time.process_time()
     net = trained(config, variant.trainer)
     train_seconds, train_cpu = time.perf_counter() - clock, time.process_time() - cpu
@@ -222,7 +223,7 @@ def measured(study: Study, variant: Variant, replica: int, config: Config, judge
 
 
 def done(table: Path) -> set[tuple[str, int]]:
-    """What needs no run any more: (digest, number of the run)."""
+    """Return the (digest, run number) pairs that are already in the CSV."""
     if not table.exists():
         return set()
     with table.open() as file:
@@ -230,9 +231,9 @@ def done(table: Path) -> set[tuple[str, int]]:
 
 
 def summary(study: Study, table: Path) -> Iterator[str]:
-    """Each variant's scores, mean ± standard deviation over its runs, and how they differ from the first variant's.
+    """Yield each variant's scores, mean ± standard deviation over its runs, and differences from the first variant.
 
-    Of a difference the 95 % interval is given (Welch 1947: unequal variances), where either has two runs at least.
+    Differences come with 95 % intervals (Welch 1947: unequal variances), if both variants have at least two runs.
     """
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -256,7 +257,7 @@ def summary(study: Study, table: Path) -> Iterator[str]:
 
 
 def append(table: Path, row: dict[str, Any]) -> None:
-    """Adds one line, and the header before the first."""
+    """Append one line, after a header if the file is new."""
     fresh = not table.exists()
     with table.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
@@ -266,10 +267,12 @@ def append(table: Path, row: dict[str, Any]) -> None:
 
 
 def to_do(study: Study, only: list[str] | None) -> Iterator[tuple[int, Variant]]:
-    """The runs in their order."""
+    """Yield the runs in order."""
     unknown = set(only or ()) - {variant.name for variant in study.variants}
     if unknown:
-        raise SystemExit(f"no variant {sorted(unknown)}: choose among {[v.name for v in study.variants]}")
+        raise SystemExit(
+            f"--only: no variant {sorted(unknown)}; choose from {[v.name for v in study.variants]}"
+        )
     for replica in range(study.replicas):
         for variant in study.variants:
             if not only or variant.name in only:
@@ -280,13 +283,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", type=Path, help="a file of bench/studies/")
+    parser.add_argument("study", type=Path, help="study file, see bench/studies/")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="variants to run (default: all)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after that many")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no run after this many minutes"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--table", action="store_true", help="print the CSV's figures and run nothing")
-    parser.add_argument("--keep", action="store_true", help="keep the run folders, under runs/studies/")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the CSV")
+    parser.add_argument("--table", action="store_true", help="print the results in the CSV and run nothing")
+    parser.add_argument("--keep", action="store_true", help="keep the run folders in runs/studies/")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder for the CSV")
     asked = parser.parse_args()
 
     study, began = read_study(asked.study), time.perf_counter()
@@ -294,20 +299,20 @@ def main() -> int:
     table = asked.out / f"{study.name}.csv"
     if asked.table:
         if not table.is_file():
-            raise SystemExit(f"{table}: no such file: run the study first, or give its folder with --out")
+            raise SystemExit(f"{table} not found: run the study first, or give the CSV's folder with --out")
         print("\n".join(summary(study, table)))
         return 0
     judge = None
     for replica, variant in to_do(study, asked.only):
-        place = ROOT / "runs" / "studies" / study.name
-        config = study.configured(variant, replica, asked.threads, place)
+        folder = ROOT / "runs" / "studies" / study.name
+        config = study.configured(variant, replica, asked.threads, folder)
         digest = digest_of(config, variant.trainer, study)
         if (digest, replica) in done(table):
             continue
         if time.perf_counter() - began > asked.minutes * 60:
-            print("out of time: run the same command again to go on")
+            print("out of time: run the same command again to resume")
             return 0
-        config = study.configured(variant, replica, asked.threads, place / f"{digest}-{replica}")
+        config = study.configured(variant, replica, asked.threads, folder / f"{digest}-{replica}")
         judge = judge or open_judge(study)
         row = measured(study, variant, replica, config, judge)
         append(table, row)

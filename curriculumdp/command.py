@@ -1,6 +1,6 @@
-"""What every command shares: a bad input ends in one clear line and exit status 2, a fault of ours in a traceback.
+"""What every command shares: user errors print one line and exit 2; bugs raise a traceback.
 
-Standard library alone, so that `--help` and a bad command line are answered at once.
+It imports only the standard library, so `--help` and command-line errors answer at once.
 """
 
 import argparse
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from curriculumdp.errors import UserError
 from curriculumdp.printable import printable
 
 BAD_INPUT = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 NO_READER = 141  # 128 + SIGPIPE
-# What the machine, not the program, got wrong.
+# Errors of the machine, not of the program.
 MACHINE_FAULTS = {
     errno.ENOSPC,
     errno.EROFS,
@@ -27,12 +28,12 @@ MACHINE_FAULTS = {
     errno.EIO,
     errno.ENOENT,
 }
-# These tell of the disk even where the system names no file, as when one that is open cannot grow.
+# Errors of the disk even when the system names no file, as when an open file cannot grow.
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose faults are told as those of any other input are: in one line."""
+    """An argument parser that reports errors like those of any other input: in one line."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,29 +44,26 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns errors that this package raises about its input into `error: …` on stderr and exit status 2.
+    """Turn user errors, and errors of the machine, into one line `error: …` on stderr and exit status 2.
 
-    Ctrl-C ends in a line too, and exit status 130. Where nobody reads standard output any more (`| head`) it ends
-    without a word, and exit status 141.
+    Ctrl-C prints one line and exits with 130. A closed standard output (`| head`) exits silently with 141.
     """
     try:
         yield
         sys.stdout.flush()
-    except ValueError as error:
-        if not type(error).__module__.startswith("curriculumdp"):
-            raise
+    except UserError as error:
         _stop(str(error))
     except BrokenPipeError:
-        # What is left in the buffer would be written, and fail, while Python shuts down.
+        # Otherwise Python would flush the rest of the buffer at shutdown, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(NO_READER)
     except OSError as error:
         if error.errno not in (MACHINE_FAULTS if error.filename is not None else DISK_FAULTS):
             raise
-        where = "the disk" if error.filename is None else error.filename
-        _stop(f"{where}: {error.strerror}: nothing is lost; mend it and run the same command again")
+        where = "disk" if error.filename is None else error.filename
+        _stop(f"{where}: {error.strerror}: nothing is lost; fix this and run the same command again")
     except KeyboardInterrupt:
-        _stop("interrupted: nothing is lost; run the same command again to go on", INTERRUPTED)
+        _stop("interrupted: nothing is lost; run the same command again to resume", INTERRUPTED)
 
 
 def _stop(message: str, status: int = BAD_INPUT) -> NoReturn:

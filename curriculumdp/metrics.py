@@ -1,8 +1,8 @@
-"""What a run tells its operator: a progress bar, JSON lines, optionally TensorBoard.
+"""Progress for the operator of a run: a progress bar, JSON lines and, optionally, TensorBoard.
 
 Phase, step and ε are public. Losses, gradient norms and realised batch sizes are computed from private rows without
-noise: they go to `private/` only, and to the console only where the config shows them (which the certificate then
-states). The bar's times depend on batch sizes: a side channel for whoever watches the machine (SECURITY.md).
+noise: they go to `private/` only, and to the console only if the config says so (which the certificate then
+states). The bar's timings depend on batch sizes: a side channel for anyone who watches the machine (SECURITY.md).
 """
 
 import json
@@ -16,13 +16,14 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from curriculumdp.privacy.release import rounded_up
+from curriculumdp.privacy.event import rounded_up
 
 
 class Metrics:
-    """Rank 0's bar and logs; with no `private` folder (the other ranks) every call does nothing.
+    """The progress bar and logs of rank 0; without a `private` folder (on other ranks) every call does nothing.
 
-    `spent(phase, step)` is an upper bound on the ε spent once that many steps of that phase are done.
+    steps: the number of steps per phase. done: how many steps of the run are already done. spent(phase, step): an upper
+    bound on the ε spent once `step` steps of `phase` are done.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Metrics:
             self._stack.callback(self._board.close)
 
     def step(self, phase: str, step: int, figures: Mapping[str, float]) -> None:
-        """`step` steps of `phase` are done; `figures` are PRIVATE."""
+        """Record that `step` steps of `phase` are done; `figures` are the last one's metrics, PRIVATE."""
         if not self._on:
             return
         epsilon = self._spent(phase, step)
@@ -61,7 +62,7 @@ class Metrics:
         if self._show:
             self._bar.set_postfix(known, refresh=False)
         self._bar.update()
-        # JSON has no NaN: a figure that is none, as a ruined warm-up's loss, is null.
+        # JSON has no NaN: a value that is not finite, such as a ruined warm-up's loss, becomes null.
         logged = dict.fromkeys(figures) | known
         row = {"time": time.time(), "phase": phase, "step": step, "epsilon": epsilon, **logged}
         self._log.write(json.dumps(row, allow_nan=False) + "\n")

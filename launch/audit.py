@@ -1,8 +1,8 @@
-"""python launch/audit.py CONFIG [key.path=value ...]: attacks on the real training code, and what they show of ε.
+"""python launch/audit.py CONFIG [key.path=value ...]: attack the real training code, and bound ε from below.
 
-Membership inference on the DP-SGD stage with canaries, in one run and in many, with its noise and without.
-Information beside the certificate, never its proof. Reads no image of yours, unless --with-data. Runs on the CPU;
-writes RUN_DIR/audit/. Exit status: 0 done, 1 a bound lies above the certificate's ε, 2 a bad input.
+Membership inference on the DP-SGD phase with canaries, in one run and in many, with its noise and without. The bounds
+supplement the certificate and are never its proof. Reads none of your images unless --with-data is given. Runs on the
+CPU; writes RUN_DIR/audit/. Exit status: 0 success, 1 a bound lies above the certificate's ε, 2 invalid input.
 """
 
 import sys
@@ -18,26 +18,26 @@ def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
 
     parser = Parser(__doc__)
-    parser.add_argument("config", help="a file of configs/, or your own")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace the file's settings")
+    parser.add_argument("config", help="a file from configs/, or your own")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override the file's settings")
     parser.add_argument("--long", action="store_true", help="{} canaries, {} runs, {} steps".format(*LONG))
-    parser.add_argument("--canaries", type=int, help=f"of the one run (default {QUICK[0]}; 0 leaves it out)")
-    parser.add_argument("--runs", type=int, help=f"of the many (default {QUICK[1]}; 0 leaves them out)")
-    parser.add_argument("--steps", type=int, help=f"of each run, at the same ε (default {QUICK[2]})")
+    parser.add_argument("--canaries", type=int, help=f"in the one run (default {QUICK[0]}; 0: skip it)")
+    parser.add_argument("--runs", type=int, help=f"of the many runs (default {QUICK[1]}; 0: skip them)")
+    parser.add_argument("--steps", type=int, help=f"steps per run, at the same ε (default {QUICK[2]})")
     parser.add_argument("--with-data", action="store_true", help="the one run trains on your images: PRIVATE")
-    parser.add_argument("--out", type=Path, help="folder for the figures (default: the config's run_dir)")
+    parser.add_argument("--out", type=Path, help="folder for audit/ (default: the config's run_dir)")
     asked = parser.parse_intermixed_args()
     usual = LONG if asked.long else QUICK
     given = (asked.canaries, asked.runs, asked.steps)
     canaries, runs, steps = (u if g is None else g for g, u in zip(given, usual, strict=True))
 
     with one_line_errors():
-        from curriculumdp.config import load_config
+        from curriculumdp.config.config import load_config
 
         config = load_config(asked.config, [*asked.overrides, f"private.steps={steps}", *ON_CPU])
 
+        from curriculumdp.audit.audit import Request, audit, exceeded, write_audit
         from curriculumdp.curriculum.audited import audited_run
-        from curriculumdp.evaluation.audit import Request, audit, exceeded, write_audit
 
         request = Request(canaries, runs, with_data=asked.with_data)
         run = audited_run(config, asked.with_data)

@@ -1,6 +1,6 @@
-"""python launch/compare.py RUN...: runs side by side: ε, accuracy, FD, hours.
+"""python launch/compare.py RUN...: compare runs side by side: ε, accuracy, FD, hours.
 
-Figures are those of launch/evaluate.py. Runs that differ in name and seed alone also get their mean and spread.
+The metrics come from launch/evaluate.py. Runs that differ only in name and seed are also summarised by mean and spread.
 """
 
 import sys
@@ -15,11 +15,11 @@ def main() -> int:
 
     parser = Parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also compare.csv, compare.json, compare.png")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write compare.csv, .json and .png here")
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.evaluation.compare import read_run, remarks, table, text_of, write_comparison
+        from curriculumdp.report.compare import read_run, remarks, table, text_of, write_comparison
 
         runs = [read_run(run) for run in asked.runs]
         print(text_of(table(runs)))

@@ -1,8 +1,8 @@
-"""launch/evaluate.py RELEASE --real SET: how good a release's images are, against real held-out ones.
+"""launch/evaluate.py RELEASE --real SET: evaluate a release's images against real held-out ones.
 
-Utility (classifiers that learn from synthetic images, tested on real ones), fidelity (FD or FID, KID,
-precision, recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:PATH, folder:PATH. Figures from a real
-set that is public go to OUT/evaluation/, all others to OUT/private/evaluation/, which may not leave.
+Utility (classifiers trained on synthetic images and tested on real ones), fidelity (FD or FID, KID, precision,
+recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:PATH, folder:PATH. Metrics from a public real
+set go to OUT/evaluation/, all others to OUT/private/evaluation/, which may not leave.
 """
 
 import sys
@@ -16,17 +16,17 @@ def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
 
     parser = Parser(__doc__)
-    parser.add_argument("release", type=Path, help="a release folder, runs/NAME/release")
-    parser.add_argument("--real", required=True, help="real images to test on, none of which was trained on")
-    parser.add_argument("--public-real", action="store_true", help="the real set is public (digits is)")
-    parser.add_argument("--train", help="the training set: memorisation and references, all of it private")
+    parser.add_argument("release", type=Path, help="a release folder, such as runs/NAME/release")
+    parser.add_argument("--real", required=True, help="real images to test on; none may have been trained on")
+    parser.add_argument("--public-real", action="store_true", help="the real set is public (as digits is)")
+    parser.add_argument("--train", help="the training set: memorisation and references, all PRIVATE")
     parser.add_argument("--features", help="PUBLIC set for the feature network (default: half the real set)")
-    parser.add_argument("--inception", type=Path, help="PUBLIC Inception weights to take in place of it")
-    parser.add_argument("--num", type=int, default=2000, help="synthetic images a seed (papers: 60000)")
-    parser.add_argument("--seeds", type=int, default=3, help="synthetic sets and classifiers of each kind")
-    parser.add_argument("--classifiers", help="of logistic,mlp,cnn,wrn (default: all; wrn on a GPU only)")
+    parser.add_argument("--inception", type=Path, help="PUBLIC Inception weights to use instead of it")
+    parser.add_argument("--num", type=int, default=2000, help="synthetic images per seed (papers: 60000)")
+    parser.add_argument("--seeds", type=int, default=3, help="synthetic sets, and classifiers of each kind")
+    parser.add_argument("--classifiers", help="among logistic,mlp,cnn,wrn (default: all; wrn on a GPU only)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--out", type=Path, help="folder for the figures (default: the release's run)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: the release's run)")
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
@@ -42,12 +42,12 @@ def main() -> int:
             *(asked.real, asked.num, asked.seeds, names, device, asked.train, asked.features),
             *(asked.public_real, asked.inception),
         )
-        place = asked.out or asked.release.resolve().parent
+        folder = asked.out or asked.release.resolve().parent
         public, private = evaluate_release(
-            released, request, place, lambda text: print(text, file=sys.stderr)
+            released, request, folder, lambda text: print(text, file=sys.stderr)
         )
         print(table(public, private))
-        print(f"written under {place}")
+        print(f"written under {folder}")
     return 0
 
 

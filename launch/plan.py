@@ -1,7 +1,7 @@
-"""python launch/plan.py CONFIG [key.path=value ...] [--json | --explain | --estimate]: what a run costs, beforehand.
+"""python launch/plan.py CONFIG [key.path=value ...] [--json | --explain | --estimate]: what a run will cost.
 
-Solves DP-SGD's noise for the budget, both stages together. Reads no data and imports no torch. Exit status: 0
-done, 2 a bad input.
+Solves DP-SGD's noise for the budget of all phases together. Reads no data; imports torch only for --explain and
+--estimate. Exit status: 0 success, 2 invalid input.
 """
 
 import json
@@ -16,15 +16,15 @@ def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
 
     parser = Parser(__doc__)
-    parser.add_argument("config", help="a file of configs/, or your own")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replace the file's settings")
-    parser.add_argument("--json", action="store_true", help="the plan as JSON, for programs")
-    parser.add_argument("--explain", action="store_true", help="only how a GPU of 80 GiB does each layer")
-    parser.add_argument("--estimate", action="store_true", help="also seconds a step, memory, hours, here")
+    parser.add_argument("config", help="a file from configs/, or your own")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override the file's settings")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--explain", action="store_true", help="only how an 80 GiB GPU computes each layer")
+    parser.add_argument("--estimate", action="store_true", help="also seconds per step, memory, hours, here")
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.config import load_config
+        from curriculumdp.config.config import load_config
         from curriculumdp.curriculum.plan import described, plan_curriculum
 
         config = load_config(asked.config, asked.overrides)

@@ -1,7 +1,7 @@
-"""python launch/report.py RUN: a run as one HTML file, which fetches nothing.
+"""python launch/report.py RUN: report a run as self-contained HTML.
 
-Writes RUN/report_public.html (only what is differentially private) and RUN/private/report.html (all there is;
-it may not leave). Figures of launch/evaluate.py are in them if it ran before.
+Writes RUN/report_public.html (only what is differentially private) and RUN/private/report.html (everything; it may
+not leave). They include metrics of launch/evaluate.py if it ran before.
 """
 
 import sys
@@ -15,11 +15,11 @@ def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
 
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, runs/NAME")
+    parser.add_argument("run", type=Path, help="a run's folder, such as runs/NAME")
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.evaluation.report import write_reports
+        from curriculumdp.report.report import write_reports
 
         for path in write_reports(asked.run):
             print(path)

@@ -1,7 +1,7 @@
-"""accelerate launch launch/train.py CONFIG [key.path=value ...]: trains a run, or goes on with it.
+"""accelerate launch launch/train.py CONFIG [key.path=value ...]: start or resume a run.
 
-Run the same command again after a crash or a preemption. Exit status: 0 done (or done before), 2 a bad input
-(one line says which), 143 stopped by SIGTERM with everything saved.
+Run the same command again after a crash or a preemption. Exit status: 0 finished (now or earlier), 2 invalid input
+(reported in one line), 143 stopped by SIGTERM with everything saved.
 """
 
 import sys
@@ -15,22 +15,20 @@ def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
 
     parser = Parser(__doc__)
-    parser.add_argument("config", help="a file of configs/, or your own")
+    parser.add_argument("config", help="a file from configs/, or your own")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override the file's settings")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
-    )
-    parser.add_argument(
-        "--show-private-metrics", action="store_true", help="losses on the console; certified so"
+        "--show-private-metrics", action="store_true", help="show losses on the console; certified as shown"
     )
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.config import load_config
+        from curriculumdp.config.config import load_config
 
         shown = ["logging.show_private_metrics=true"] if asked.show_private_metrics else []
         config = load_config(asked.config, [*asked.overrides, *shown])
 
-        from curriculumdp.curriculum.run import run_curriculum
+        from curriculumdp.curriculum.train import run_curriculum
         from curriculumdp.world import open_world
 
         with open_world(config.compute.device, config.compute.processes) as world:

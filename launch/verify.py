@@ -1,7 +1,7 @@
-"""python launch/verify.py RELEASE [--signer PUB]: holds a release against its own certificate.
+"""python launch/verify.py RELEASE [--signer PUB]: check a release against its own certificate.
 
-Recomputes ε from the certificate's releases by two libraries, checks every file's hash, and the signature.
-Exit status: 0 all of it holds, 1 it does not (a line for each reason), 2 a bad input.
+Recomputes ε from the certificate's events with two libraries and checks every file's hash and the signature.
+Exit status: 0 the release is valid, 1 it is not (one line per problem), 2 invalid input.
 """
 
 import sys
@@ -15,15 +15,15 @@ def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
 
     parser = Parser(__doc__)
-    parser.add_argument("release", type=Path, help="the folder of a release")
+    parser.add_argument("release", type=Path, help="a release folder, such as runs/NAME/release")
     parser.add_argument(
-        "--signer", type=Path, metavar="PUB", help="Ed25519 public key (PEM) of who must have made it"
+        "--signer", type=Path, metavar="PUB", help="Ed25519 public key (PEM) that must have signed it"
     )
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
         from curriculumdp.printable import printable
-        from curriculumdp.verify import check_release, summary
+        from curriculumdp.release.verify import check_release, summary
 
         checked = check_release(asked.release, asked.signer)
         for problem in checked.problems:
@@ -33,7 +33,7 @@ def main() -> int:
         for line in summary(checked.certificate, checked.recomputed):
             print(printable(line))
         origin = (
-            f"origin: signed by {asked.signer}" if asked.signer else "origin not proved: give --signer PUB"
+            f"origin: signed by {asked.signer}" if asked.signer else "origin not proved: pass --signer PUB"
         )
         print(printable(origin))
         return 0

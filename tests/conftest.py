@@ -15,7 +15,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from tests.tried import handed_over, lines, take_over
+from tests.support.tried import handed_over, lines, take_over
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -16,7 +16,7 @@ import torch
 
 from curriculumdp import checkpoint
 from curriculumdp.checkpoint import CheckpointError, Position, load_latest, save_checkpoint
-from tests.faults.disk import Disk, Operation
+from tests.support.failing_disk import Disk, Operation
 
 KEY = b"k" * 32
 
@@ -125,7 +125,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
     assert load_latest(tmp_path, b"x" * 32, lambda _: None) is None
 
 
-@pytest.mark.parametrize("call", ["save_file", "_sha256", "_mac", "_fsync"])
+@pytest.mark.parametrize("call", ["save_file", "_sha256", "_mac", "sync"])
 def test_a_crash_inside_a_write_leaves_the_one_before(tmp_path, monkeypatch, call):
     save(tmp_path, 5)
 
@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
         env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
     )
     assert done.returncode == 1
-    assert "could not be written" in done.stderr
+    assert "cannot be written" in done.stderr
     assert done.stderr.count("\n") == 1
     assert load(tmp_path) == (5, [])
     assert [p.name for p in tmp_path.iterdir()] == ["2-private-0000005"]

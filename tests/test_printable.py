@@ -5,22 +5,29 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.certificate import Certificate, CertificateError, certificate_bytes, parse_certificate
-from curriculumdp.config import ConfigError, config_from
+from curriculumdp.config.config import config_from
+from curriculumdp.config.yaml_file import ConfigError
 from curriculumdp.printable import printable, require_line
-from curriculumdp.verify import read_certificate
-from tests.curriculum.runs import tiny
-from tests.tiny_release import write_release
+from curriculumdp.release.certificate import (
+    Certificate,
+    CertificateError,
+    certificate_bytes,
+    parse_certificate,
+)
+from curriculumdp.release.verify import read_certificate
+from tests.support.runs import tiny
+from tests.support.tiny_release import write_release
 
 # Controls (C0, DEL, C1), separators, other spaces, marks of direction, without width, surrogates, without a letter.
 HIDDEN = [
     *(*range(0x20), *range(0x7F, 0xA1), 0xAD, 0x2028, 0x2029, 0x2000, 0x202F, 0x3000, 0x061C),
     *(*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0x200B, 0x2010), 0x2060, 0xFEFF, 0xFFF9),
     *(0xD800, 0xDFFF, 0xE000, 0xFFFE, 0xE0001, 0x10FFFF, 0x3164, 0x2800, 0x034F, 0x115F, 0xFFA0),
+    *(*range(0xFE00, 0xFE10), 0x180B, 0x180D, 0x180F, 0x16FE4, 0x1D159, 0xE0100, 0xE01EF),
 ]
 LEGAL = ["one image", "alle Bilder einer Patientin", "toutes les images d'un·e élève", "一位病人的所有图像",
          "تمام تصاویر", "все снимки", "μ ≤ 3 & <b>", "e\u0301"]  # fmt: skip
-PLACES = ["guarantee.unit", "guarantee.public.initial_weights", "guarantee.releases.0.name", "accounting.accountant",
+PLACES = ["guarantee.unit", "guarantee.public.initial_weights", "guarantee.events.0.name", "accounting.accountant",
           "accounting.opacus", "versions.torch"]  # fmt: skip
 
 
@@ -77,3 +84,11 @@ def test_a_text_of_nothing_is_refused(text: str, tmp_path: Path) -> None:
     values = tiny(tmp_path).resolved()
     with pytest.raises(ConfigError, match=r"data\.unit"):
         config_from(values | {"data": values["data"] | {"unit": text}}, "config")
+
+
+def test_text_that_fills_a_line_with_spaces_is_refused_and_shown_with_single_ones() -> None:
+    """Padded to the width of a terminal it would go on as a line of its own."""
+    forged = "one image" + " " * 60 + "cost, recomputed: PLD 0.001"
+    with pytest.raises(ValueError, match="two spaces in a row"):
+        require_line(forged)
+    assert printable(forged) == "one image cost, recomputed: PLD 0.001"

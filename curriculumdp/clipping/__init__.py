@@ -1,1 +1,1 @@
-"""Per-unit gradients, and their clipped sum."""
+"""Per-unit gradients and their clipped sum."""

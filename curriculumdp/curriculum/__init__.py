@@ -1,1 +1,1 @@
-"""Where privacy meets images: the plan of a run, its phases, and the run itself."""
+"""The curriculum, where privacy meets images: a run's plan, its phases, and the run itself."""

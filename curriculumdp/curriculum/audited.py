@@ -1,21 +1,21 @@
-"""The run that an audit attacks: the plan and the images of a config, with no folder to write to."""
+"""The run that an audit attacks: the plan and the images of a config, without a run folder."""
 
 import numpy as np
 import torch
 
-from curriculumdp.config import Config
-from curriculumdp.curriculum.phase import Run
+from curriculumdp.config.config import Config
 from curriculumdp.curriculum.plan import plan_curriculum
-from curriculumdp.curriculum.run import load_declared
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.train import load_declared
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import one_process
 
 
 def audited_run(config: Config, with_data: bool) -> Run:
-    """A run in one process on the CPU, without a ledger; PRIVATE if `with_data`, else it reads no image.
+    """Return a run in one process on the CPU, without a ledger. PRIVATE if `with_data`; otherwise it reads no image.
 
-    Raises what planning and reading raise, one line each.
+    Raises the UserErrors of planning and of reading images, one line each.
     """
     torch.set_num_threads(config.compute.threads)
     data = config.data

@@ -1,8 +1,8 @@
-"""Stage one: central images, noisy aggregates of random subsets of the sensitive set (DP-FETA, Li et al. 2025).
+"""The central phase: central images, noisy aggregates of random subsets of the sensitive set (DP-FETA, Li et al. 2025).
 
-A query takes a fresh Poisson sample of units. Each unit contributes ONE vector that covers all classes, clipped
-as a whole, so a query is one subsampled Gaussian release whatever the number of classes (design §3). Drawn on
-rank 0; the noise is added once. Everything after the noise is post-processing.
+A query takes a fresh Poisson sample of units. Each unit contributes ONE vector that covers all classes and is clipped
+as a whole, so a query is one subsampled Gaussian event however many classes there are (design §3). Rank 0 computes
+the sum; the noise is added once. Everything after the noise is post-processing.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curriculumdp.config import CentralConfig, DataConfig
-from curriculumdp.curriculum.phase import CentralImages, Run, State
+from curriculumdp.config.sections import CentralConfig, DataConfig
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.noise import clip_and_sum, from_grid
+from curriculumdp.privacy.grid_noise import clip_and_sum, from_grid
 from curriculumdp.privacy.sampling import poisson_rows
 
 UNITS_AT_ONCE = 128
@@ -23,7 +24,7 @@ UNITS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class CentralQuery:
-    """A central query's public parameters; `clip_norm` bounds the L2 norm of one unit's vector."""
+    """The public parameters of a central query; `clip_norm` bounds the L2 norm of one unit's vector."""
 
     statistic: str
     size: int
@@ -41,48 +42,48 @@ class CentralQuery:
 
 
 def clip_norm_of(config: CentralConfig, data: DataConfig) -> float:
-    """C_c: the config's, or the largest norm that one image's pixels can have."""
+    """Return C_c: the config's value, or else the largest L2 norm that the pixels of one image can have."""
     widest = sqrt(data.channels * config.size**2) * (1.0 if config.statistic == "mode" else 0.5)
     return config.clip_norm or widest
 
 
 def unit_vectors(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
-    """PRIVATE, not yet clipped: float64 [len(units), d], each unit's contribution to a query.
+    """Return each unit's contribution to a query, before clipping: float64 [len(units), d]. PRIVATE.
 
-    mean: for each class k the block (1/n_u) Σ (down-sampled image − ½) over the unit's images of class k, then,
-    where counts are asked for, the coordinates a·n_{u,k}/n_u. mode: the mean over the unit's images of one-hots
-    over (class, channel, pixel, bin). A unit without images contributes nothing.
+    mean: for each class k the block (1/n_u) Σ (down-sampled image − ½) over the unit's images of class k, then, if
+    counts are queried too, the coordinates a·n_{u,k}/n_u. mode: the mean over the unit's images of one-hots over
+    (class, channel, pixel, bin). A unit without images contributes zeros.
     """
     owners, rows = images.rows_of(units)
     pixels = torch.from_numpy(images.images[rows]).to(torch.float64) / 255
     labels = torch.from_numpy(images.labels[rows])
     small = F.adaptive_avg_pool2d(pixels, query.size).flatten(1)
-    share = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)
+    weight = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)
     if query.statistic == "mode":
-        return _histogram_vectors(query, small, labels, owners, share, len(units))
+        return _histogram_vectors(query, small, labels, owners, weight, len(units))
     blocks = torch.zeros(len(units), query.classes, query.pixels, dtype=torch.float64)
-    blocks.index_put_((owners, labels), (small - 0.5) * share[:, None], accumulate=True)
+    blocks.index_put_((owners, labels), (small - 0.5) * weight[:, None], accumulate=True)
     if query.count_weight == 0:
         return blocks.flatten(1)
     counts = torch.zeros(len(units), query.classes, dtype=torch.float64)
-    counts.index_put_((owners, labels), query.count_weight * share, accumulate=True)
+    counts.index_put_((owners, labels), query.count_weight * weight, accumulate=True)
     return torch.cat([blocks.flatten(1), counts], dim=1)
 
 
 def _histogram_vectors(
-    query: CentralQuery, small: Tensor, labels: Tensor, owners: Tensor, share: Tensor, units: int
+    query: CentralQuery, small: Tensor, labels: Tensor, owners: Tensor, weight: Tensor, units: int
 ) -> Tensor:
     bins = (small * query.bins).long().clamp_(max=query.bins - 1)
     cells = torch.arange(query.pixels) * query.bins + bins
     columns = labels[:, None] * (query.pixels * query.bins) + cells
     vectors = torch.zeros(units, query.classes * query.pixels * query.bins, dtype=torch.float64)
     return vectors.index_put_(
-        (owners[:, None].expand_as(columns), columns), share[:, None].expand_as(small), accumulate=True
+        (owners[:, None].expand_as(columns), columns), weight[:, None].expand_as(small), accumulate=True
     )
 
 
 def query_sum(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
-    """PRIVATE: the un-noised sum of the sampled units' clipped vectors on the grid, int64 [d]."""
+    """Return the sum of the sampled units' clipped vectors on the grid, before noise: int64 [d]. PRIVATE."""
     total = unit_vectors(query, images, units[:0]).sum(0).to(torch.int64)
     for part in units.split(UNITS_AT_ONCE):
         vectors = unit_vectors(query, images, part)
@@ -92,9 +93,9 @@ def query_sum(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
 
 
 def images_of_sum(query: CentralQuery, noisy: Tensor, size: int, median: int) -> Tensor:
-    """The central images uint8 [classes, C, size, size] that a noisy sum (int64 [d]) describes: public.
+    """Turn a noisy sum, int64 [d], into central images, uint8 [classes, C, size, size]. PUBLIC.
 
-    The denominator is public or the noisy count, floored at a public value; never the realised count.
+    The denominator is a public count or the noisy one, floored at a public value; never the realised count.
     """
     values = from_grid(noisy, query.clip_norm)
     if query.statistic == "mode":
@@ -114,14 +115,14 @@ def images_of_sum(query: CentralQuery, noisy: Tensor, size: int, median: int) ->
 
 
 def _median(images: Tensor, width: int) -> Tensor:
-    """Each pixel's median over a width×width window, borders replicated."""
+    """Replace each pixel by the median of a width×width window around it, with replicated borders."""
     pad = width // 2
     windows = F.pad(images, (pad,) * 4, mode="replicate").unfold(2, width, 1).unfold(3, width, 1)
     return windows.flatten(-2).median(-1).values
 
 
 class CentralPhase:
-    """The queries, one a step; their images collect in `state.central`."""
+    """The central phase: one query per step, whose images are appended to `state.central`."""
 
     name = "central"
 
@@ -130,10 +131,10 @@ class CentralPhase:
         assert config is not None
         self.config, self.size = config, data.size
         self.steps = config.queries
-        planned = run.plan.phase(self.name).release
+        planned = run.plan.phase(self.name).event
         assert planned is not None
-        self.release = planned
-        shares = data.class_counts or (data.units / data.classes,) * data.classes
+        self.event = planned
+        counts = data.class_counts or (data.units / data.classes,) * data.classes
         self.query = CentralQuery(
             config.statistic,
             config.size,
@@ -142,7 +143,7 @@ class CentralPhase:
             config.bins,
             clip_norm_of(config, data),
             config.count_weight if config.statistic == "mean" else 0.0,
-            tuple(config.sample_rate * share for share in shares),
+            tuple(config.sample_rate * count for count in counts),
             config.count_floor,
         )
 
@@ -151,10 +152,10 @@ class CentralPhase:
         state.central = CentralImages(empty.images[:0], empty.labels[:0])
 
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
-        units = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)
+        units = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.event.sample_rate)
         chosen = torch.from_numpy(units) if run.world.is_main else torch.zeros(0, dtype=torch.int64)
         mine = query_sum(self.query, run.images, chosen).to(run.world.device)
-        noisy = run.release_sum(self.release, step, self.query.clip_norm, mine)
+        noisy = run.noisy_sum(self.event, step, self.query.clip_norm, mine)
         images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)
         state.central = CentralImages(
             torch.cat([state.central.images, images]),
@@ -163,4 +164,4 @@ class CentralPhase:
         return {"units": float(len(units))}
 
     def sync(self, run: Run, state: State) -> None:
-        """Nothing to do: every rank adds the same noise to the same sum."""
+        """Do nothing: every rank has added the same noise to the same sum."""

@@ -1,4 +1,4 @@
-"""The ledger of a config's named data set: where it lies, who may make it, and what it says."""
+"""The ledger of a config's named data set: where it is, who may create it, and what it holds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,23 +6,23 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from curriculumdp.config import Config
-from curriculumdp.config_file import ConfigError
+from curriculumdp.config.config import Config
+from curriculumdp.config.yaml_file import ConfigError
+from curriculumdp.ledger.chain import LedgerError
+from curriculumdp.ledger.dataset_ledger import DatasetLedger, state_folder
+from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.chain import LedgerError
-from curriculumdp.privacy.dataset_ledger import DatasetLedger, state_folder
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.release import AccountingError, Release
+from curriculumdp.privacy.event import AccountingError, PrivacyEvent
 
 
 def place_of(config: Config) -> Path:
-    """The folder of the ledger of the config's data set, which must have a name."""
+    """Return the folder of the ledger of the config's data set, which must have a name."""
     assert config.data.name is not None
     return Path(config.data.ledger) if config.data.ledger else state_folder(config.data.name)
 
 
 def definition_of(config: Config) -> dict[str, object]:
-    """What all runs on one data set must agree on."""
+    """Return the options that all runs on one data set must agree on."""
     data = config.data
     return {
         "unit": data.unit,
@@ -33,24 +33,25 @@ def definition_of(config: Config) -> dict[str, object]:
 
 
 def dataset_ledger(config: Config) -> DatasetLedger | None:
-    """The ledger for a run that begins, or None without a name; a new one is announced on the console.
+    """Open or create the data set's ledger for a new run; return None for a data set without a name.
 
-    Raises LedgerError if the data set is defined otherwise, or has a budget and no ledger.
+    A new ledger is announced on the console. Raises LedgerError if the ledger defines the data set differently, or if
+    the data set has a budget but no ledger.
     """
     if config.data.name is None:
         return None
     shared = DatasetLedger.open(place_of(config), definition_of(config))
     if shared.is_new:
-        print(_made(config), flush=True)
+        print(_created(config), flush=True)
     return shared
 
 
 def attach(config: Config, ledger: Ledger, data: Sequence[NDArray[Any]] | None) -> None:
-    """Ties a run to its named data set's ledger, which composes all runs on it and notices copied folders.
+    """Attach a run to its named data set's ledger, which composes all runs on it and detects copied run folders.
 
-    Only a run whose ledger holds no more than its plan may make that ledger: any other is known to one already. Where
-    that is out of reach, a sealed run, which can be charged no more, goes without it, with a warning. Without `data`
-    the run can only end.
+    Only a run whose own ledger holds nothing but its plan may create that ledger: any other run is already in one. If
+    it is missing, a sealed run, which cannot be charged any more, does without it and prints a warning. `data` is None
+    for a run that can only end.
     Raises LedgerError; NoRoom if the run does not fit into `data.budget`.
     """
     if config.data.name is None:
@@ -59,16 +60,16 @@ def attach(config: Config, ledger: Ledger, data: Sequence[NDArray[Any]] | None) 
         shared = dataset_ledger(config)
     else:
         shared = DatasetLedger.find(place_of(config), definition_of(config))
-    if shared is None and ledger.sealed is None and (data is not None or ledger.releases()):
+    if shared is None and ledger.sealed is None and (data is not None or ledger.events()):
         raise LedgerError(
-            f"{place_of(config)}: the ledger of the data set {config.data.name}, which knows run {ledger.run}, is "
-            "not there: bring it back, mount it or correct data.ledger"
+            f"{place_of(config)}: the ledger of data set {config.data.name!r}, which lists run {ledger.run}, is "
+            "missing: restore it, mount it or correct data.ledger"
         )
     warnings = (
         shared.attach(ledger, config.privacy.epsilon, data)
         if shared
         else [
-            f"{place_of(config)}: the data set's ledger is not there: what this run did not use stays reserved in it"
+            f"{place_of(config)}: the data set's ledger is missing: what this run did not use stays reserved in it"
         ]
     )
     for warning in warnings:
@@ -76,29 +77,29 @@ def attach(config: Config, ledger: Ledger, data: Sequence[NDArray[Any]] | None) 
 
 
 def create(config: Config) -> str:
-    """Makes the ledger of the config's data set, or defines an unused one anew; says what was done."""
+    """Create the ledger of the config's data set, or redefine an unused one; return a line that says which."""
     _require_name(config)
     shared = DatasetLedger.create(place_of(config), definition_of(config))
     if not shared.is_new:
-        return f"{shared.folder}: the ledger exists already, as this config has it"
-    return _made(config)
+        return f"{shared.folder}: the ledger already exists, with the definition of this config"
+    return _created(config)
 
 
 def described(config: Config) -> str:
-    """All runs on the config's data set, what they may cost together, and what is left."""
+    """Return a table of all runs on the config's data set, what they may cost together, and what is left."""
     _require_name(config)
     shared = DatasetLedger.find(place_of(config), definition_of(config))
     if shared is None:
         raise LedgerError(
-            f"{place_of(config)}: holds no ledger of the data set {config.data.name}: correct data.ledger, or make "
-            "one by --create"
+            f"{place_of(config)}: no ledger of data set {config.data.name!r}: correct data.ledger, or create one "
+            "with --create"
         )
     head = f"{config.data.name}: {shared.folder}, δ = {config.privacy.delta:g}"
     return "\n".join([head, *(_limited(shared) if shared.limit else _composed(shared, config.privacy.delta))])
 
 
 def _limited(shared: DatasetLedger) -> list[str]:
-    """A line for each run, and the total, as parts of the budget."""
+    """Return a line per run, and the total, as fractions of the budget."""
     limit, left = shared.limit, shared.share_left()
     assert limit is not None
     assert left is not None
@@ -109,22 +110,22 @@ def _limited(shared: DatasetLedger) -> list[str]:
 
     return [
         f"{'run':32}  {'state':10}  {'share':>8}  worth ε",
-        *(line(one.run, _state(one.sealed), limit.share(one.releases)) for one in shared.reservations()),
+        *(line(one.run, _state(one.sealed), limit.share(one.events)) for one in shared.reservations()),
         line("all runs", "", 1 - left),
         line(f"left of data.budget = {limit.budget:g}", "", max(0.0, left)),
     ]
 
 
 def _composed(shared: DatasetLedger, delta: float) -> list[str]:
-    """A line for each run, and all of them composed, each an evaluation of the accountant (a second)."""
+    """Return a line per run, and one for all of them composed; each calls the accountant, which takes a second."""
     return [
         f"{'run':32}  {'state':10}  costs ε",
         *(
-            f"{one.run:32}  {_state(one.sealed):10}  {_cost(one.releases, delta)}"
+            f"{one.run:32}  {_state(one.sealed):10}  {_cost(one.events, delta)}"
             for one in shared.reservations()
         ),
-        f"{'all runs, composed':32}  {'':10}  {_cost(shared.total_releases(), delta)}",
-        "there is no data.budget: nothing limits further runs",
+        f"{'all runs, composed':32}  {'':10}  {_cost(shared.total_events(), delta)}",
+        "data.budget is not set: nothing limits further runs",
     ]
 
 
@@ -132,19 +133,19 @@ def _state(sealed: bool) -> str:
     return "sealed" if sealed else "unfinished"
 
 
-def _cost(releases: Sequence[Release], delta: float) -> str:
+def _cost(events: Sequence[PrivacyEvent], delta: float) -> str:
     try:
-        return f"{epsilon(releases, delta):.4g}"
+        return f"{epsilon(events, delta):.4g}"
     except AccountingError:
-        return "too much for an accountant"
+        return "too much to compute"
 
 
-def _made(config: Config) -> str:
+def _created(config: Config) -> str:
     budget = config.data.budget
     limit = "" if budget is None else f" with data.budget = {budget:g} at δ = {config.privacy.delta:g}"
-    return f"no earlier run on {config.data.name!r} is known at {place_of(config)}: made a new ledger{limit}"
+    return f"no earlier run on {config.data.name!r} is recorded in {place_of(config)}: created a new ledger{limit}"
 
 
 def _require_name(config: Config) -> None:
     if config.data.name is None:
-        raise ConfigError("data.name is missing: name the data set whose runs are composed")
+        raise ConfigError("data.name is missing: set it to the name of the data set whose runs are composed")

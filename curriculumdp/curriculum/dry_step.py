@@ -1,7 +1,7 @@
-"""Each phase's step once on made images, before the ledger is made: what cannot be trained is refused uncharged.
+"""The dry step: one step per phase on dummy images before the ledger exists, so bad configs are refused uncharged.
 
-PUBLIC: it reads no image of the set and draws nothing from the run's secret. Its draws come from a fixed secret of
-its own, so that the same config on the same machine is always answered the same. It leaves no trace in the state.
+PUBLIC: it reads no image of the data set and draws nothing from the run's secret. Its draws come from a fixed secret
+of its own, so a config always gets the same answer on the same machine. It leaves no trace in the state.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from curriculumdp.config import Config
+from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import (
     UNITS_AT_ONCE,
     CentralPhase,
@@ -21,46 +21,48 @@ from curriculumdp.curriculum.central import (
     query_sum,
     unit_vectors,
 )
-from curriculumdp.curriculum.phase import CentralImages, Run, State
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.soundness import fault_of
+from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.sample import denoise
-from curriculumdp.privacy.randomness import KEY_BYTES, RunSecret
-from curriculumdp.privacy.release import Mechanism
+from curriculumdp.errors import UserError
+from curriculumdp.privacy.event import Mechanism
+from curriculumdp.privacy.secret import KEY_BYTES, RunSecret
 from curriculumdp.world import World
 from dpkernels.noise_step import noise_step
 
 GIB = 2**30
-# Close to the most noise that the grid carries: the plan is not solved yet, and Adam takes any of it.
+# Close to the max noise that the grid can hold: the plan is not solved yet, and Adam copes with any.
 STAND_IN_NOISE = 1e4
 MECHANISM: Mechanism = "subsampled_gaussian"
 SAMPLED_STEPS = 4
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-class DryStepError(ValueError):
-    """A config that cannot be trained on this machine; nothing was charged for finding out."""
+class DryStepError(UserError):
+    """A config that cannot be trained on this machine; nothing has been charged."""
 
 
 def require_memory(config: Config, memory: int | None = None) -> None:
-    """Raises DryStepError, naming the option, where one thing that a run holds is larger than all of the memory.
+    """Raise DryStepError, naming the option, if a single thing that a run must hold exceeds the machine's memory.
 
-    memory: bytes, by default this machine's. Such requests would not fail: the system ends the process.
+    memory: bytes, by default this machine's. Otherwise there would be no error: the system would kill the process.
     """
     memory = _machine_memory() if memory is None else memory
     for key, what, bytes_ in _needs(config):
         if bytes_ > memory:
             raise DryStepError(
-                f"{key}: {what} alone take at least {bytes_ / GIB:.3g} GiB, but this machine has "
+                f"{key}: {what} alone take at least {bytes_ / GIB:.3g} GiB, but this machine has only "
                 f"{memory / GIB:.3g} GiB: lower {key}"
             )
 
 
 def _needs(config: Config) -> Iterator[tuple[str, str, int]]:
-    """(option, what it makes, the least bytes of that); from the config alone."""
+    """Yield (option, what it determines the size of, min bytes of that), from the config alone."""
     data, model, compute, private = config.data, config.model, config.compute, config.private
     pixels, widest = data.channels * data.size**2, model.channels[0] * data.size**2
     parameters = 9 * model.blocks * sum(width**2 for width in model.channels)
@@ -87,17 +89,17 @@ def _needs(config: Config) -> Iterator[tuple[str, str, int]]:
 
 
 def _machine_memory() -> int:
-    """Bytes that this process can ever have: the machine's, or what its control group is given."""
+    """Return the max bytes this process can have: the machine's memory, or its control group's limit."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    given = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
-    return min(physical, int(given)) if given.isdecimal() else physical
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
 def dry_step(config: Config, world: World, state: State) -> None:
-    """Raises DryStepError, or another error of this package, on every rank where one cannot do a step.
+    """Do one step per phase on dummy images; raise DryStepError or another UserError on every rank if any fails.
 
-    About one microbatch, one warm-up step and one query's work on each rank. Weights, moments, generators and flags
-    are afterwards what they were.
+    It costs about one microbatch, one warm-up step and one query on each rank. Weights, moments, generators and flags
+    are restored afterwards.
     """
     error: Exception | None = None
     try:
@@ -106,25 +108,27 @@ def dry_step(config: Config, world: World, state: State) -> None:
     except ValueError as raised:
         error = raised
     if world.any(error is not None):
-        raise error or DryStepError("another process cannot do a step of this config: its line says why")
+        raise error or DryStepError(
+            "another process cannot do a step of this config: its own error line says why"
+        )
 
 
 def _each_phase(config: Config, device: torch.device, state: State) -> None:
     _require_tensorboard(config)
     _require_room_for_gradients(config, state)
-    run = _stand_in(config, device)
-    for stage in config.curriculum:
-        with _told(stage):
+    run = _dummy_run(config, device)
+    for phase in config.curriculum:
+        with _one_line_errors(phase):
             _require(
-                fault_of(state), stage, "another init_from" if config.init_from else "other options of model"
+                fault_of(state), phase, "another init_from" if config.init_from else "other options of model"
             )
-            DRY[stage](run, state)
-    with _told("sampling"):
+            DRY[phase](run, state)
+    with _one_line_errors("sampling"):
         _sample(config, state)
 
 
-def _stand_in(config: Config, device: torch.device) -> Run:
-    """A run of the config on made images under a fixed secret, alone in its world, without a ledger."""
+def _dummy_run(config: Config, device: torch.device) -> Run:
+    """Return a run of the config on dummy images under a fixed secret, in a world of one, without a ledger."""
     private, central = config.private, config.central
     rows = [PlannedPhase("private", MECHANISM, private.sample_rate, STAND_IN_NOISE, 1, 0.0, None)]
     if central is not None:
@@ -137,12 +141,12 @@ def _stand_in(config: Config, device: torch.device) -> Run:
         Plan(tuple(rows), config.privacy.epsilon, config.privacy.delta, config.privacy.epsilon, "none"),
         World(0, 1, device),
         RunSecret.from_bytes(bytes(KEY_BYTES)),
-        _made_images(config, count),
+        _dummy_images(config, count),
     )
 
 
-def _made_images(config: Config, count: int) -> ImageSet:
-    """Public noise: `count` units with an image each."""
+def _dummy_images(config: Config, count: int) -> ImageSet:
+    """Return `count` units with one image of public noise each."""
     data = config.data
     shape = (count, data.channels, data.size, data.size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -157,7 +161,7 @@ def _central(run: Run, state: State) -> None:
     norms = torch.linalg.vector_norm(unit_vectors(query, run.images, units[:1]), dim=1)
     if not bool(norms.isfinite().all()):
         raise DryStepError(
-            "central: a unit's vector is not finite, and would be left out: lower central.count_weight"
+            "central: a unit's vector is not finite and would be excluded: lower central.count_weight"
         )
     images_of_sum(query, query_sum(query, run.images, units), phase.size, phase.config.median)
 
@@ -182,7 +186,7 @@ def _private(run: Run, state: State) -> None:
     for part in seen:
         if not bool(part.losses.isfinite().all() and part.norms.isfinite().all()):
             raise DryStepError(
-                "private: the loss or gradient of made images is not finite: change private.p_mean, private.p_std or "
+                "private: the loss or gradient on dummy images is not finite: change private.p_mean, private.p_std or "
                 "private.sigma_data"
             )
     private = run.config.private
@@ -199,7 +203,7 @@ DRY: dict[str, Callable[[Run, State], None]] = {"central": _central, "warmup": _
 
 
 def _sample(config: Config, state: State) -> None:
-    """A sample as the release will draw it, in a few steps, by the untrained network."""
+    """Draw a sample as the release will, but in a few steps and from the untrained network."""
     net, sampling = state.net, config.sampling
     shape = (1 + SAMPLED_STEPS, 1, config.data.channels, config.data.size, config.data.size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -217,57 +221,59 @@ def _sample(config: Config, state: State) -> None:
 
 
 def _fault_after(state: State) -> str | None:
-    """What a step has made of the state that is not finite, or None."""
+    """Return what is not finite in the state after a step, or None."""
     if not bool(state.exp_avg.isfinite().all() and state.exp_avg_sq.isfinite().all()):
         return "Adam's moments hold NaN or infinity"
     return fault_of(state)
 
 
-def _require(fault: str | None, stage: str, instead: str) -> None:
+def _require(fault: str | None, phase: str, instead: str) -> None:
     if fault is not None:
-        raise DryStepError(f"{stage}: after one step on made images {fault}: give {instead}")
+        raise DryStepError(f"{phase}: after one step on dummy images {fault}: use {instead}")
 
 
 def _require_tensorboard(config: Config) -> None:
     if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise DryStepError(
-            "logging.tensorboard is true but tensorboard is not installed: install it, or set logging.tensorboard=false"
+            "logging.tensorboard is true, but tensorboard is not installed: install it or set logging.tensorboard=false"
         )
 
 
 def _require_room_for_gradients(config: Config, state: State) -> None:
-    """On a CPU per-unit gradients are stored whole; on a GPU the engine's plan sees to its memory."""
+    """Raise DryStepError if a CPU cannot store all per-unit gradients; on a GPU the layer plan fits them in memory."""
     bytes_, memory = 4 * config.compute.microbatch * state.weights.numel(), _machine_memory()
     if not state.weights.is_cuda and bytes_ > memory:
         raise DryStepError(
             f"compute.microbatch is {config.compute.microbatch}: its gradients take {bytes_ / GIB:.3g} GiB, but this "
-            f"machine has {memory / GIB:.3g} GiB: lower compute.microbatch"
+            f"machine has only {memory / GIB:.3g} GiB: lower compute.microbatch"
         )
 
 
 @contextmanager
-def _told(stage: str) -> Iterator[None]:
-    """Makes what torch and others say of a step that they cannot do into one line; the package's errors pass."""
+def _one_line_errors(phase: str) -> Iterator[None]:
+    """Turn errors of torch and other libraries into a one-line DryStepError; let the package's own errors through."""
     try:
         yield
     except (ValueError, RuntimeError, OverflowError, MemoryError, ZeroDivisionError) as error:
         if type(error).__module__.startswith("curriculumdp"):
             raise
-        said = (" ".join(str(error).split()) or type(error).__name__)[:300]
-        raise DryStepError(f"{stage}: a step on made images fails: {said}: {_remedy(said, stage)}") from error
+        text = (" ".join(str(error).split()) or type(error).__name__)[:300]
+        raise DryStepError(
+            f"{phase}: a step on dummy images failed: {text}: {_remedy(text, phase)}"
+        ) from error
 
 
-def _remedy(said: str, stage: str) -> str:
-    if "deterministic" in said:
-        return "a step must repeat to the bit: set compute.device=cpu, or a model without that operation"
-    if "memory" in said:
+def _remedy(text: str, phase: str) -> str:
+    if "deterministic" in text:
+        return "a step must be reproducible to the bit: set compute.device=cpu, or use a model without that operation"
+    if "memory" in text:
         return "lower compute.microbatch, private.draws or model.channels"
-    return f"change the options of {stage}, private or model that are far from the shipped configs"
+    return f"change the options of {phase}, private or model that differ most from the shipped configs"
 
 
 @contextmanager
 def _no_trace(state: State) -> Iterator[None]:
-    """Puts the state and torch's generators back as they were; the copies are on the CPU, where there is room."""
+    """Restore the state and torch's generators on exit; the copies are on the CPU, which has the room."""
     buffers = {name: tensor.to("cpu", copy=True) for name, tensor in state.tensors().items()}
     central, device = state.central, state.weights.device
     try:

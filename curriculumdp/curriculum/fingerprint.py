@@ -1,7 +1,7 @@
-"""What is known to change the bits of a step's sum: a hint for when to take new keys (design D1).
+"""The fingerprint: what is known to change the bits of a step's sum, a hint for when to take new keys (design D1).
 
-It decides only whether steps that the ledger holds are replayed. The sum's MAC is the guard: a replayed sum that
-differs is thrown away whatever the fingerprint says, and steps that the ledger does not hold have new keys anyway.
+It only decides whether steps that the ledger holds are replayed. The sum's MAC is the guard: a replayed sum that
+differs is discarded whatever the fingerprint says, and steps that the ledger does not hold get new keys anyway.
 """
 
 import hashlib
@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from curriculumdp.config import Config, fresh_options
+from curriculumdp.config.changes import fresh_options
+from curriculumdp.config.config import Config
 from curriculumdp.world import World
 
-# The version of everything that turns rows and keys into a noisy sum; a change of it takes fresh keys on resume.
+# The version of all code that turns rows and keys into a noisy sum; changing it gives a resumed run new keys.
 MECHANISM = 3
 
-# Variables by which libraries choose instruction sets, algorithms or precision. Not those by which launchers set
-# threads: torch's number of threads is the config's.
+# Variables that make libraries choose instruction sets, algorithms or precision. Those with which launchers set the
+# number of threads are not here: the config sets torch's.
 ENVIRONMENT = (
     *(
         "ATEN_CPU_CAPABILITY",
@@ -34,8 +35,11 @@ ENVIRONMENT = (
     *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "TORCH_MKLDNN_MATMUL_MIN_DIM"),
     *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "OPENBLAS_CORETYPE", "BLIS_ARCH_TYPE"),
     *("NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES", "GLIBC_TUNABLES", "LD_PRELOAD"),
+)
+# Those that count on a GPU alone.
+GPU_ENVIRONMENT = (
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT"),
-    *("DISABLE_ADDMM_CUDA_LT", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE", "CUDNN_LOGINFO_DBG"),
+    *("DISABLE_ADDMM_CUDA_LT", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE"),
     *("TORCH_CUDNN_V8_API_DISABLED", "TORCH_CUDNN_SDPA_ENABLED", "PYTORCH_TUNABLEOP_ENABLED"),
     *("TRITON_F32_DEFAULT", "TRITON_INTERPRET"),
 )
@@ -44,10 +48,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fingerprint(config: Config, world: World) -> dict[str, Any]:
-    """Describe what the sums of this run depend on beside its data and keys: plain values, equal on all ranks.
+    """Return what the sums of this run depend on besides data and keys: plain values, the same on all ranks.
 
-    The config's options that are marked fresh, and the machine. Ranks on unequal machines are named by a digest of
-    theirs, so that a run may be resumed on any number of equal ones.
+    It holds the options marked *fresh* and facts about the machine. Ranks on different machines are listed by digest,
+    without a count, so a run may be resumed on any number of equal machines.
     """
     mine = fresh_options(config) | {"compute.device": world.device.type} | _machine(world.device)
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).digest()
@@ -56,7 +60,8 @@ def fingerprint(config: Config, world: World) -> dict[str, Any]:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    """Libraries, processor, and what tells them how to compute."""
+    """Return the libraries, the processor, and the settings that tell them how to compute."""
+    names = ENVIRONMENT + (GPU_ENVIRONMENT if device.type == "cuda" else ())
     facts: dict[str, Any] = {
         "mechanism": MECHANISM,
         "torch": torch.__version__,
@@ -67,7 +72,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor(),
         "fp32 precision": torch.get_float32_matmul_precision(),
-        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "environment": {name: os.environ[name] for name in names if name in os.environ},
     }
     return facts | (_gpu(device) if device.type == "cuda" else {})
 
@@ -90,7 +95,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model and a digest of the features of the first processor; libraries choose their code by both."""
+    """Return the first processor's model and a digest of its features; libraries choose their code by both."""
     try:
         lines = CPU_INFO.read_text().split("\n\n", maxsplit=1)[0].splitlines()
     except OSError:

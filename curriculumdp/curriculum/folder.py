@@ -1,6 +1,6 @@
-"""A run's folder as rank 0 keeps it: the lock, the config, the secret, the ledger, the checkpoints.
+"""The folder of a run, managed by rank 0: the lock, the config, the secret, the ledger, the checkpoints.
 
-run/private/   mode 0700, never leaves: lock, config.json, secret, ledger.jsonl, checkpoints/, metrics.jsonl, cache/
+run/private/   mode 0700, must never leave: lock, config.json, secret, ledger.jsonl, checkpoints/, metrics.jsonl, cache/
 run/release/   what may leave, written once at the end (design D5)
 """
 
@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from curriculumdp.checkpoint import Position, load_latest, save_checkpoint
-from curriculumdp.config import Config, config_from, resume_differences
+from curriculumdp.checkpoint import Position, authentic_positions, load_latest, save_checkpoint
+from curriculumdp.config.changes import resume_differences
+from curriculumdp.config.config import Config, config_from
 from curriculumdp.curriculum.dataset import attach, dataset_ledger
-from curriculumdp.curriculum.phase import State
 from curriculumdp.curriculum.plan import plan_curriculum
-from curriculumdp.curriculum.publish import guarantee_of, weights_of
+from curriculumdp.curriculum.release import guarantee_of, weights_of
+from curriculumdp.curriculum.state import State
 from curriculumdp.data.images import ImageSet
-from curriculumdp.export import damage, other_release
-from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.dataset_ledger import NoRoom
-from curriculumdp.privacy.ledger import (
+from curriculumdp.disk import make_folder, sync, write_whole
+from curriculumdp.errors import UserError
+from curriculumdp.ledger.dataset_ledger import NoRoom
+from curriculumdp.ledger.run_files import LEDGER, forget_unbegun, key_is_cut
+from curriculumdp.ledger.run_ledger import (
     CHECKPOINTS,
     SECRET,
     Ledger,
@@ -35,22 +37,23 @@ from curriculumdp.privacy.ledger import (
     RunLock,
     ledger_is_missing,
 )
-from curriculumdp.privacy.ledger_files import LEDGER, forget_unbegun, key_is_cut
-from curriculumdp.privacy.noise import check_capacity
-from curriculumdp.privacy.randomness import RunSecret, erase_private, make_folder, sync_folder
-from curriculumdp.privacy.release import AccountingError, Release
+from curriculumdp.privacy.accountant import epsilon
+from curriculumdp.privacy.event import AccountingError, PrivacyEvent
+from curriculumdp.privacy.grid_noise import check_capacity
+from curriculumdp.privacy.secret import RunSecret, erase_private
+from curriculumdp.release.export import damage, other_release
 
 CONFIG = "config.json"
-# There once a leg of the run has shown private metrics: the certificate must say so whatever later legs do.
+# Exists once any process of the run has shown private metrics: the certificate must say so whatever later ones do.
 SHOWN = "metrics_were_shown"
 
 
-class FolderError(ValueError):
-    """A run folder that this config cannot begin in or go on with; the message is one line."""
+class FolderError(UserError):
+    """A run folder in which this config can neither start nor resume a run; the message is one line."""
 
 
 class RunFolder:
-    """Rank 0's hold on a run's folder. PRIVATE. Every method is called on rank 0 alone."""
+    """Rank 0's access to the folder of a run. PRIVATE. Every method is called on rank 0 only."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.private, self.release = path, path / "private", path / "release"
@@ -58,7 +61,7 @@ class RunFolder:
 
     @property
     def ledger(self) -> Ledger:
-        assert self._ledger is not None, "the ledger is opened before anything is spent"
+        assert self._ledger is not None, "the ledger must be opened before anything is spent"
         return self._ledger
 
     @property
@@ -71,32 +74,33 @@ class RunFolder:
 
     @property
     def pending_cache(self) -> Path:
-        """Where decoded images lie until the command that decoded them is accepted."""
+        """The folder of decoded images until the command that decoded them is accepted."""
         return self.private / ".cache.unfinished"
 
     def claim(self, stack: ExitStack, config: Config) -> bool:
-        """True if the run is sealed already. Locks the folder until `stack` unwinds; refuses another run's.
+        """Lock the folder until `stack` unwinds and return True if the run is already sealed.
 
-        Writes nothing but the lock, so that a command refused here or later leaves the folder as it was; `accept`
-        writes. Raises LedgerError if another process holds it, FolderError if it cannot be written, holds a release
-        that no run there can have written, or its config differs in what a run may not change.
+        Writes nothing but the lock, so a command refused here or later leaves the folder as it was; `accept` writes
+        the rest. Raises LedgerError if another process holds the lock, FolderError if the folder is not writable, if
+        it holds a release that no run in it can have written, or if an option differs that a run may not change.
         """
         try:
             make_folder(self.path)
             stack.enter_context(RunLock(self.private))
         except OSError as error:
             raise FolderError(
-                f"run_dir {self.path}: cannot be written ({error.strerror}): name another"
+                f"run_dir {self.path}: not writable ({error.strerror}): set another run_dir"
             ) from error
         shutil.rmtree(self.pending_cache, ignore_errors=True)
         stack.callback(shutil.rmtree, self.pending_cache, ignore_errors=True)
         missing = ledger_is_missing(self.private)
         if missing and os.path.lexists(self.release):
             raise FolderError(
-                f"{self.release}: is of a run whose private folder is gone: move it away, or set another run_dir"
+                f"{self.release}: belongs to a run whose private folder is missing: move it elsewhere, or set another "
+                "run_dir"
             )
-        begun = not (missing or (key_is_cut(self.private) and self.secret_file.exists()))
-        sealed = begun and self._read_ledger().sealed is not None
+        started = not (missing or (key_is_cut(self.private) and self.secret_file.exists()))
+        sealed = started and self._read_ledger().sealed is not None
         self._compare_config(config)
         if sealed:
             self._settle()
@@ -105,15 +109,15 @@ class RunFolder:
         return sealed
 
     def claim_for_export(self, stack: ExitStack, end_run: bool) -> None:
-        """Opens what is there of a run, to export it and, with `end_run`, to seal it if it is not sealed yet.
+        """Open an existing run for export; with `end_run`, it may be unfinished, and the export will seal it.
 
-        Raises FolderError where there is no run, or one that is not finished without `end_run`.
+        Raises FolderError if there is no run, or if it is unfinished and `end_run` is not set.
         """
         if not (self.private / CONFIG).exists():
-            raise FolderError(f"{self.path} holds no run: name a run's folder, such as runs/digits")
+            raise FolderError(f"{self.path} holds no run: give the folder of a run, such as runs/digits")
         stack.enter_context(RunLock(self.private))
         if ledger_is_missing(self.private):
-            raise FolderError(f"{self.path} holds a run that has not begun: there is nothing to export")
+            raise FolderError(f"{self.path} holds a run that has not started: there is nothing to export")
         ledger = self._read_ledger()
         config = self._config()
         if ledger.sealed is None:
@@ -124,68 +128,70 @@ class RunFolder:
         self._attach(config, None)
 
     def _read_ledger(self) -> Ledger:
-        """Read the ledger; of a sealed run, erase the secret that a kill right after the seal left behind."""
+        """Read the ledger; if the run is sealed, erase the secret that a kill right after the seal may have left."""
         self._ledger = Ledger.read(self.private)
         if self._ledger.sealed is not None and self.secret_file.exists():
-            # Of a process killed between write and sync, only memory may hold the seal.
-            sync_folder(self.private / LEDGER)
+            # If the process was killed between write and sync, the seal may be in memory only.
+            sync(self.private / LEDGER)
             self.forget_secret()
         return self._ledger
 
     def _require_no_release(self) -> None:
-        """Refuse a release beside a run that is not sealed: it is written after the seal, so private/ is older."""
+        """Raise FolderError if an unsealed run has a release: that comes after the seal, so private/ is out of date."""
         if os.path.lexists(self.release):
             raise FolderError(
-                f"{self.release}: lies beside a run that is not finished, so {self.private} was rolled back or "
-                "copied: bring its newest state back, or set another run_dir"
+                f"{self.release}: exists although the run is not finished, so {self.private} was rolled back or "
+                "copied: restore its latest state, or set another run_dir"
             )
 
     def _require_end(self, ledger: Ledger, end_run: bool) -> None:
-        """Refuse to end an unfinished run without being told to."""
+        """Raise FolderError unless `end_run` allows the export to end an unfinished run."""
         if not end_run:
-            made, planned = (sum(row.count for row in rows) for rows in (ledger.releases(), ledger.planned))
+            done, planned = (sum(row.count for row in rows) for rows in (ledger.events(), ledger.planned))
             raise FolderError(
-                f"{self.path}: the run is not finished, and an export would end it for good after {made} of "
-                f"{planned} planned releases: resume training, or add --end-run"
+                f"{self.path}: the run is not finished, and an export would end it permanently after {done} of "
+                f"{planned} planned events: resume training, or add --end-run"
             )
 
     def _saved(self) -> dict[str, Any]:
-        """The options that were written down last; raises FolderError if they cannot be read."""
+        """Return the options saved last; raise FolderError if they cannot be read."""
         file = self.private / CONFIG
         try:
             saved = json.loads(file.read_text())
             if not isinstance(saved, dict):
-                raise ValueError("it holds no options")
+                raise ValueError("not a mapping of options")
         except (OSError, ValueError, RecursionError) as error:
             raise FolderError(
-                f"{file}: cannot be read ({error}): bring it back or use another run_dir"
+                f"{file}: cannot be read ({error}): restore it, or set another run_dir"
             ) from None
         return saved
 
     def _config(self) -> Config:
-        """The run's own config, as it was when its ledger began; raises FolderError or ConfigError."""
+        """Return the run's own config, checked against its ledger's digest; raise FolderError or ConfigError."""
         file = self.private / CONFIG
         config = config_from(self._saved(), str(file))
         if config_digest(config) != self.ledger.plan.get("config"):
             raise FolderError(
-                f"{file}: is not what this run's ledger began with: bring it back, or the program's version"
+                f"{file}: is not the config that this run's ledger started with: restore it, or use the program "
+                "version that wrote it"
             )
         return config
 
     def _attach(self, config: Config, data: Sequence[NDArray[Any]] | None) -> None:
-        """Ties the run to its data set's ledger; one that finds no room there may begin anew with another plan."""
+        """Attach the run to its data set's ledger; without room there, forget a run that has drawn nothing yet."""
         try:
             attach(config, self.ledger, data)
         except NoRoom:
-            if len(self.ledger.macs) == 1:  # the plan alone: nothing was drawn
+            if len(self.ledger.macs) == 1:  # only the plan: nothing was drawn
                 self.ledger.close()
                 forget_unbegun(self.private)
             raise
 
     def _settle(self) -> None:
-        """Gives back what a sealed run did not use, where a kill came before that; what is released is not refused.
+        """Return a sealed run's unused budget to the data set's ledger, in case a kill prevented that.
 
-        Raises LedgerError, before there is a release, where the data set's ledger tells of a resumed copy.
+        Raises LedgerError if the data set's ledger knows of a resumed copy and there is no release yet; once there is
+        one, errors are warnings.
         """
         try:
             self._attach(self._config(), None)
@@ -196,18 +202,18 @@ class RunFolder:
 
     def _compare_config(self, config: Config) -> None:
         file = self.private / CONFIG
-        if file.exists() and not ledger_is_missing(self.private):  # without a ledger nothing has begun
+        if file.exists() and not ledger_is_missing(self.private):  # without a ledger nothing has started
             saved = self._saved()
             changed = [d for d in resume_differences(saved, config) if d.kind == "refused"]
             if changed:
                 raise FolderError(
-                    f"{self.path} holds a run of another config: {changed[0]}"
+                    f"{self.path} holds a run with another config: {changed[0]}"
                     + (f" (and {len(changed) - 1} more)" if changed[1:] else "")
                     + ": change it back, or set another run_dir"
                 )
 
     def accept(self, config: Config) -> None:
-        """Write down the options of a command that trains from here on; to be called before it shows anything."""
+        """Save the options of a command that is about to train; call it before the command shows any metrics."""
         self._keep_config(config)
         if config.logging.show_private_metrics:
             write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")
@@ -223,7 +229,10 @@ class RunFolder:
     def open_ledger(
         self, stack: ExitStack, config: Config, images: ImageSet, parameters: int, secret: RunSecret | None
     ) -> bytes:
-        """The plan's record (JSON): solved now and written down first, or the ledger's of a run that goes on."""
+        """Create or open the ledger and return the plan's record (JSON).
+
+        A new run's plan is solved here and becomes the ledger's first entry; a resumed run's comes from its ledger.
+        """
         facts = {
             "config": config_digest(config),
             "parameters": parameters,
@@ -233,14 +242,14 @@ class RunFolder:
         data = list(images.content_arrays().values())
         if ledger_is_missing(self.private):
             plan = plan_curriculum(config)
-            for release in plan.releases():
-                check_capacity(config.data.units, release.noise_multiplier)
+            for event in plan.events():
+                check_capacity(config.data.units, event.noise_multiplier)
             if shared := dataset_ledger(config):
-                shared.require_room(plan.releases())
-            self._keep_config(config)  # a ledger without it could not be exported
+                shared.require_room(plan.events())
+            self._keep_config(config)  # a run without it could not be exported
             made = secret or RunSecret.create()
             made.save(self.secret_file)
-            record = facts | {"phases": plan.record(), "releases": [asdict(r) for r in plan.releases()]}
+            record = facts | {"phases": plan.record(), "events": [asdict(r) for r in plan.events()]}
             self._ledger = Ledger.create(self.private, made, record, data, within(config))
         else:
             kept = RunSecret.load(self.secret_file)
@@ -249,22 +258,26 @@ class RunFolder:
         self._attach(config, data)
         return json.dumps(self.ledger.plan["phases"]).encode()
 
+    def has_learnt(self) -> bool:
+        """Return whether there is anything to export: a checkpoint, and an event it was trained on."""
+        return bool(self.ledger.events()) and self.latest(print) is not None
+
     def checkpointed(self, untrained: Callable[[Config, torch.device], State]) -> tuple[Config, State]:
-        """The run's own config and the state of its latest checkpoint, on the CPU, for an export."""
+        """Return the run's own config and its latest checkpoint's state, on the CPU; raise FolderError without one."""
         config = self._config()
         state = untrained(config, torch.device("cpu"))
         found = self.latest(print)
         if found is None:
             raise FolderError(f"{self.path} has no checkpoint yet: there is nothing to export")
-        if not self.ledger.releases():
-            raise FolderError(f"{self.path} has learnt nothing yet: train it before you export it")
+        if not self.ledger.events():
+            raise FolderError(f"{self.path} has not been trained on any data yet: train it before exporting")
         state.load(found[1])
         return config, state
 
     def release_problem(self, untrained: Callable[[Config, torch.device], State]) -> str | None:
-        """Tell what is wrong with the release of this sealed run, or None: it is whole, and of this very run.
+        """Describe what is wrong with the release of this sealed run; return None if it is intact and this run's.
 
-        A run whose last checkpoint was removed or damaged after its end is told by its certificate alone.
+        If the last checkpoint was removed or damaged after the end of the run, only the certificate is checked.
         """
         config, weights, damaged = self._config(), None, list[str]()
         found = self.latest(damaged.append)
@@ -276,14 +289,17 @@ class RunFolder:
         return other_release(self.release, guarantee, weights) or damage(self.release)
 
     def latest(self, warn: Callable[[str], None]) -> tuple[Position, dict[str, torch.Tensor]] | None:
-        """The latest whole checkpoint, or None; the ledger must be one that goes on from the one it saw."""
+        """Return the latest complete checkpoint, or None; raise LedgerError unless the ledger extends what all saw.
+
+        A checkpoint with damaged tensors is still a witness of the ledger, if its record is authentic.
+        """
+        for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key):
+            self.ledger.check_prefix(position.ledger_count, position.ledger_mac)
         found = load_latest(self.private / CHECKPOINTS, self.ledger.checkpoint_key, warn)
-        if found is not None:
-            self.ledger.check_prefix(found[0].ledger_count, found[0].ledger_mac)
         return found
 
     def save(self, config: Config, state: State) -> None:
-        """Writes a checkpoint of `state`, tied to the ledger as it is now."""
+        """Write a checkpoint of `state`, bound to the current head of the ledger."""
         names = [*config.curriculum, "done"]
         position = Position(state.phase, names[state.phase], state.step, *self.ledger.head())
         keep = config.checkpoint.keep
@@ -292,13 +308,13 @@ class RunFolder:
         )
 
     def seal(self, reason: str) -> None:
-        """Ends the ledger ("planned", "budget", "operator") and erases the secret: nothing is drawn after this."""
+        """Seal the ledger ("planned", "budget", "operator") and erase the secret: nothing can be drawn after this."""
         if self.ledger.sealed is None:
             self.ledger.seal(reason)
         self.forget_secret()
 
     def forget_secret(self) -> None:
-        """Erases the secret: no draw of this run can be made again. The ledger's key stays."""
+        """Erase the secret, so that no draw of this run can be repeated; the ledger's MAC key stays."""
         if self.secret_file.exists():
             erase_private(self.secret_file)
 
@@ -307,38 +323,22 @@ class RunFolder:
         return (self.private / SHOWN).exists()
 
 
-def within(config: Config) -> Callable[[Sequence[Release]], bool]:
-    """Whether releases together keep to the config's budget: asked only beyond what the plan has paid for."""
+def within(config: Config) -> Callable[[Sequence[PrivacyEvent]], bool]:
+    """Return a function that tells whether events fit the config's budget; it is asked only about unplanned ones."""
     budget = config.privacy
 
-    def allows(releases: Sequence[Release]) -> bool:
+    def allows(events: Sequence[PrivacyEvent]) -> bool:
         try:
-            return epsilon(releases, budget.delta) <= budget.epsilon
-        except AccountingError:  # so many at once cost more than an accountant will compute
+            return epsilon(events, budget.delta) <= budget.epsilon
+        except AccountingError:  # so many events cost more than the accountant can compute
             return False
 
     return allows
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 (hex) of the options that a run may not change."""
+    """Return the SHA-256 (hex) of the options that a run may not change."""
     blank = config.model_validate(config.resolved())
     options = {d.key for d in resume_differences({}, blank) if d.kind == "refused"}
     flat = {d.key: d.now for d in resume_differences({}, config) if d.key in options}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Replaces a private file by `content`, wholly or not at all, whatever happens."""
-    beside = file.with_name(f".{file.name}.unfinished")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.rename(file)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)

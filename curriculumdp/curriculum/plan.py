@@ -1,6 +1,6 @@
-"""What a run will do and what it will cost, solved before any image is read. PUBLIC: it sees no data.
+"""The plan: what a run will do and what it will cost, solved before any image is read. PUBLIC: it sees no data.
 
-Imports no torch, so that `launch/plan.py` answers on any machine.
+It does not import torch, so `launch/plan.py` works on any machine.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from curriculumdp.config import Config
+from curriculumdp.config.config import Config
 from curriculumdp.privacy.accountant import ACCOUNTANT, check_delta, epsilon, epsilon_path
 from curriculumdp.privacy.calibrate import (
     MAX_BUDGET,
@@ -18,7 +18,7 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
-from curriculumdp.privacy.release import AccountingError, Mechanism, Release, as_typed, rounded_up
+from curriculumdp.privacy.event import AccountingError, Mechanism, PrivacyEvent, as_typed, rounded_up
 
 TABLE_HEAD = (
     "phase",
@@ -26,7 +26,7 @@ TABLE_HEAD = (
     "sample rate",
     "noise multiplier",
     "steps",
-    "units a step",
+    "units per step",
     "ε alone",
     "of budget",
 )
@@ -34,10 +34,10 @@ TABLE_HEAD = (
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A row of the plan. `steps` are queries for central; `expected_units`, a step's: rate × declared units.
+    """A row of the plan. steps: queries, for the central phase. expected_units: per step, rate × declared units.
 
-    `epsilon_alone` is what the phase would cost if it were the whole run. A phase that releases nothing has
-    the mechanism "post_processing" and neither rate nor noise.
+    epsilon_alone: what the phase would cost if it were the whole run. A phase that spends nothing has the mechanism
+    "post_processing" and neither rate nor noise.
     """
 
     name: str
@@ -49,16 +49,16 @@ class PlannedPhase:
     expected_units: float | None
 
     @property
-    def release(self) -> Release | None:
-        """What the phase gives away, or None."""
+    def event(self) -> PrivacyEvent | None:
+        """The privacy event that the phase is charged, or None."""
         if self.mechanism == "post_processing" or self.sample_rate is None or self.noise_multiplier is None:
             return None
-        return Release(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.steps)
+        return PrivacyEvent(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.steps)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's phases and their cost: `epsilon` at `delta`, all together, is at most `budget`."""
+    """The phases of a run and their cost: all together cost `epsilon` at `delta`, which is at most `budget`."""
 
     phases: tuple[PlannedPhase, ...]
     epsilon: float
@@ -67,72 +67,72 @@ class Plan:
     accountant: str
 
     def phase(self, name: str) -> PlannedPhase:
-        """The row of that name; KeyError if the curriculum has none."""
+        """Return the row of phase `name`; raise KeyError if the curriculum does not have it."""
         for row in self.phases:
             if row.name == name:
                 return row
         raise KeyError(name)
 
-    def releases(self) -> list[Release]:
-        """What the whole run releases, in order."""
-        return [row.release for row in self.phases if row.release is not None]
+    def events(self) -> list[PrivacyEvent]:
+        """Return the events that the whole run is charged, in order."""
+        return [row.event for row in self.phases if row.event is not None]
 
     def record(self) -> dict[str, Any]:
-        """The plan as JSON knows it, for the ledger's first entry."""
+        """Return the plan as plain values for JSON: the ledger's first entry."""
         return asdict(self) | {"phases": [asdict(row) for row in self.phases]}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Plan":
-        """The plan that `record` describes: nothing is solved again."""
+        """Rebuild a plan from its record, without solving anything again."""
         return cls(**record | {"phases": tuple(PlannedPhase(**row) for row in record["phases"])})
 
     def figures(self) -> dict[str, Any]:
-        """What `launch/plan.py --json` prints."""
+        """Return what `launch/plan.py --json` prints."""
         keys = ("name", "mechanism", "sample_rate", "noise_multiplier", "steps", "epsilon_alone")
         phases = [{key: getattr(row, key) for key in keys} for row in self.phases]
         return {"epsilon": self.epsilon, "delta": self.delta, "accountant": self.accountant, "phases": phases}
 
 
 def plan_curriculum(config: Config) -> Plan:
-    """The plan of a run, which costs at most `privacy.epsilon`, central queries included.
+    """Solve the plan of a run, which costs at most `privacy.epsilon`, central queries included.
 
-    DP-SGD's noise is the least for which that holds. Raises AccountingError, one line; BudgetTooSmall where
-    the central queries alone cost too much.
+    DP-SGD gets the smallest noise multiplier for which that holds. Raises AccountingError, one line; its subclass
+    BudgetTooSmall if the central queries alone cost too much.
     """
     budget, delta = config.privacy.epsilon, config.privacy.delta
     with _about("privacy.delta"):
         check_delta(delta)
     with _about("privacy.epsilon"):
         check_budget(budget)
-    releases: dict[str, Release] = {}
+    events: dict[str, PrivacyEvent] = {}
     if "central" in config.curriculum:
-        releases["central"] = _central(config)
+        events["central"] = _central(config)
     if "private" in config.curriculum:
-        releases["private"] = _private(config, list(releases.values()))
-    total = epsilon(list(releases.values()), delta)
+        events["private"] = _private(config, list(events.values()))
+    total = epsilon(list(events.values()), delta)
     if not total <= budget:
         raise RuntimeError(f"the plan costs ε = {total!r}, more than its budget {budget!r}")
-    rows = tuple(_row(config, stage, releases.get(stage)) for stage in config.curriculum)
+    rows = tuple(_row(config, phase, events.get(phase)) for phase in config.curriculum)
     return Plan(rows, total, delta, budget, ACCOUNTANT)
 
 
 def spent_table(plan: Plan, points: int = 10) -> list[tuple[int, float]]:
-    """(releases done, ε spent by then) at even distances and at each phase's end, from (0, 0); upper bounds.
+    """Return rows (events done, upper bound on the ε spent), evenly spaced and at the end of each phase, from (0, 0).
 
-    Between two rows the later one's ε holds, since no release gives any back.
+    Between two rows the ε of the later one holds, since ε never decreases.
     """
-    ends = list(accumulate(release.count for release in plan.releases()))
+    ends = list(accumulate(event.count for event in plan.events()))
     done = sorted({round(ends[-1] * point / points) for point in range(points + 1)} | {*ends})
-    path = epsilon_path(plan.releases(), done, plan.delta)
+    path = epsilon_path(plan.events(), done, plan.delta)
     return [(uses, min(spent, plan.epsilon)) for uses, spent in zip(done, path, strict=True)]
 
 
 def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
-    """(ε, DP-SGD's σ there) for a quarter, half and twice the budget, by RDP: some 10 % too much.
+    """Return (ε, DP-SGD's noise multiplier) for a quarter, half and twice the budget, by RDP: some 10 % too high.
 
-    None where the queries before DP-SGD alone cost more; empty for a plan without DP-SGD.
+    The noise multiplier is None if the central queries alone cost more. Empty for a plan without DP-SGD.
     """
-    *before, last = plan.releases()
+    *before, last = plan.events()
     return [
         (budget, _noise_by_rdp(before, last, budget, plan.delta))
         for budget in (plan.budget / 4, plan.budget / 2, 2 * plan.budget)
@@ -141,7 +141,7 @@ def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
 
 
 def described(plan: Plan) -> str:
-    """The plan as a table for a person, with what other budgets would need."""
+    """Return the plan as a table to read, with the noise that other budgets would need."""
     lines = [TABLE_HEAD] + [
         (
             row.name,
@@ -162,14 +162,14 @@ def described(plan: Plan) -> str:
         for budget, noise in other_budgets(plan)
     ]
     table.append(
-        f"\ntogether: ε = {rounded_up(plan.epsilon)} of {as_typed(plan.budget)} at δ = {as_typed(plan.delta)} "
+        f"\ntotal: ε = {rounded_up(plan.epsilon)} of {as_typed(plan.budget)} at δ = {as_typed(plan.delta)} "
         f"({plan.accountant})"
     )
-    if len(plan.releases()) > 1:
-        table.append("(costs compose to less than their sum, so the shares pass 100 %)")
+    if len(plan.events()) > 1:
+        table.append("(phases compose to less than their sum, so the percentages add up to more than 100 %)")
     if others:
         table.append(
-            "noise multipliers for other budgets, approximate (RDP, 5 to 12 % high): " + "; ".join(others)
+            "approximate noise multipliers for other budgets (RDP, 5 to 12 % too high): " + "; ".join(others)
         )
     return "\n".join(table)
 
@@ -178,56 +178,58 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
 
-def _noise_by_rdp(before: list[Release], private: Release, budget: float, delta: float) -> float | None:
+def _noise_by_rdp(
+    before: list[PrivacyEvent], private: PrivacyEvent, budget: float, delta: float
+) -> float | None:
     try:
         return solve_noise_multiplier_rdp(before, private.sample_rate, private.count, budget, delta)
     except BudgetTooSmall:
         return None
 
 
-def _central(config: Config) -> Release:
+def _central(config: Config) -> PrivacyEvent:
     central, privacy = config.central, config.privacy
-    assert central is not None  # the config saw to it
-    release = Release(
+    assert central is not None  # checked when the config was loaded
+    event = PrivacyEvent(
         "central", "subsampled_gaussian", central.sample_rate, central.noise_multiplier, central.queries
     )
-    alone = epsilon([release], privacy.delta)
+    alone = epsilon([event], privacy.delta)
     if alone >= privacy.epsilon:
         raise BudgetTooSmall(
             f"central.queries = {central.queries}, central.sample_rate = {central.sample_rate:g} and "
             f"central.noise_multiplier = {central.noise_multiplier:g} cost ε = {rounded_up(alone)} alone, but "
             f"privacy.epsilon is {as_typed(privacy.epsilon)}: lower the first two, or raise one of the others"
         )
-    return release
+    return event
 
 
-def _private(config: Config, before: list[Release]) -> Release:
+def _private(config: Config, before: list[PrivacyEvent]) -> PrivacyEvent:
     private, privacy = config.private, config.privacy
     with _about("private.steps and private.sample_rate"):
         noise = solve_noise_multiplier(
             before, private.sample_rate, private.steps, privacy.epsilon, privacy.delta
         )
-        return Release("private", "subsampled_gaussian", private.sample_rate, noise, private.steps)
+        return PrivacyEvent("private", "subsampled_gaussian", private.sample_rate, noise, private.steps)
 
 
-def _row(config: Config, stage: str, release: Release | None) -> PlannedPhase:
-    if release is None:
-        assert config.warmup is not None  # the one stage that releases nothing
-        return PlannedPhase(stage, "post_processing", None, None, config.warmup.steps, 0.0, None)
+def _row(config: Config, phase: str, event: PrivacyEvent | None) -> PlannedPhase:
+    if event is None:
+        assert config.warmup is not None  # the only phase that spends nothing
+        return PlannedPhase(phase, "post_processing", None, None, config.warmup.steps, 0.0, None)
     return PlannedPhase(
-        stage,
-        release.mechanism,
-        release.sample_rate,
-        release.noise_multiplier,
-        release.count,
-        epsilon([release], config.privacy.delta),
-        release.sample_rate * config.data.units,
+        phase,
+        event.mechanism,
+        event.sample_rate,
+        event.noise_multiplier,
+        event.count,
+        epsilon([event], config.privacy.delta),
+        event.sample_rate * config.data.units,
     )
 
 
 @contextmanager
 def _about(key: str) -> Iterator[None]:
-    """Puts the config's key before what an accountant says of its value."""
+    """Prefix the accountant's errors with the config key that they are about."""
     try:
         yield
     except AccountingError as error:

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM from a scheduler, or the death of the launcher."""
+"""Preemption: SIGTERM from a scheduler, or the death of the launcher."""
 
 import os
 import signal
@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# `accelerate launch` of one process dies of a SIGTERM without handing it on to its worker (measured).
+# With one process, `accelerate launch` dies on SIGTERM without forwarding it to its worker (measured).
 LAUNCHED_BY = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
 
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets inside the `with` block; the step that is under way is finished first."""
+    """Yield an event that SIGTERM sets inside the `with` block; the current step is finished first."""
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping
@@ -25,5 +25,5 @@ def stop_signal() -> Iterator[threading.Event]:
 
 
 def launcher_is_gone() -> bool:
-    """True if `accelerate launch` started this process and no longer lives."""
+    """Tell whether `accelerate launch` started this process and has since died."""
     return LAUNCHED_BY is not None and os.getppid() != LAUNCHED_BY

@@ -1,44 +1,42 @@
-"""Stage two: DP-SGD on the sensitive images (Abadi et al. 2016; noise multiplicity: DPDM, Dockhorn et al. 2022).
+"""The private phase: DP-SGD on the sensitive images (Abadi et al. 2016).
 
-A step, as design D3 has it: Poisson rows; per-unit gradients, one norm per unit over all parameters, clipped and
-rounded to a grid; an exact integer sum over microbatches and ranks; the ledger's entry; Gaussian noise once; the
-division by the EXPECTED batch; Adam; EMA.
+Noise multiplicity is from DPDM (Dockhorn et al. 2022).
+
+A step (design D3): Poisson rows; per-unit gradients, with one norm per unit over all parameters, clipped and rounded
+to a grid; an exact integer sum over microbatches and ranks; the ledger's entry; Gaussian noise, once; division by the
+EXPECTED batch; Adam; EMA.
 """
 
 from functools import partial
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from curriculumdp.checkpoint import weights_digest
+from curriculumdp.curriculum.batch import UnitBatch, draw_batch
+from curriculumdp.curriculum.clipped_sum import Microbatch, Seen, figures_of, figures_table
 from curriculumdp.curriculum.engine import build_engine
-from curriculumdp.curriculum.microbatch import Microbatch, Seen, UnitBatch, figures_of, figures_table
-from curriculumdp.curriculum.phase import Run, State
-from curriculumdp.data.images import ImageSet
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import State
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
-from curriculumdp.privacy.noise import add_noise, from_grid
-from curriculumdp.privacy.randomness import normals, uniforms, unit_words
+from curriculumdp.privacy.grid_noise import add_noise, from_grid
 from curriculumdp.privacy.sampling import microbatches, poisson_rows
 from dpkernels.noise_step import adam_step, noise_step
 
-# Words of a draw, in order: which image, label dropout, noise level (two), then the diffusion noise.
-HEAD_WORDS = 4
-
 
 class PrivatePhase:
-    """DP-SGD under the plan's rate and noise multiplier."""
+    """DP-SGD at the plan's sample rate and noise multiplier."""
 
     name = "private"
 
     def __init__(self, run: Run) -> None:
         config = run.config.private
         self.config, self.steps = config, config.steps
-        planned = run.plan.phase(self.name).release
+        planned = run.plan.phase(self.name).event
         assert planned is not None
-        self.release = planned
+        self.event = planned
         self.expected_units = config.sample_rate * run.config.data.units
         self.work: Microbatch | None = None
 
@@ -46,21 +44,21 @@ class PrivatePhase:
         state.forget_moments()
 
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
-        rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)
+        rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.event.sample_rate)
         total, seen = self.clipped_sum(run, state, step, rows)
         figures = self.figures(run, rows, seen)
-        key = run.charge(self.release, step, self.config.clip_norm, total)
+        key = run.charge(self.event, step, self.config.clip_norm, total)
         self.update(state, step, total, key)
         return figures | {"units": float(len(rows))}
 
     def update(self, state: State, step: int, total: Tensor, key: bytes) -> None:
-        """Noise once, the division by the EXPECTED batch, Adam, EMA (D3.5, D3.6), the same on every rank.
+        """Add noise once, divide by the EXPECTED batch, update Adam and the EMA (D3.5, D3.6); equal on every rank.
 
-        total: the sum over the ranks, int64 [P]; key: from its ledger entry (both PRIVATE). On a GPU it is one pass
-        over the buffers, which draws the same noise to within a step of the grid, and zeroes `total`.
+        total: the sum over the ranks, int64 [P]; key: from its ledger entry; both PRIVATE. On a GPU this is one pass
+        over the buffers, which draws the same noise to within one step of the grid and zeroes `total`.
         """
         sigma, clip_norm, rate = (
-            self.release.noise_multiplier,
+            self.event.noise_multiplier,
             self.config.clip_norm,
             self.learning_rate(step),
         )
@@ -72,18 +70,19 @@ class PrivatePhase:
         adam_step(gradient.float(), state, step, rate, self.config.ema)
 
     def learning_rate(self, step: int) -> float:
-        """Constant, then linear to 0 over the last `decay` of the steps."""
+        """Return a step's learning rate: constant, then linear to 0 over the last fraction `decay` of the steps."""
         decaying = self.config.decay * self.steps
         left = (self.steps - step) / decaying if decaying else 1.0
         return self.config.learning_rate * min(1.0, left)
 
     def clipped_sum(self, run: Run, state: State, step: int, rows: np.ndarray) -> tuple[Tensor, list[Seen]]:
-        """PRIVATE: this rank's share of the un-noised sum on the grid, int64 [P], and what its microbatches saw.
+        """Return this rank's part of the sum before noise, on the grid, int64 [P], and microbatch metrics. PRIVATE.
 
-        Microbatch number i is rank i mod world's; no collective runs in here. What a microbatch computes
-        depends on its rows alone, so neither the world nor the order can show in the sum. A unit without images keeps
-        its slot: were it dropped, the units behind it would move, their arithmetic with them, and two neighbours'
-        sums would differ by more than one unit's vector. That, not the clip's margin, bounds the sensitivity.
+        Rank r computes the microbatches i with i mod world = r; no collective runs here. A microbatch's result depends
+        on its rows alone, so neither the world nor the order shows in the sum. A unit without images keeps its slot:
+        if it were dropped, the units after it would move, their arithmetic would change, and the sums of two
+        neighbours would differ by more than one unit's vector. Keeping the slot, not the clip's margin, bounds the
+        sensitivity.
         """
         compute, world = run.config.compute, run.world
         work = self.work = self.work or self._microbatch(run, state)
@@ -95,9 +94,10 @@ class PrivatePhase:
         return work.total.clone(), seen
 
     def figures(self, run: Run, rows: np.ndarray, seen: list[Seen]) -> dict[str, float]:
-        """PRIVATE: the figures of all ranks' units, on every rank; nothing that is released may depend on them.
+        """Return the metrics of all ranks' units, on every rank. PRIVATE: nothing that is released may depend on them.
 
-        One collective, which every rank joins whatever its share: the sample and hence the table's shape are shared.
+        It is one collective, which every rank joins even without microbatches: the sample, hence the table's shape, is
+        the same on all.
         """
         world, size = run.world, run.config.compute.microbatch
         table = figures_table(seen, world.rank, world.size, -(-len(rows) // size), size).to(world.device)
@@ -105,7 +105,7 @@ class PrivatePhase:
         return figures_of(table)
 
     def _microbatch(self, run: Run, state: State) -> Microbatch:
-        """The work that every microbatch of this phase is: built once, captured on a GPU."""
+        """Build the work of a microbatch, once per phase; on a GPU it is captured as a CUDA graph."""
         compute, device = run.config.compute, run.world.device
         denoiser = Denoiser(state.net, self.config.sigma_data)
         return Microbatch(
@@ -129,7 +129,7 @@ class PrivatePhase:
         )
 
     def _unit_losses(self, run: Run, denoiser: Denoiser, batch: "UnitBatch") -> Tensor:
-        """The loss of each unit [B]: the mean over its K draws."""
+        """Return the loss per unit [B], the mean over its K draws."""
         bf16 = run.config.compute.precision == "bf16"
         images, noise = batch.images, batch.noise
         if run.config.compute.memory_format == "channels_last":
@@ -140,60 +140,5 @@ class PrivatePhase:
         return losses.view(-1, self.config.draws).mean(1)
 
     def sync(self, run: Run, state: State) -> None:
-        """Every rank made the same update from the same noisy sum: they must agree to the bit."""
+        """Raise WorldError unless all ranks, having made the same updates, have the same weights to the bit."""
         run.world.require_equal("the weights", weights_digest(state.weights))
-
-
-def draw_batch(
-    images: ImageSet,
-    units: Tensor,
-    draws: int,
-    key: bytes,
-    step: int,
-    device: torch.device,
-    label_dropout: float = 0.0,
-    null_class: int = 0,
-) -> UnitBatch:
-    """The draws of a microbatch; `units` int64 [B], −1 for padding; label `null_class` where a label is dropped.
-
-    Everything drawn for a unit is a function of (key, step, unit, draw): where it stands in the microbatch and
-    who stands beside it changes nothing (design D1).
-    """
-    places = units.clamp(min=0)
-    counts = torch.from_numpy(images.counts)[places]
-    present = (units >= 0) & (counts > 0)
-    shape = (len(units) * draws, *images.images.shape[1:])
-    pixels = prod(images.images.shape[1:])
-    words = unit_words(key, step, _sent(places, device), draws, HEAD_WORDS + pixels + pixels % 2)
-    # What picks an image is drawn where the images are: asking the GPU for it would stop the queue of work.
-    head = words if words.device.type == "cpu" else unit_words(key, step, places, draws, HEAD_WORDS)
-    pick = (uniforms(head[..., 0]) * counts[:, None]).long()
-    owned = torch.from_numpy(images.offsets)[places][:, None] + torch.minimum(
-        pick, (counts - 1).clamp(min=0)[:, None]
-    )
-    shown = images if len(images.images) else _one_blank(images)
-    rows = torch.from_numpy(shown.order)[torch.where(present[:, None], owned, 0)].flatten()
-    kept = uniforms(head[..., 1]).flatten() >= label_dropout
-    labels = torch.where(kept, torch.from_numpy(shown.labels)[rows], null_class)
-    seen = present.repeat_interleave(draws)
-    pixels_01 = _sent(torch.from_numpy(shown.images)[rows], device).float() / 255
-    level = normals(words[..., 2:4])[..., 0].flatten()
-    noise = normals(words[..., HEAD_WORDS:])[..., :pixels].reshape(shape)
-    return UnitBatch(
-        torch.where(_sent(seen, device)[:, None, None, None], pixels_01 * 2 - 1, 0.0),
-        _sent(torch.where(seen, labels, 0), device),
-        level,
-        noise,
-        _sent(present, device),
-    )
-
-
-def _one_blank(images: ImageSet) -> ImageSet:
-    """An image for absent units to stand on where nobody owns one: that set is a neighbour too, and must train."""
-    blank, first = np.zeros((1, *images.images.shape[1:]), dtype=np.uint8), np.zeros(1, dtype=np.int64)
-    return ImageSet(blank, first, first, images.unit_count)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without waiting for the GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,37 +1,38 @@
-"""Whether a network still computes numbers: asked before it may spend, and before a checkpoint stands for it.
+"""Checks that a network still gives finite outputs, made before a phase spends and before a checkpoint is saved.
 
-All of it looks at the weights and the EMA alone, which come from noisy sums: that a run stops is post-processing.
-How many units were left out, their losses and their norms are PRIVATE and may stop nothing: one person could then
-end a run, and its end would tell of them.
+They look at the weights and the EMA alone, which come from noisy sums, so stopping a run is post-processing. Losses,
+norms and the number of excluded units are PRIVATE and must not stop a run: one person's images could then end it, and
+the end would reveal them.
 """
 
 import torch
 from torch.func import functional_call
 
-from curriculumdp.curriculum.phase import State, module_tensors
+from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.diffusion.sample import SIGMA_MAX, SIGMA_MIN
+from curriculumdp.errors import UserError
 
-# Noise levels at which the network is asked: sampling passes through all between the first and the last.
+# Noise levels at which the network is evaluated: sampling covers the range from the first to the last.
 LEVELS = (SIGMA_MIN, 0.05, 1.0, SIGMA_MAX)
 
 
-class TrainingError(ValueError):
-    """Training that cannot be resumed to any use; the message is one line."""
+class TrainingError(UserError):
+    """A ruined network: resuming its training is pointless. The message is one line."""
 
 
 def fault_of(state: State) -> str | None:
-    """What is not finite: the weights, their average, or what a network of either answers to public noise; or None."""
+    """Return what is not finite, or None: the weights, their average, or the output of either on public noise."""
     for name, flat in (("the weights", state.weights), ("the weights' moving average", state.ema)):
         if not bool(flat.isfinite().all()):
             return f"{name} hold NaN or infinity"
         if not bool(_answers(state, flat).isfinite().all()):
-            return f"a network of {name} answers NaN or infinity"
+            return f"the network with {name} outputs NaN or infinity"
     return None
 
 
 @torch.no_grad()
 def _answers(state: State, flat: torch.Tensor) -> torch.Tensor:
-    """The network's output for public noise, one image for each of LEVELS, with `flat` for its weights."""
+    """Return the network's output on public noise, one image per level of LEVELS, with `flat` as its weights."""
     config, device = state.net.config, flat.device
     shape = (len(LEVELS), config.in_channels, config.sample_size, config.sample_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -45,25 +46,25 @@ def _answers(state: State, flat: torch.Tensor) -> torch.Tensor:
 
 
 def require_finite(state: State, phase: str) -> None:
-    """Raises TrainingError rather than let a phase spend on weights that an earlier one has ruined."""
+    """Raise TrainingError before `phase` spends on weights that an earlier phase has ruined."""
     if (fault := fault_of(state)) is not None:
         raise TrainingError(
-            f"{fault}, before the phase {phase}, which is not begun: begin a new run in another folder with a lower "
+            f"{fault} before the {phase} phase, which was not started: start a new run in another run_dir with a lower "
             "warmup.learning_rate, or another init_from"
         )
 
 
 def require_sound(state: State, phase: str, run_dir: str) -> None:
-    """Raises TrainingError where training in `phase` has ruined the network, so that no checkpoint is made of it."""
+    """Raise TrainingError if `phase` has ruined the network, so that no checkpoint of it is saved."""
     if (fault := fault_of(state)) is not None:
         raise ruined(fault, state.step, phase, run_dir)
 
 
 def ruined(fault: str, step: int, phase: str, run_dir: str) -> TrainingError:
-    """The line in which a run ends whose network is gone, which is not that units were left out of a sum."""
+    """Return the error that ends a run whose network is ruined; units excluded from a sum never cause it."""
     return TrainingError(
-        f"the network is ruined by step {step} of the phase {phase}: {fault} (units left out of sums do not do this; a "
-        "learning rate that is too high does). Nothing more is charged and the last good checkpoint stays: export it "
-        f"with launch/export.py {run_dir} --end-run, or begin a new run in another run_dir with a lower "
+        f"the network was ruined by step {step} of the {phase} phase: {fault} (a learning rate that is too high does "
+        "this; units excluded from sums do not). Nothing more is charged and the last good checkpoint is kept: export "
+        f"it with launch/export.py {run_dir} --end-run, or start a new run in another run_dir with a lower "
         f"{phase}.learning_rate"
     )

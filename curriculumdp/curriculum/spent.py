@@ -9,18 +9,18 @@ POINTS = 12
 
 
 class SpentSoFar:
-    """ε at the next of a dozen even points of the plan, or a phase's end: never below what is spent. Public."""
+    """The ε at the next of a dozen even points of the plan or end of a phase: never below what is spent. PUBLIC."""
 
     def __init__(self, plan: Plan) -> None:
         self._table = spent_table(plan, POINTS)
         self._before, self._spending = {}, {}
         done = 0
         for phase in plan.phases:
-            self._before[phase.name], self._spending[phase.name] = done, phase.release is not None
-            done += phase.steps if phase.release is not None else 0
+            self._before[phase.name], self._spending[phase.name] = done, phase.event is not None
+            done += phase.steps if phase.event is not None else 0
 
     def __call__(self, phase: str, step: int) -> float:
-        """The bound once `step` steps of `phase` are done."""
+        """Return an upper bound on the ε spent once `step` steps of `phase` are done."""
         uses = self._before[phase] + step * self._spending[phase]
         return self._table[bisect_left(self._table, (uses, 0.0))][1]
 
@@ -28,18 +28,18 @@ class SpentSoFar:
 def counting_repeats(
     spent: Callable[[str, int], float], plan: Plan, charged: Callable[[], int]
 ) -> Callable[[str, int], float]:
-    """`spent`, but the whole budget while more releases are `charged` than the plan has made by then.
+    """Return `spent`, but with the whole budget as its bound while more events are `charged` than planned by then.
 
-    So it is once steps were done again under new keys, and until a replay has caught up with the ledger: what
-    the plan's first releases cost is no bound on that, the budget is.
+    That is so once steps have been repeated under new keys, and until a replay has caught up with the ledger: the cost
+    of the plan's first events does not bound what was spent then, but the budget does.
     """
     before, done = {}, 0
     for phase in plan.phases:
         before[phase.name] = done
-        done += phase.steps if phase.release is not None else 0
+        done += phase.steps if phase.event is not None else 0
 
     def bound(phase: str, step: int) -> float:
-        planned = before[phase] + (step if plan.phase(phase).release is not None else 0)
+        planned = before[phase] + (step if plan.phase(phase).event is not None else 0)
         return spent(phase, step) if charged() <= planned else plan.budget
 
     return bound

@@ -1,7 +1,7 @@
-"""Warm-up: ordinary training on central images with random augmentation. It touches no sensitive row.
+"""The warmup phase: ordinary training on central images with random augmentation. It touches no sensitive row.
 
-Rank 0 alone does it and broadcasts the outcome, since DDP's order of sums would depend on the world. Each
-step's draws come from a generator seeded afresh from (seed, purpose, step), so that resume needs no RNG state.
+Only rank 0 trains, and broadcasts the result, since DDP's order of summation would depend on the world. Each step's
+draws come from a generator seeded anew from (seed, purpose, step), so resume needs no RNG state.
 """
 
 import hashlib
@@ -10,13 +10,14 @@ import torch
 from kornia.augmentation.auto import RandAugment
 from torch import Tensor
 
-from curriculumdp.curriculum.phase import Run, State, module_tensors
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from dpkernels.noise_step import adam_step
 
-# kornia's own ranges invert and darken already at small magnitudes; at magnitude m of 30 an operation goes
-# m/30 of the way into these, which keep a central image what it is.
+# kornia's default ranges invert and darken even at small magnitudes. At magnitude m of 30 an operation goes m/30 of the
+# way into the ranges here, which keep a central image recognisable.
 POLICY = [
     [("rotate", -30.0, 30.0)],
     [("shear_x", -0.3, 0.3)],
@@ -29,13 +30,13 @@ POLICY = [
 
 
 def public_seed(seed: int, purpose: str, step: int = 0) -> int:
-    """A torch seed for draws that touch no sensitive row, from the config's public seed."""
+    """Return a torch seed, derived from the config's public seed, for draws that touch no sensitive row."""
     digest = hashlib.sha256(f"{seed}:{purpose}:{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 class WarmupPhase:
-    """EDM training on the central images; public in, public out."""
+    """The warmup phase: EDM training on the central images. Input and output are PUBLIC."""
 
     name = "warmup"
 
@@ -72,7 +73,7 @@ class WarmupPhase:
         return {"loss": float(loss.detach())}
 
     def _batch(self, state: State, classes: int) -> tuple[Tensor, Tensor]:
-        """A random batch of augmented central images in [−1, 1] on the CPU, and labels (`classes` = none)."""
+        """Draw a batch of augmented central images in [−1, 1], on the CPU, and labels (`classes` means no label)."""
         central = state.central
         rows = torch.randint(len(central.labels), (self.config.batch,))
         images = self.augment(central.images[rows].float() / 255).clamp(0, 1)

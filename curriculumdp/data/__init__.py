@@ -1,1 +1,1 @@
-"""The sensitive images: reading, checking against what is declared, and who owns which."""
+"""The sensitive images: reading them, checking them against the config, and who owns which."""

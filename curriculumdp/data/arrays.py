@@ -1,6 +1,6 @@
-"""Readers of sources that hold arrays: scikit-learn's digits, MNIST's idx files, npz. Never a pickle.
+"""Readers for array sources: scikit-learn's digits, MNIST's idx files, npz. Pickles are never loaded.
 
-What a file's header declares is checked against the file's own length before memory is asked for.
+The size that a file's header declares is checked against the file's length before memory is allocated.
 """
 
 import gzip
@@ -21,17 +21,17 @@ from curriculumdp.data.pixels import array_pixels
 
 Read = TypeVar("Read")
 IDX_PREFIX = {"train": "train", "test": "t10k"}
-GZIP_RATIO = 1032  # deflate cannot pack tighter
-IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # unsigned bytes, of 3 and of 1 dimensions
-# What Python's readers of gzip, zip and npy raise on damaged, encrypted or foreign files.
+GZIP_RATIO = 1032  # deflate's maximum compression ratio
+IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # magic numbers: unsigned bytes in 3 dimensions and in 1
+# What Python's gzip, zip and npy readers raise on damaged or encrypted files and on other formats.
 DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
 NPZ_ARRAYS = {"images", "labels", "units"}
-# The rows of scikit-learn's digits that are held out: every fifth, so that all writers are in both splits.
+# Every fifth row of scikit-learn's digits is held out, so that all writers are in both splits.
 TEST_EVERY = 5
 
 
 def list_digits(wanted: Wanted) -> Listing:
-    """scikit-learn's 1797 digits of 8x8 pixels: 1437 to train on, every fifth row (360) to test on."""
+    """List scikit-learn's 1797 digits (8x8 pixels): 1437 for training, every fifth row (360) for testing."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -48,7 +48,7 @@ def list_digits(wanted: Wanted) -> Listing:
 
 
 def list_idx(wanted: Wanted) -> Listing:
-    """A folder of MNIST's four files, gzipped or not."""
+    """List the images of a folder that holds MNIST's four idx files, gzipped or not."""
     folder = _required(wanted.path, "folder of the idx files")
     prefix = IDX_PREFIX[wanted.split]
     images = _idx_file(folder, f"{prefix}-images-idx3-ubyte")
@@ -70,12 +70,12 @@ def _idx_file(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise DataError(
-        f"{folder / name}: no such file, nor with .gz: data.path must be the folder of the idx files"
+        f"{folder / name}: no such file, with or without .gz: data.path must be the folder of the idx files"
     )
 
 
 def _read_idx(path: Path, magic: int, count: int | None) -> np.ndarray:
-    """The array in an idx file, uint8; `count` is how many entries it must have (None: any number)."""
+    """Return the array in an idx file, uint8; `count` is the number of entries it must have (None: any)."""
 
     def read() -> np.ndarray:
         zipped = path.suffix == ".gz"
@@ -83,15 +83,17 @@ def _read_idx(path: Path, magic: int, count: int | None) -> np.ndarray:
             shape = _idx_shape(path, file, magic)
             if count is not None and shape[0] != count:
                 raise DataError(
-                    f"{path}: holds {shape[0]} images, its label file {count}: one of them is wrong"
+                    f"{path}: has {shape[0]} images but its label file has {count} labels: replace the wrong file"
                 )
             if min(shape) < 1 or prod(shape) > path.stat().st_size * (GZIP_RATIO if zipped else 1):
-                raise DataError(f"{path}: its header declares the shape {shape}, which the file cannot hold")
+                raise DataError(
+                    f"{path}: its header declares shape {shape}, which the file cannot hold: replace the file"
+                )
             require_memory(path, prod(shape))
             body = file.read(prod(shape) + 1)
         if len(body) != prod(shape):
             raise DataError(
-                f"{path}: is cut short or too long for the shape {shape} that its header declares"
+                f"{path}: is truncated or too long for shape {shape}, declared in its header: replace the file"
             )
         return np.frombuffer(body, dtype=np.uint8).reshape(shape).copy()  # writable
 
@@ -103,35 +105,35 @@ def _idx_shape(path: Path, file: io.BufferedIOBase, magic: int) -> tuple[int, ..
     header = file.read(4 * (1 + dimensions))
     if len(header) < 4 * (1 + dimensions) or int.from_bytes(header[:4], "big") != magic:
         raise DataError(
-            f"{path}: is no idx file of {dimensions} dimensions (it begins with "
-            f"{header[:4].hex() or 'nothing'}, not {magic:08x})"
+            f"{path}: is not a {dimensions}-dimensional idx file: it starts with "
+            f"{header[:4].hex() or 'nothing'}, not {magic:08x}"
         )
     return tuple(int(size) for size in np.frombuffer(header[4:], dtype=">u4"))
 
 
 def list_npz(wanted: Wanted) -> Listing:
-    """A file of the arrays images, labels and, where a unit may own several images, units."""
+    """List an npz file of the arrays images, labels and, where a unit may own several images, units."""
     path = _required(wanted.path, "npz file")
     shapes = _or_data_error(path, lambda: _npz_shapes(path))
     missing = sorted({"images", "labels"} - shapes.keys())
     unknown = sorted(shapes.keys() - NPZ_ARRAYS)
     if missing or unknown:
         raise DataError(
-            f"{path}: must hold the arrays images, labels and, if a unit owns several images, units; "
-            + (f"it lacks {missing[0]}" if missing else f"it also holds {unknown[0]!r}")
+            f"{path}: must contain the arrays images, labels and, if a unit owns several images, units: "
+            + (f"add {missing[0]}" if missing else f"remove {unknown[0]!r}")
         )
     count = shapes["images"][0] if shapes["images"] else 0
     for name in shapes.keys() - {"images"}:
         if shapes[name] != (count,):
             raise DataError(
-                f"{path}: {name} has the shape {shapes[name]}, for {count} images it must be ({count},)"
+                f"{path}: {name} has shape {shapes[name]} but must have shape ({count},) for {count} images"
             )
     labels = _npz_array(path, "labels")
     if labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels are {labels.dtype}, they must be integers")
+        raise DataError(f"{path}: labels are {labels.dtype} but must be integers")
     units = _npz_array(path, "units") if "units" in shapes else None
     if units is not None and units.dtype.kind not in "iuU":
-        raise DataError(f"{path}: units are {units.dtype}, they must be integers or strings")
+        raise DataError(f"{path}: units are {units.dtype} but must be integers or strings")
     return Listing(str(path), labels.astype(np.int64), units, (path,), lambda: _npz_pixels(path, wanted))
 
 
@@ -139,32 +141,34 @@ def _npz_pixels(path: Path, wanted: Wanted) -> np.ndarray:
     images = _channels_last(path, _npz_array(path, "images"))
     if images.dtype == np.uint16 and wanted.window is None:
         raise DataError(
-            f"{path}: images have 16 bits: say which values are black and white, data.window=[low, high]"
+            f"{path}: images have 16 bits: set the values for black and white with data.window=[low, high]"
         )
     if images.dtype == np.uint8 and wanted.window is not None:
-        raise DataError(f"{path}: images have 8 bits but data.window is for deeper ones: remove data.window")
+        raise DataError(f"{path}: images have 8 bits but data.window is for 16-bit ones: remove data.window")
     if images.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: images are {images.dtype}, they must be uint8, or uint16 with data.window")
+        raise DataError(f"{path}: images are {images.dtype} but must be uint8, or uint16 with data.window")
     return array_pixels(images, wanted.channels, wanted.size, wanted.window)
 
 
 def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:
-    """[N, H, W, 1 or 3] of [N, H, W], [N, H, W, C] or [N, C, H, W]."""
+    """Return images given as [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, H, W, C], C 1 or 3."""
     if 0 in images.shape:
-        raise DataError(f"{path}: images have the shape {images.shape}: they hold no pixels")
+        raise DataError(
+            f"{path}: images have shape {images.shape}, hence no pixels: store images of at least 1x1 pixels"
+        )
     if images.ndim == 3:
         return images[..., None]
     last, first = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (3, 1))
     if last == first:
         raise DataError(
-            f"{path}: images have the shape {images.shape}, in which the channels (1 or 3) cannot be told: "
+            f"{path}: images have shape {images.shape}, with no unique channel axis of size 1 or 3: "
             "store [N, H, W], [N, H, W, C] or [N, C, H, W]"
         )
     return images if last else images.transpose(0, 2, 3, 1)
 
 
 def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Each array's shape from its header, which must agree with its length in the archive."""
+    """Return each array's shape from its header. Raises DataError unless it agrees with the array's length."""
     shapes: dict[str, tuple[int, ...]] = {}
     with zipfile.ZipFile(path) as archive:
         require_memory(path, sum(member.file_size for member in archive.infolist()))
@@ -179,10 +183,12 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 shape, _, dtype = read(file)
                 if dtype.hasobject:
                     raise DataError(
-                        f"{path}: {member.filename} holds pickled objects, which are never loaded"
+                        f"{path}: {member.filename} contains pickled objects, which are never loaded: store numbers"
                     )
                 if member.file_size != file.tell() + prod(shape) * dtype.itemsize:
-                    raise DataError(f"{path}: {member.filename} has not the length that its header declares")
+                    raise DataError(
+                        f"{path}: {member.filename} does not have the length that its header declares"
+                    )
             shapes[member.filename.removesuffix(".npy")] = shape
     return shapes
 
@@ -196,27 +202,29 @@ def _npz_array(path: Path, name: str) -> np.ndarray:
 
 
 def require_memory(path: Path, size: int) -> None:
-    """Raises DataError if `size` bytes are more than half of this machine's memory: they are copied once."""
+    """Raise DataError if `size` bytes exceed half of this machine's memory, since they are copied once."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory // 2:
         raise DataError(
-            f"{path}: unpacks to {size / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g} GiB of memory: "
+            f"{path}: unpacks to {size / 2**30:.3g} GiB but this machine has {memory / 2**30:.3g} GiB of memory: "
             "scale the images down"
         )
 
 
 def _required(path: Path | None, what: str) -> Path:
     if path is None:
-        raise DataError(f"data.path is missing: name the {what}")
+        raise DataError(f"data.path is missing: set it to the {what}")
     return path
 
 
 def _or_data_error(path: Path, read: Callable[[], Read]) -> Read:
-    """`read()`; what a damaged or missing file makes it raise becomes a DataError with the file's name."""
+    """Return `read()`, turning what it raises on a damaged or missing file into a DataError that names the file."""
     try:
         return read()
     except DataError:
         raise
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or "too large"
-        raise DataError(f"{path}: cannot be read ({reason}): is it whole, and the right file?") from None
+        raise DataError(
+            f"{path}: cannot be read ({reason}): check that it is complete and the right file"
+        ) from None

@@ -1,6 +1,6 @@
-"""Decoded images on disk, so that they are decoded once. PRIVATE: mode 0600 in a folder of 0700.
+"""A disk cache of decoded images, so that they are decoded once. PRIVATE: mode 0600 in a folder of mode 0700.
 
-A cache that is damaged, or made from other files or for other settings, counts as absent.
+A cache that is damaged, or was made from other files or with other settings, counts as absent.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ import numpy as np
 
 from curriculumdp.data.images import DataError
 
-FORMAT = 1  # raise it when what is decoded from the same files changes
+FORMAT = 1  # increment when the same files decode to something else
 
 
 def cache_key(files: Sequence[Path], settings: dict[str, object]) -> str:
-    """A digest of the settings and of every file's path, size and times of change.
+    """Return a digest of the settings and of every file's path, size, mtime and ctime.
 
-    Of the two times tools can set the first; the second tells of an exchanged file whose first was kept.
+    Tools can set a file's mtime but not its ctime, so ctime reveals a replaced file whose mtime was preserved.
     """
     facts: list[object] = [FORMAT, settings]
     for file in files:
@@ -35,7 +35,7 @@ def cache_key(files: Sequence[Path], settings: dict[str, object]) -> str:
 
 
 def load_pixels(path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cached images, uint8 of `shape`, or None."""
+    """Return the cached images, uint8 of `shape`, or None where there is no valid cache for `key`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
@@ -56,17 +56,17 @@ def load_pixels(path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | No
 
 
 def save_pixels(path: Path, key: str, images: np.ndarray) -> None:
-    """Writes beside and renames, so that another process sees the whole cache or none."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a temporary file and rename it, so that another process sees the complete cache or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside.unlink(missing_ok=True)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             np.savez(file, key=np.array(key), images=images)
-        beside.replace(path)
+        temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise DataError(
-            f"{path}: the decoded images cannot be kept ({error.strerror}): free the disk"
+            f"{path}: cannot cache the decoded images ({error.strerror}): free disk space or fix the permissions"
         ) from None

@@ -1,4 +1,4 @@
-"""The images of a run and the units (people) that own them. PRIVATE, all of it but the number of units."""
+"""The images of a run and the units (people) that own them. PRIVATE, except the number of units."""
 
 from dataclasses import dataclass, field
 
@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curriculumdp.errors import UserError
 
-class DataError(ValueError):
-    """The data are not what the config declares, or cannot be read; one line, whatever a file's name holds."""
+
+class DataError(UserError):
+    """Data that do not match the config or cannot be read. One line, whatever characters a file name contains."""
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
@@ -16,12 +18,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images, their labels and their owners. A unit is a place 0..unit_count-1; a place may own no image.
+    """Images, their labels and their owners. A unit is an index in 0..unit_count-1; a unit may own no image.
 
     images uint8 [N, C, H, W], labels int64 [N], units int64 [N] (the owner of each image). Derived: counts
     int64 [unit_count]; order int64 [N] and offsets int64 [unit_count + 1], so that unit u owns the images
     order[offsets[u]:offsets[u + 1]], in the order of the set. What a unit owns, and in which order, does not
-    depend on any other unit. Raises DataError where shapes, dtypes or owners do not hold together.
+    depend on any other unit. Raises DataError where shapes, dtypes or owners are inconsistent.
     """
 
     images: np.ndarray
@@ -47,31 +49,27 @@ class ImageSet:
             if array.dtype != np.int64 or array.shape != (len(self.images),):
                 raise DataError(f"{name} must be int64 [{len(self.images)}], not {array.dtype} {array.shape}")
         if len(self.labels) and self.labels.min() < 0:
-            raise DataError(f"labels must not be negative, one is {self.labels.min()}")
+            raise DataError(f"labels must not be negative but the smallest is {self.labels.min()}")
         if len(self.units) and not 0 <= self.units.min() <= self.units.max() < self.unit_count:
             raise DataError(
-                f"units must be 0..{self.unit_count - 1}, they reach from {self.units.min()} to "
+                f"units must be in 0..{self.unit_count - 1} but range from {self.units.min()} to "
                 f"{self.units.max()}"
             )
 
-    def images_of(self, unit: int) -> np.ndarray:
-        """The rows of the images that `unit` owns, int64 [counts[unit]]."""
-        return self.order[self.offsets[unit] : self.offsets[unit + 1]]
-
     def rows_of(self, units: Tensor) -> tuple[Tensor, np.ndarray]:
-        """All images of the given units (int64 [B] on the CPU): who of the B owns each, and its row.
+        """Return (owners, rows) of all images of the given units (int64 [B] on the CPU), in the units' order.
 
-        owners int64 [M] in 0..B-1, rows int64 [M], M the sum of the units' counts; in the units' order.
+        owners int64 [M] are indices into `units`, rows int64 [M] into the set; M is the sum of the units' counts.
         """
-        places = units.numpy()
-        counts = self.counts[places]
-        owners = np.repeat(np.arange(len(places)), counts)
+        asked = units.numpy()
+        counts = self.counts[asked]
+        owners = np.repeat(np.arange(len(asked)), counts)
         first = np.cumsum(counts) - counts
-        rows = self.order[np.arange(len(owners)) + (self.offsets[places] - first)[owners]]
+        rows = self.order[np.arange(len(owners)) + (self.offsets[asked] - first)[owners]]
         return torch.from_numpy(owners), rows
 
     def content_arrays(self) -> dict[str, np.ndarray]:
-        """What a MAC of the content must cover, by name, contiguous: equal sets give equal bytes."""
+        """Return the arrays that a MAC of the content must cover, by name, contiguous: equal sets give equal bytes."""
         return {
             "images": np.ascontiguousarray(self.images),
             "labels": np.ascontiguousarray(self.labels),
@@ -80,14 +78,17 @@ class ImageSet:
         }
 
     def without_unit(self, unit: int) -> "ImageSet":
-        """The zero-out neighbour: `unit` owns nothing, its place stays."""
+        """Return the zero-out neighbour: `unit` owns nothing but keeps its index."""
         kept = self.units != unit
         return ImageSet(self.images[kept], self.labels[kept], self.units[kept], self.unit_count)
 
     def with_unit(self, unit: int, images: np.ndarray, labels: np.ndarray) -> "ImageSet":
-        """The neighbour in which the empty place `unit` owns `images` uint8 [M, C, H, W]."""
+        """Return the neighbour in which `unit`, which must own nothing, owns `images` uint8 [M, C, H, W].
+
+        labels int64 [M]. Raises DataError if the unit already owns images.
+        """
         if self.counts[unit]:
-            raise DataError(f"unit {unit} owns {self.counts[unit]} images: take them away first")
+            raise DataError(f"unit {unit} already owns {self.counts[unit]} images: remove them first")
         return ImageSet(
             np.concatenate([self.images, images]),
             np.concatenate([self.labels, labels]),

@@ -1,4 +1,4 @@
-"""What a reader of images is asked for, what it finds before it decodes any pixel, and who owns what."""
+"""A reader's request, its listing of a source before any pixel is decoded, and checks of labels and owners."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from curriculumdp.data.images import DataError
 
 @dataclass(frozen=True)
 class Wanted:
-    """The images that a config declares. `units` None: a test set, in which each image is its own unit."""
+    """The images that a config declares. `units` is None for a test set, where each image is its own unit."""
 
     path: Path | None
     csv: Path | None
@@ -27,10 +27,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Listing:
-    """PRIVATE: what a source holds, pixels not yet decoded.
+    """PRIVATE: the contents of a source, with pixels not yet decoded.
 
-    labels int64 [N]; unit_ids: N integers or strings, or None where an image is a unit; files: all that the
-    pixels depend on; pixels: decodes them, uint8 [N, C, size, size]; origin names the source in errors.
+    origin: the source's name in error messages; labels: int64 [N]; unit_ids: N integers or strings, or None where
+    each image is a unit; files: every file that the pixels depend on; pixels: decodes them, uint8 [N, C, size, size].
     """
 
     origin: str
@@ -41,78 +41,86 @@ class Listing:
 
 
 def check_labels(listing: Listing, classes: int) -> None:
-    """Raises DataError unless labels are 0..classes-1; a class without images is no error."""
+    """Raise DataError unless all labels are in 0..classes-1; a class may have no images."""
     if not len(listing.labels):
-        raise DataError(f"{listing.origin}: holds no image")
+        raise DataError(f"{listing.origin}: contains no images: add some or correct data.path")
     low, high = int(listing.labels.min()), int(listing.labels.max())
     if low < 0 or high >= classes:
         raise DataError(
-            f"{listing.origin}: labels reach from {low} to {high} but data.classes = {classes} allows "
+            f"{listing.origin}: labels range from {low} to {high} but data.classes = {classes} allows "
             f"0..{classes - 1}: correct the labels or data.classes"
         )
 
 
 def check_owners(listing: Listing, unit: str) -> None:
-    """Raises DataError if `unit` is more than an image but nothing says who owns which: each would be a unit."""
+    """Raise DataError if `unit` is more than an image but no owners are given, since each image would be a unit."""
     if unit != "one image" and listing.unit_ids is None:
         raise DataError(
-            f"{listing.origin}: data.unit is {unit!r} but the images name no units, so that each would be one of "
-            "its own: add the column (csv) or array (npz) of that name, or leave data.unit at 'one image'"
+            f"{listing.origin}: data.unit is {unit!r} but the images name no units, so each image would be its own "
+            "unit: add a `unit` column (csv) or `units` array (npz), or leave data.unit at 'one image'"
         )
 
 
 def unit_places(listing: Listing, wanted: Wanted) -> tuple[np.ndarray, int]:
-    """The owner of each image, int64 [N], and the number of places, which must be the declared one."""
+    """Return each image's unit index, int64 [N], and the number of units. Raises DataError unless it is as declared."""
     count = len(listing.labels)
     if wanted.units is None:
         return np.arange(count, dtype=np.int64), count
     if listing.unit_ids is None:
         if wanted.roster is not None:
-            raise DataError(f"{listing.origin}: data.roster is given but the images name no units")
+            raise DataError(
+                f"{listing.origin}: data.roster is set but the images name no units: add unit ids or remove data.roster"
+            )
         if count != wanted.units:
             raise DataError(
-                f"{listing.origin}: holds {count} images but data.units = {wanted.units}, and without unit "
-                "ids each image is a unit: set data.units to the number you may publish, or mend the data"
+                f"{listing.origin}: has {count} images but data.units = {wanted.units}, and without unit "
+                "ids each image is a unit: set data.units to the number you may publish, or fix the data"
             )
         return np.arange(count, dtype=np.int64), count
     if wanted.roster is not None:
-        return _places_in_roster(listing, wanted.roster, wanted.units), wanted.units
-    return _integer_places(listing, wanted.units), wanted.units
+        return _roster_indices(listing, wanted.roster, wanted.units), wanted.units
+    return _integer_indices(listing, wanted.units), wanted.units
 
 
-def _integer_places(listing: Listing, units: int) -> np.ndarray:
+def _integer_indices(listing: Listing, units: int) -> np.ndarray:
     assert listing.unit_ids is not None
     ids = [str(unit) for unit in listing.unit_ids]
     if not all(unit.isascii() and unit.isdigit() and len(unit) < 19 for unit in ids):
         raise DataError(
-            f"{listing.origin}: unit ids are not all 0, 1, 2, ...: name the public file of all ids in "
-            "data.roster"
+            f"{listing.origin}: unit ids are not all 0, 1, 2, ...: set data.roster to the public file of all ids"
         )
-    places = np.array(ids, dtype=np.int64)
-    if len(places) and not 0 <= places.min() <= places.max() < units:
+    indices = np.array(ids, dtype=np.int64)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < units:
         raise DataError(
-            f"{listing.origin}: units reach from {places.min()} to {places.max()} but data.units = {units} "
-            f"allows 0..{units - 1}: correct them or data.units"
+            f"{listing.origin}: unit ids range from {indices.min()} to {indices.max()} but data.units = {units} "
+            f"allows 0..{units - 1}: correct the ids or data.units"
         )
-    return places
+    return indices
 
 
-def _places_in_roster(listing: Listing, roster: Path, units: int) -> np.ndarray:
-    """Line i of the roster is unit i. The roster is public, so which id is missing may be said."""
+def _roster_indices(listing: Listing, roster: Path, units: int) -> np.ndarray:
+    """Return each image's unit index, int64 [N]: line i of the roster is unit i.
+
+    The roster is public, so an error may name an id that is missing from it.
+    """
     assert listing.unit_ids is not None
     try:
         lines = [line.strip() for line in roster.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{roster}: cannot read data.roster ({error})") from None
-    places = {unit: place for place, unit in enumerate(lines)}
-    if "" in places or len(places) != len(lines):
-        raise DataError(f"{roster}: data.roster has an empty line or an id twice: one id a line, each once")
+        raise DataError(f"{roster}: cannot read data.roster ({error}): correct its path or content") from None
+    indices = {unit: index for index, unit in enumerate(lines)}
+    if "" in indices or len(indices) != len(lines):
+        raise DataError(
+            f"{roster}: data.roster has an empty line or repeats an id: write one id per line, each once"
+        )
     if len(lines) != units:
         raise DataError(
-            f"{roster}: data.roster has {len(lines)} ids but data.units = {units}: they must be equal"
+            f"{roster}: data.roster has {len(lines)} ids but data.units = {units}: make them equal"
         )
     ids = [str(unit).strip() for unit in listing.unit_ids]
-    unknown = next((unit for unit in ids if unit not in places), None)
+    unknown = next((unit for unit in ids if unit not in indices), None)
     if unknown is not None:
-        raise DataError(f"{listing.origin}: unit {unknown!r} is not in data.roster {roster}")
-    return np.array([places[unit] for unit in ids], dtype=np.int64)
+        raise DataError(
+            f"{listing.origin}: unit {unknown!r} is not in data.roster {roster}: add it there or correct the id"
+        )
+    return np.array([indices[unit] for unit in ids], dtype=np.int64)

@@ -1,7 +1,7 @@
-"""From pictures of any size and depth to uint8 [C, size, size]: window, colour, centre crop, resize.
+"""Conversion of images of any size and depth to uint8 [C, size, size]: window, colour, centre crop, resize.
 
-Every image is treated alike and on its own: nothing in here looks at two images, so that a unit's pixels do
-not depend on another unit.
+Each image is converted on its own, in the same way: no code here looks at two images, so a unit's pixels do not
+depend on another unit.
 """
 
 import warnings
@@ -12,21 +12,21 @@ from PIL import Image, ImageFile, ImageOps
 
 from curriculumdp.data.images import DataError
 
-# A decoded picture beyond this is refused from its header, before memory is asked for.
+# A larger image is refused from its header, before memory is allocated.
 MAX_PIXELS = 64_000_000
-# Raster formats whose decoders run nothing (Pillow hands EPS to Ghostscript).
+# Raster formats whose decoders run no other program (Pillow passes EPS to Ghostscript).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 
 
 def picture_pixels(path: Path, channels: int, size: int, window: tuple[float, float] | None) -> np.ndarray:
-    """The picture in a file as uint8 [channels, size, size]. Raises DataError with the file's name."""
+    """Return the image in a file as uint8 [channels, size, size]. Raises DataError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(path, formats=FORMATS)
-    except Exception as error:  # decoders of damaged files raise whatever they like
-        raise DataError(f"{path}: cannot be read as an image ({_short(error)}): mend or remove it") from None
+    except Exception as error:  # on damaged files decoders raise anything
+        raise DataError(f"{path}: cannot be read as an image ({_short(error)}): fix or remove it") from None
     with picture:
         try:
             _refuse_from_header(path, picture, window)
@@ -34,33 +34,33 @@ def picture_pixels(path: Path, channels: int, size: int, window: tuple[float, fl
         except DataError:
             raise
         except Exception as error:
-            raise DataError(f"{path}: is damaged ({_short(error)}): mend or remove it") from None
+            raise DataError(f"{path}: is damaged ({_short(error)}): fix or remove it") from None
 
 
 def _refuse_from_header(path: Path, picture: ImageFile.ImageFile, window: tuple[float, float] | None) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{path}: {width}x{height} pixels are too many (at most {MAX_PIXELS}): scale it down")
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a JPEG with a preview
-        raise DataError(f"{path}: holds several frames: save the one that counts")
+    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # MPO: a JPEG with a preview
+        raise DataError(f"{path}: has several frames: save the one to use as its own file")
     deep = picture.mode in DEEP_MODES
-    # Pillow would keep the high byte of each channel, and say nothing.
+    # Pillow would silently keep the high byte of each channel.
     if not deep and any(raw in str(tile[3]) for tile in picture.tile for raw in (";16B", ";16L", ";16N")):
-        raise DataError(f"{path}: has 16 bits a channel in colour: convert it to 8 bits")
+        raise DataError(f"{path}: is a colour image with 16 bits per channel: convert it to 8 bits")
     if deep and window is None:
         raise DataError(
-            f"{path}: has more than 8 bits: say which values are black and white, data.window=[low, high]"
+            f"{path}: has more than 8 bits: set the values for black and white with data.window=[low, high]"
         )
     if not deep and window is not None:
         raise DataError(
-            f"{path}: has 8 bits a channel but data.window is for deeper images: remove data.window"
+            f"{path}: has 8 bits per channel but data.window is for deeper images: remove data.window"
         )
 
 
 def array_pixels(
     images: np.ndarray, channels: int, size: int, window: tuple[float, float] | None
 ) -> np.ndarray:
-    """uint8 [N, channels, size, size] of uint8 or uint16 images [N, H, W, 1 or 3]."""
+    """Convert uint8 or uint16 images [N, H, W, 1 or 3] to uint8 [N, channels, size, size]."""
     if images.dtype == np.uint8 and images.shape[1:] == (size, size, channels):
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     fitted = np.empty((len(images), channels, size, size), dtype=np.uint8)
@@ -72,7 +72,7 @@ def array_pixels(
 
 
 def _windowed(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
-    """uint8: `window`'s low becomes 0, its high 255, what lies beyond is cut."""
+    """Return the values as uint8: `window`'s low maps to 0 and its high to 255; values outside are clamped."""
     assert window is not None
     low, high = window
     scaled = (values.astype(np.float64) - low) / (high - low)
@@ -89,7 +89,7 @@ def _fitted(picture: Image.Image, channels: int, size: int, window: tuple[float,
         width, height = picture.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        # Pillow widens the bilinear kernel when it shrinks, hence no aliasing.
+        # Pillow widens the bilinear kernel when shrinking, which avoids aliasing.
         picture = picture.resize(
             (size, size),
             Image.Resampling.BILINEAR,

@@ -1,6 +1,6 @@
-"""Where images come from: one reader a source, and what is checked of all of them.
+"""The image sources: one reader per source, and the checks that apply to all of them.
 
-A new source is a reader, a function from `Wanted` to `Listing`, and a row in SOURCES.
+To add a source, write a reader (a function from `Wanted` to `Listing`) and add it to SOURCES.
 """
 
 from collections.abc import Callable
@@ -42,16 +42,16 @@ def load_images(
     cache: Path | None = None,
     pending: Path | None = None,
 ) -> ImageSet:
-    """PRIVATE: the images of a source as uint8 [N, channels, size, size], checked against what is declared.
+    """Return the images of a source, uint8 [N, channels, size, size], checked against what is declared. PRIVATE.
 
     `units` is the declared number of units, which a training set must match exactly; None for a test set, in
-    which each image is its own unit. `unit` says what one is: if more than an image, the images must name
-    theirs. digits and idx hold both splits; the others hold what `path` names.
-    `cache` is a private folder in which decoded images are kept; what it lacks is written to `pending` instead,
-    where that is given. Raises DataError, one line.
+    which each image is its own unit. `unit` says what a unit is: if more than an image, the images must name
+    their owners. digits and idx have both splits; for the others, `path` names one set.
+    `cache` is a private folder of decoded images; where `pending` is given, images missing from the cache are
+    written there instead. Raises DataError, one line.
     """
     if split == "train" and units is None:
-        raise DataError("data.units is missing: a training set must declare its number of units")
+        raise DataError("data.units is missing: set it to the number of units in the training set")
     wanted = Wanted(
         _path(path), _path(csv), _path(roster), None if split == "test" else units,
         classes, channels, size, window, split,
@@ -59,8 +59,8 @@ def load_images(
     listing = SOURCES[source](wanted)
     check_labels(listing, classes)
     check_owners(listing, unit)
-    places, unit_count = unit_places(listing, wanted)
-    return ImageSet(_pixels(listing, wanted, source, cache, pending), listing.labels, places, unit_count)
+    owners, unit_count = unit_places(listing, wanted)
+    return ImageSet(_pixels(listing, wanted, source, cache, pending), listing.labels, owners, unit_count)
 
 
 def _path(text: str | None) -> Path | None:

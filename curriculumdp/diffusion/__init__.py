@@ -1,1 +1,1 @@
-"""The diffusion model (EDM, Karras et al. 2022); the one place that imports diffusers. Knows no privacy."""
+"""The diffusion model (EDM, Karras et al. 2022); the only package that imports diffusers. Knows nothing of privacy."""

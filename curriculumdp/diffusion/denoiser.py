@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# Standard deviation of pixels spread evenly over [-1, 1].
+# Standard deviation of pixels distributed uniformly over [-1, 1].
 SIGMA_DATA = 3**-0.5
 
 
@@ -13,15 +13,15 @@ SIGMA_DATA = 3**-0.5
 class Denoiser:
     """D(x; σ, label) = c_skip·x + c_out·F(c_in·x; c_noise, label), with F a `UNet2DModel`.
 
-    The coefficients are those with which diffusers' EDM schedulers feed a network and read it: what is
-    trained under this samples in the stock pipeline.
+    The coefficients equal those of diffusers' EDM schedulers, so a network trained under them samples in the
+    stock pipeline.
     """
 
     net: nn.Module
     sigma_data: float = SIGMA_DATA
 
     def __call__(self, noisy: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """Denoised images, shape and dtype of `noisy` [N, C, H, W]; sigma float [N], labels int64 [N]."""
+        """Return the denoised images, of `noisy`'s shape [N, C, H, W] and dtype; sigma float [N], labels int64 [N]."""
         s, d = sigma.to(noisy.dtype).view(-1, 1, 1, 1), self.sigma_data
         total = s**2 + d**2
         c_skip, c_out, c_in = d**2 / total, s * d / total.sqrt(), total.rsqrt()

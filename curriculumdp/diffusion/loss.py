@@ -7,15 +7,15 @@ from curriculumdp.diffusion.denoiser import Denoiser
 
 
 def noise_level(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
-    """Noise levels σ, shaped as `normal` (standard normals): ln σ ~ N(p_mean, p_std²)."""
+    """Return noise levels σ of `normal`'s shape (standard normals), such that ln σ ~ N(p_mean, p_std²)."""
     return torch.exp(p_mean + p_std * normal)
 
 
 def edm_loss(denoiser: Denoiser, images: Tensor, labels: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Per-example losses [N]: λ(σ)·mean over pixels of (D(y + σn; σ) − y)², λ(σ) = (σ² + σd²)/(σ·σd)².
+    """Return per-example losses [N]: λ(σ)·mean over pixels of (D(y + σn; σ) − y)², λ(σ) = (σ² + σd²)/(σ·σd)².
 
-    images y float [N, C, H, W] in [−1, 1], noise n the same shape, sigma [N], labels int64 [N]. An example's
-    loss depends on its own row alone. As private as its images.
+    images: y, float [N, C, H, W] in [−1, 1]; noise: n, of the same shape; sigma: [N]; labels: int64 [N]. An
+    example's loss depends on its own row alone. As private as the images.
     """
     s = sigma.to(images.dtype).view(-1, 1, 1, 1)
     error = denoiser(images + s * noise, sigma, labels) - images

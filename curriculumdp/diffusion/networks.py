@@ -1,4 +1,4 @@
-"""The U-Net: diffusers' `UNet2DModel`, kept to layers that per-example gradients have rules for."""
+"""The U-Net: diffusers' `UNet2DModel`, restricted to layers that have a rule for per-unit gradients."""
 
 from collections.abc import Sequence
 from math import gcd
@@ -7,13 +7,15 @@ from pathlib import Path
 from diffusers import UNet2DModel
 from torch import nn
 
+from curriculumdp.errors import UserError
+
 __all__ = ["NetworkError", "UNet2DModel", "build_unet", "check_trainable", "load_public_weights"]
 
 MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-class NetworkError(ValueError):
-    """A network that cannot be built, or that cannot be trained under privacy."""
+class NetworkError(UserError):
+    """A network that cannot be built, loaded or trained under privacy."""
 
 
 def build_unet(
@@ -27,12 +29,12 @@ def build_unet(
     attention: Sequence[int] = (),
     groups: int | None = None,
 ) -> UNet2DModel:
-    """An untrained class-conditional U-Net for images [N, image_channels, size, size].
+    """Build an untrained class-conditional U-Net for images [N, image_channels, size, size].
 
-    Its layers are Conv2d, Linear, GroupNorm and Embedding. `attention` names the resolutions (pixels) of the
-    levels that attend to themselves; the middle block always does. A null class is one more label, `classes`.
-    `groups` of every GroupNorm: by default the narrowest level / 4 (EDM's rule). Initial weights come from
-    torch's global generator: seed it before. Raises NetworkError, one line.
+    Its layers are Conv2d, Linear, GroupNorm and Embedding. `attention` lists the resolutions (pixels) of the
+    levels with self-attention; the middle block always has it. `null_class` adds one label, numbered `classes`.
+    `groups` is the number of groups of every GroupNorm, by default the narrowest level's width / 4 (EDM's rule).
+    Initial weights come from torch's global generator, so seed it first. Raises NetworkError, one line.
     """
     groups = groups or max(1, min(channels) // 4)
     _check_shape(channels, size, attention, groups)
@@ -47,7 +49,7 @@ def build_unet(
         up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
         block_out_channels=tuple(channels),
         layers_per_block=blocks,
-        # The widest head that fits every level: one head at the narrowest.
+        # The widest head that divides every level: a single head where it equals the width.
         attention_head_dim=gcd(*channels),
         norm_num_groups=groups,
         add_attention=True,
@@ -59,46 +61,50 @@ def _check_shape(channels: Sequence[int], size: int, attention: Sequence[int], g
     halvings = len(channels) - 1
     if size % 2**halvings:
         raise NetworkError(
-            f"{len(channels)} levels halve the image {halvings} times: its size {size} must be a multiple of "
-            f"{2**halvings}; drop a level or change the size"
+            f"{len(channels)} levels halve the image {halvings} times, so its size {size} must be a multiple of "
+            f"{2**halvings}: remove a level or change the size"
         )
     sizes = [size >> level for level in range(len(channels))]
     for resolution in attention:
         if resolution not in sizes:
-            raise NetworkError(f"no level works at attention's {resolution} pixels; choose among {sizes}")
+            raise NetworkError(
+                f"no level has attention's resolution of {resolution} pixels; choose from {sizes}"
+            )
     for width in channels:
-        # With one channel a group the norm takes out what the time and class embeddings add.
+        # With one channel per group, the norm would remove what the time and class embeddings add.
         if width % groups or width == groups:
             raise NetworkError(
-                f"{groups} groups do not suit a level of {width} channels: they must divide every level and "
-                "hold at least 2 channels each; change the channels or the groups"
+                f"{groups} groups do not fit a level of {width} channels: they must divide every level and "
+                "have at least 2 channels each; change the channels or the groups"
             )
 
 
 def check_trainable(net: nn.Module) -> None:
-    """Raises NetworkError, naming the layer, if one of `net` mixes examples or draws unkeyed randomness.
+    """Raise NetworkError, naming the layer, if a layer of `net` mixes examples or uses unkeyed randomness.
 
     Batch statistics make one example's gradient depend on another's pixels; dropout's mask comes from a
-    generator that a resumed run would not find again.
+    generator whose state a resumed run cannot restore.
     """
     for name, layer in net.named_modules():
         if isinstance(layer, MIXES_EXAMPLES):
             raise NetworkError(f"{name} is a {type(layer).__name__}, which mixes examples: use GroupNorm")
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-            raise NetworkError(f"{name} drops out with probability {layer.p:g}: only 0 can be replayed")
+            raise NetworkError(
+                f"{name} has dropout {layer.p:g}: set it to 0, since a dropout mask cannot be replayed"
+            )
 
 
 def load_public_weights(net: UNet2DModel, folder: Path) -> None:
-    """Overwrites `net`'s weights by those of a PUBLIC diffusers folder (a pipeline's, or its `unet`).
+    """Overwrite `net`'s weights with those of a PUBLIC diffusers folder (a pipeline's, or its `unet`).
 
-    A class embedding for another number of classes stays as it is. Opens no network connection and reads
-    safetensors alone. Raises NetworkError, naming the first parameter that does not fit.
+    A class embedding for another number of classes is left unchanged. Opens no network connection and reads
+    only safetensors. Raises NetworkError that names the first parameter that does not fit.
     """
-    place = folder / "unet" if (folder / "unet").is_dir() else folder
+    source = folder / "unet" if (folder / "unet").is_dir() else folder
     try:
-        public = UNet2DModel.from_pretrained(place, local_files_only=True, use_safetensors=True).state_dict()
+        public = UNet2DModel.from_pretrained(source, local_files_only=True, use_safetensors=True).state_dict()
     except (OSError, ValueError, RuntimeError) as error:
-        raise NetworkError(f"{folder} holds no diffusers UNet2DModel in safetensors: {error}") from error
+        raise NetworkError(f"{folder} contains no diffusers UNet2DModel in safetensors: {error}") from error
     own = net.state_dict()
     for name in dict.fromkeys([*own, *public]):
         if name.startswith("class_embedding") and name in own:
@@ -106,7 +112,7 @@ def load_public_weights(net: UNet2DModel, folder: Path) -> None:
         shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (own, public)]
         if shapes[0] != shapes[1]:
             raise NetworkError(
-                f"{folder}: {name} is {shapes[1]} there and {shapes[0]} here: match `model` to it"
+                f"{folder}: {name} is {shapes[1]} there and {shapes[0]} here: change `model` to match"
             )
     fitting = {name: value for name, value in public.items() if own[name].shape == value.shape}
     net.load_state_dict(fitting, strict=False)

@@ -1,43 +1,43 @@
-"""Arrays of images as files and grids that a person can look at."""
+"""Image arrays as files and grids for people to look at."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SMALLEST = 32  # pixels that a picture in a grid has at least
+SMALLEST = 32  # minimum height of an image in a grid, pixels
 GAP = 2
 
 
 def image_grid(images: np.ndarray, columns: int) -> Image.Image:
-    """One picture of uint8 images [N, H, W, C] (C 1 or 3, N ≥ 1), row by row; small ones are enlarged."""
+    """Return one picture of uint8 images [N, H, W, C] (C 1 or 3, N ≥ 1), row by row; small images are enlarged."""
     enlarge = -(-SMALLEST // images.shape[1])
     large = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     count, height, width, channels = large.shape
     rows = -(-count // columns)
     height, width = height + GAP, width + GAP
     sheet = np.full((rows * height + GAP, columns * width + GAP, channels), 255, np.uint8)
-    for place, image in enumerate(large):
-        top, left = place // columns * height + GAP, place % columns * width + GAP
+    for index, image in enumerate(large):
+        top, left = index // columns * height + GAP, index % columns * width + GAP
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return to_picture(sheet)
 
 
 def to_picture(image: np.ndarray) -> Image.Image:
-    """The picture of one uint8 image [H, W, C]: mode L for one channel, RGB for three."""
+    """Return one uint8 image [H, W, C] as a picture: mode L for one channel, RGB for three."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def save_images(folder: Path, images: np.ndarray, labels: np.ndarray, png: bool) -> Path:
-    """The path of a new `images.npz` in `folder`: images uint8 [N, H, W, C], labels int64 [N].
+    """Write `images.npz` to `folder` (images uint8 [N, H, W, C], labels int64 [N]) and return its path.
 
-    With `png` also one file an image, `png/<number>_<label>.png`.
+    With `png`, also write one file per image, `png/<number>_<label>.png`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "images.npz"
     np.savez_compressed(path, images=images, labels=labels.astype(np.int64))
     if png:
         (folder / "png").mkdir(exist_ok=True)
-        for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-            to_picture(image).save(folder / "png" / f"{place:06d}_{label}.png")
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            to_picture(image).save(folder / "png" / f"{number:06d}_{label}.png")
     return path

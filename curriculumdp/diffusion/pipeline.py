@@ -1,4 +1,4 @@
-"""A trained network as a folder that stock diffusers samples from, and back."""
+"""Saving and loading a trained network as a folder that stock diffusers can sample from."""
 
 import json
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 def save_pipeline(
     folder: Path, weights: Mapping[str, Tensor], net_config: Mapping[str, Any], sigma_data: float
 ) -> UNet2DModel:
-    """The network (fp32, on the CPU) that was written to `folder` as a `ConsistencyModelPipeline`.
+    """Write the network to `folder` as a `ConsistencyModelPipeline` and return it (fp32, on the CPU).
 
-    weights: by parameter name, all of them. net_config: a `UNet2DModel`'s config. That pipeline is the stock
-    one that samples a class-conditional UNet2DModel; with DPM-Solver's EDM scheduler it samples what
-    `Denoiser` trains. Keys of diffusers' own bookkeeping, which can hold a local path, are left out.
+    weights: all of them, by parameter name. net_config: a `UNet2DModel`'s config. This is the stock pipeline
+    that samples a class-conditional UNet2DModel; with DPM-Solver's EDM scheduler it samples what `Denoiser`
+    trains. The keys that diffusers keeps for itself are left out, since they can contain a local path.
     """
     net = UNet2DModel.from_config(
         {key: value for key, value in net_config.items() if not key.startswith("_")}
@@ -30,16 +30,16 @@ def save_pipeline(
     net.load_state_dict({name: value.detach().float().cpu() for name, value in weights.items()})
     net.eval()
     pipeline = ConsistencyModelPipeline(unet=net, scheduler=build_scheduler("dpm", sigma_data))
-    # One file, whatever the size: the release's files are an allow-list.
+    # Always one file: the release's files are an allow-list.
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="1000GB")
     return net
 
 
 def load_pipeline(folder: Path) -> tuple[UNet2DModel, float]:
-    """(network in eval mode, sigma_data) of a folder that `save_pipeline` wrote. Raises NetworkError."""
+    """Return (network in eval mode, sigma_data) from a folder that `save_pipeline` wrote. Raises NetworkError."""
     try:
         net = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
         sigma_data = float(json.loads((folder / SCHEDULER_CONFIG).read_text())["sigma_data"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise NetworkError(f"{folder} holds no network that this samples: {error}") from error
+        raise NetworkError(f"{folder} contains no network that this version can sample: {error}") from error
     return net.eval(), sigma_data

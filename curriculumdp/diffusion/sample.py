@@ -1,4 +1,4 @@
-"""Sampling: from noise to images, by diffusers' EDM schedulers or by EDM's own Heun, with churn or without."""
+"""Sampling of images from noise, with diffusers' EDM schedulers or EDM's own Heun solver, with or without churn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,27 +10,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curriculumdp.diffusion.denoiser import Denoiser
+from curriculumdp.errors import UserError
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, table 1
-# Heun and churn are EDM's algorithms 1 and 2 (below) over the noise levels that diffusers' Euler scheduler lays out.
+# heun and churn are EDM's algorithms 1 and 2 (below) over the noise levels of diffusers' Euler scheduler.
 SCHEDULERS: dict[str, Callable[..., Any]] = {
     "dpm": EDMDPMSolverMultistepScheduler,
     "euler": EDMEulerScheduler,
     "heun": EDMEulerScheduler,
     "churn": EDMEulerScheduler,
 }
-# Algorithm 2's S_churn, S_tmin, S_tmax, S_noise: what EDM's table 5 gives for ImageNet.
+# Algorithm 2's S_churn, S_tmin, S_tmax and S_noise: the values for ImageNet in EDM's table 5.
 CHURN, CHURN_FROM, CHURN_TO, CHURN_NOISE = 40.0, 0.05, 50.0, 1.003
 
 
-class SamplingError(ValueError):
-    """What cannot be sampled: an unknown sampler, no steps, a network that gives no finite image."""
+class SamplingError(UserError):
+    """A request that cannot be sampled: an unknown sampler, too few steps, a network with non-finite output."""
 
 
 def build_scheduler(sampler: str, sigma_data: float) -> Any:
-    """The diffusers scheduler of a sampler (a key of SCHEDULERS) with EDM's noise levels, or SamplingError."""
+    """Return `sampler`'s diffusers scheduler with EDM's noise levels; SamplingError unless it is in SCHEDULERS."""
     if sampler not in SCHEDULERS:
-        raise SamplingError(f"no sampler {sampler!r}: choose among {', '.join(SCHEDULERS)}")
+        raise SamplingError(f"no sampler {sampler!r}: choose from {', '.join(SCHEDULERS)}")
     return SCHEDULERS[sampler](sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=sigma_data, rho=RHO)
 
 
@@ -45,22 +46,22 @@ def sample_images(
     generator: torch.Generator,
     batch: int = 256,
 ) -> np.ndarray:
-    """uint8 [N, H, W, C] images, one for each of `labels` (int64 [N]), on whatever device `net` is.
+    """Sample one image for each of `labels` (int64 [N]) on `net`'s device; return uint8 [N, H, W, C].
 
-    `generator` (a CPU one) gives all noise, image by image, so that neither the device nor `batch` changes
-    which noise an image meets. Public, if the weights are. Raises SamplingError.
+    `generator`, on the CPU, produces all noise image by image, so an image's noise does not depend on the device
+    or on `batch`. PUBLIC if the weights are. Raises SamplingError.
     """
     if steps < 2:
-        raise SamplingError(f"{steps} sampling steps: give at least 2 (one step gives the mean image)")
-    build_scheduler(sampler, sigma_data)  # an unknown name ends here, labels or none
+        raise SamplingError(f"{steps} sampling steps: use at least 2 (one step gives the mean image)")
+    build_scheduler(sampler, sigma_data)  # refuse an unknown name even when there are no labels
     config = net.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    draws = 1 + steps if sampler == "churn" else 1
+    normals = 1 + steps if sampler == "churn" else 1
     parts = [np.zeros((0, shape[1], shape[2], shape[0]), np.uint8)]
     bar = tqdm(total=len(labels), desc="sampling", unit="image", leave=False, disable=None)
     for start in range(0, len(labels), batch):
         some = labels[start : start + batch]
-        noise = torch.stack([torch.randn((draws, *shape), generator=generator) for _ in some], dim=1)
+        noise = torch.stack([torch.randn((normals, *shape), generator=generator) for _ in some], dim=1)
         parts.append(
             _to_uint8(denoise(net, noise, some, steps=steps, sampler=sampler, sigma_data=sigma_data))
         )
@@ -72,10 +73,10 @@ def sample_images(
 def denoise(
     net: UNet2DModel, noise: Tensor, labels: Tensor, *, steps: int, sampler: str, sigma_data: float
 ) -> Tensor:
-    """Images float [N, C, H, W], in [−1, 1] as trained.
+    """Turn noise into images, float [N, C, H, W], in [−1, 1] as trained.
 
-    noise: standard normal [D, N, C, H, W]; each image starts from its first draw, and churn, which adds fresh noise
-    at each step, takes one more a step.
+    noise: standard normal [D, N, C, H, W]. Each image starts from noise[0]; churn, which adds fresh noise at each
+    step, takes one more per step, so D is 1 + steps for churn and 1 otherwise. labels: int64 [N].
     """
     scheduler = build_scheduler(sampler, sigma_data)
     scheduler.set_timesteps(steps)
@@ -91,10 +92,11 @@ def denoise(
 
 
 def heun(denoiser: Denoiser, x: Tensor, labels: Tensor, sigmas: Tensor, fresh: Tensor) -> Tensor:
-    """Images [N, C, H, W] from x ~ N(0, σ₀²) over `sigmas` descending to 0: EDM's algorithm 1 or 2.
+    """Denoise x ~ N(0, σ₀²) over `sigmas`, which descend to 0, by EDM's algorithm 1 or 2; return [N, C, H, W].
 
-    With `fresh` standard normals [steps, N, C, H, W] (algorithm 2), a step first raises the noise level by the
-    factor 1 + γ, γ = min(S_churn/steps, √2 − 1), inside [S_tmin, S_tmax]; `fresh` may be empty (algorithm 1).
+    With `fresh` standard normals [steps, N, C, H, W] (algorithm 2), a step whose noise level is in
+    [S_tmin, S_tmax] first raises it by the factor 1 + γ, γ = min(S_churn/steps, √2 − 1). With `fresh` empty, this
+    is algorithm 1.
     """
     levels = sigmas.tolist()
     steps = len(levels) - 1
@@ -123,5 +125,5 @@ def _to_uint8(images: Tensor) -> np.ndarray:
 
 
 def balanced_labels(classes: list[int], count: int) -> Tensor:
-    """int64 [count]: the classes in turn, so that their numbers differ by at most one."""
+    """Return int64 [count] labels that cycle through the classes, so that class counts differ by at most one."""
     return torch.tensor(classes, dtype=torch.int64).repeat(-(-count // len(classes)))[:count]

@@ -1,1 +1,1 @@
-"""How good the synthetic images are, what they cost in privacy, and how runs compare."""
+"""The quality of synthetic images: utility, fidelity and memorisation."""

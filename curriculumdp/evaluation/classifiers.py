@@ -1,4 +1,4 @@
-"""Classifiers in torch: a small CNN, WRN-40-4, and how they are trained (without privacy)."""
+"""Classifiers in torch: a small CNN and WRN-40-4, with their training (without privacy)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ AT_ONCE = 1024
 
 
 class SmallCNN(nn.Module):
-    """Logits [N, classes] of images float [N, C, size, size] in [−1, 1], from 8 px; 0.1 to 0.2 M parameters.
+    """A small CNN: logits [N, classes] of images float [N, C, size, size] in [−1, 1], size at least 8.
 
-    With batch norm and a map of at most 7x7 before the hidden layer it gets 87.7 % on Fashion-MNIST's test set from
-    6,000 real images in 940 steps; without the norm 85.7 %, and with a map averaged to 4x4 79.3 %.
+    It has 0.1 to 0.2 M parameters. With batch norm and a map of at most 7x7 before the hidden layer it reaches 87.7 %
+    on Fashion-MNIST's test set after 940 steps on 6,000 real images; without the norm 85.7 %, and with a map averaged
+    to 4x4 79.3 %.
     """
 
     def __init__(self, channels: int, classes: int, size: int) -> None:
@@ -43,7 +44,7 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(FEATURES, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """The last hidden layer, [N, FEATURES]."""
+        """Return the last hidden layer, [N, FEATURES]."""
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class SmallCNN(nn.Module):
 
 
 class _WideBlock(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-dropout-conv beside a shortcut."""
+    """BN-ReLU-conv-BN-ReLU-dropout-conv with a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -64,20 +65,20 @@ class _WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.norm1(x))
-        beside = x if self.shortcut is None else self.shortcut(active)
-        return beside + self.conv2(self.dropout(F.relu(self.norm2(self.conv1(active)))))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return shortcut + self.conv2(self.dropout(F.relu(self.norm2(self.conv1(active)))))
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width of Zagoruyko and Komodakis 2016: logits [N, classes] of images float [N, C, H, W]."""
+    """WRN-depth-width (Zagoruyko and Komodakis 2016): logits [N, classes] of images float [N, C, H, W]."""
 
     def __init__(self, channels: int, classes: int, depth: int = 40, width: int = 4, dropout: float = 0.3):
         super().__init__()
         widths = [16, 16 * width, 32 * width, 64 * width]
         blocks: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
         for group, (inputs, outputs) in enumerate(pairwise(widths)):
-            for place in range((depth - 4) // 6):
-                first = place == 0
+            for block in range((depth - 4) // 6):
+                first = block == 0
                 stride = 2 if first and group else 1
                 blocks.append(_WideBlock(inputs if first else outputs, outputs, stride, dropout))
         self.body = nn.Sequential(*blocks, nn.BatchNorm2d(widths[-1]), nn.ReLU())
@@ -89,7 +90,7 @@ class WideResNet(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: at least `steps` steps and `epochs` epochs, learning rate cosine to 0."""
+    """How to train a classifier: at least `steps` steps and `epochs` epochs, with cosine decay to 0."""
 
     epochs: int
     steps: int
@@ -98,7 +99,7 @@ class Recipe:
 
 
 SMALL = Recipe(10, 600, 64, lambda net: torch.optim.Adam(net.parameters(), lr=1e-3))
-# The WRN paper's optimiser; a tenth of its epochs, which is where synthetic sets stop gaining.
+# The WRN paper's optimiser with a tenth of its epochs, beyond which synthetic sets gain nothing.
 WIDE = Recipe(
     20,
     2000,
@@ -110,9 +111,9 @@ WIDE = Recipe(
 def fit(
     make: Callable[[], nn.Module], data: LabelledSet, recipe: Recipe, seed: int, device: torch.device
 ) -> nn.Module:
-    """`make()`, trained on `data`, in eval mode on `device`; the last step's weights (no peeking).
+    """Train `make()` on `data` and return it in eval mode on `device`, with the last step's weights (no peeking).
 
-    `seed` rules the first weights, batches and dropout; torch's global generators are left as they were.
+    `seed` determines the initial weights, batches and dropout; torch's global generators are left unchanged.
     """
     steps = max(recipe.steps, ceil(recipe.epochs * len(data) / recipe.batch))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -138,7 +139,7 @@ def fit(
 def outputs_of(
     net: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device, at_once: int = AT_ONCE
 ) -> np.ndarray:
-    """float64 [N, D]: what `net` makes of images uint8 [N, C, H, W]."""
+    """Return `net`'s outputs for images uint8 [N, C, H, W], float64 [N, D]."""
     parts = [net(_scaled(part, device)).double().cpu() for part in torch.from_numpy(images).split(at_once)]
     return torch.cat(parts).numpy()
 

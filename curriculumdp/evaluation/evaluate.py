@@ -1,4 +1,4 @@
-"""One evaluation of a release: utility, fidelity and, where the training set is given, memorisation."""
+"""An evaluation of a release: utility, fidelity and, where the training set is given, memorisation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,21 +13,21 @@ from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelities, fidelit
 from curriculumdp.evaluation.inception import given_inception
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.memorisation import Neighbours, memorisation, nearest_neighbours
-from curriculumdp.evaluation.plots import distances_plot, png_bytes, utility_plot
 from curriculumdp.evaluation.record import DISTANCES, NEIGHBOURS, UTILITY, write_record
 from curriculumdp.evaluation.released import Released, draw_images, load_set
 from curriculumdp.evaluation.utility import DESCRIPTIONS, accuracy, over_seeds
+from curriculumdp.plots import distances_plot, png_bytes, utility_plot
 
-SHOWN = 10  # pairs in a row of neighbours.png
+SHOWN = 10  # pairs per row of neighbours.png
 
 
 @dataclass(frozen=True)
 class Request:
     """What to evaluate a release with. Sets are named as for `load_set`; the training set is PRIVATE.
 
-    features: a PUBLIC labelled set to train the feature network on; None for one half of the real set, the
-    other half being compared with. inception: a file of PUBLIC Inception weights to compare in instead, with the whole
-    real set. public_real: everybody may know the real set, and what comes of it.
+    features: a PUBLIC labelled set to train the feature network on; None: train on one half of the real set and
+    compare with the other. inception: a file of PUBLIC Inception weights to use as the feature network instead; the
+    comparison is then with the complete real set. public_real: the real set, and what is computed from it, is public.
     """
 
     real: str
@@ -42,17 +42,20 @@ class Request:
 
     @property
     def real_is_public(self) -> bool:
-        return self.public_real or self.real == "digits"  # which comes in scikit-learn's package
+        return self.public_real or self.real == "digits"  # part of scikit-learn
 
     @property
     def figures_are_public(self) -> bool:
-        """Not where the feature network, through which all is compared, learns from the training set."""
+        """Return whether metrics against the real set are public.
+
+        They are not if the feature network, on which all of them depend, is trained on the training set.
+        """
         return self.real_is_public and (self.features is None or self.features != self.train)
 
 
 @dataclass(frozen=True)
 class Material:
-    """An evaluation's images: `synthetic`, one set a seed; `compared`, the part of `real` for fidelity."""
+    """An evaluation's images: `synthetic`, one set per seed; `compared`, the part of `real` used for fidelity."""
 
     synthetic: Sequence[LabelledSet]
     real: LabelledSet
@@ -61,37 +64,37 @@ class Material:
 
 
 def evaluate_release(
-    released: Released, request: Request, place: Path, say: Callable[[str], None]
+    released: Released, request: Request, out: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(public figures, private figures), each {} if there are none; written under `place` as `record` says.
+    """Evaluate a release, write the records under `out` (see `record`) and return (public, private) metrics.
 
-    Raises EvaluationError, DataError, SamplingError, one line.
+    Either is {} if there are none. Raises EvaluationError, DataError or SamplingError, one line.
     """
     if released.classes < 2:
-        raise EvaluationError("a model of one class: utility and the in-domain network need two classes")
+        raise EvaluationError("the release has one class: utility and the feature network need at least two")
     if min(request.count, request.seeds) < 1:
-        raise EvaluationError("ask for at least one image and one seed")
+        raise EvaluationError("the numbers of images and seeds must both be at least 1")
     if request.inception is not None and request.features is not None:
         raise EvaluationError(
-            "Inception weights are given: no feature network is trained, so name no set for one"
+            "Inception weights are given, so no feature network is trained: do not name a set for one"
         )
     real = load_set(request.real, released, "test")
     train = None if request.train is None else load_set(request.train, released, "train")
     material = _gather(released, request, real, say)
-    shared = _against_real(request, material, say)
+    metrics = _against_real(request, material, say)
     own: dict[str, Any] = {}
     pictures: dict[str, bytes] = {}
     if train is not None:
         say("comparing with the training set (private)")
         own, pictures = _against_training(request, material, train)
-    pictures[UTILITY] = utility_plot(shared["utility"])
-    public, private = (shared, own) if request.figures_are_public else ({}, {**shared, **own})
-    write_record(place, release=released.identity(), public=public, private=private, pictures=pictures)
+    pictures[UTILITY] = utility_plot(metrics["utility"])
+    public, private = (metrics, own) if request.figures_are_public else ({}, {**metrics, **own})
+    write_record(out, release=released.identity(), public=public, private=private, pictures=pictures)
     return public, private
 
 
 def _gather(released: Released, request: Request, real: LabelledSet, say: Callable[[str], None]) -> Material:
-    """The feature network has seen none of the images that are compared."""
+    """Load or sample all sets. The feature network is not trained on any image that is compared."""
     compared = real
     if request.inception is not None:
         network = given_inception(request.inception, request.device)
@@ -102,13 +105,13 @@ def _gather(released: Released, request: Request, real: LabelledSet, say: Callab
         network = train_features(replace(learned, origin=f"one half of: {real.origin}"), request.device)
     synthetic = []
     for seed in range(request.seeds):
-        say(f"drawing {request.count} images, seed {seed}")
+        say(f"sampling {request.count} images, seed {seed}")
         synthetic.append(draw_images(released, request.count, seed, request.device))
     return Material(synthetic, real, compared, network)
 
 
 def _against_real(request: Request, material: Material, say: Callable[[str], None]) -> dict[str, Any]:
-    """As private as the real set."""
+    """Return utility and fidelity. As private as the real set."""
     real, synthetic = material.real, material.synthetic
     utility = {}
     for name in request.classifiers:
@@ -132,7 +135,7 @@ def _against_real(request: Request, material: Material, say: Callable[[str], Non
 def _against_training(
     request: Request, material: Material, train: LabelledSet
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """PRIVATE: what the training set itself would score, and how near to it the synthetic images lie."""
+    """Return the training set's own scores and its nearness to the synthetic images, and plots. PRIVATE."""
     synthetic, network = material.synthetic[0], material.network
     near, held_out = nearest_neighbours(synthetic, train), nearest_neighbours(material.real, train)
     scores = {
@@ -142,7 +145,7 @@ def _against_training(
         for name in request.classifiers
     }
     some = train.at_most(request.count)
-    figures = {
+    metrics = {
         "reference": {
             "images": len(train),
             "utility": scores,
@@ -155,11 +158,14 @@ def _against_training(
         DISTANCES: distances_plot(near.first, held_out.first),
         NEIGHBOURS: neighbour_picture(synthetic, train, near),
     }
-    return figures, pictures
+    return metrics, pictures
 
 
 def neighbour_picture(synthetic: LabelledSet, train: LabelledSet, found: Neighbours) -> bytes:
-    """PRIVATE, PNG: the synthetic images nearest to the training set over their neighbours; typical ones."""
+    """Return a PNG of synthetic images above their nearest training images. PRIVATE.
+
+    First the synthetic images nearest to the training set, then those around the median distance.
+    """
     order = np.argsort(found.first, kind="stable")
     middle = max(0, (len(order) - SHOWN) // 2)
     rows = []

@@ -1,8 +1,8 @@
-"""Fidelity: how near synthetic images come to real ones in the feature space of a NAMED network.
+"""Fidelity: how close synthetic images are to real ones in the feature space of a NAMED network.
 
-The network is an Inception whose weights the user gives (`inception`), or a small classifier of the same kind of
-images, trained on images that are not compared with. The Fréchet distance is called FD, and FID under the standard
-Inception weights alone. Features are float64 [N, D].
+The network is an Inception with weights from the user (`inception`), or a small classifier for the same kind of
+images, trained on images that are not compared. The Fréchet distance is called FD; only under the standard
+Inception weights is it called FID. Features are float64 [N, D].
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from torch import Tensor
 from curriculumdp.evaluation.classifiers import FEATURES, SMALL, SmallCNN, fit, outputs_of
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 
-KERNEL_BLOCK, KERNEL_BLOCKS = 1000, 20  # images a block, and blocks, of the kernel distance
+KERNEL_BLOCK, KERNEL_BLOCKS = 1000, 20  # images per block and number of blocks, kernel distance
 NEIGHBOURS = 3  # k of precision and recall (Kynkäänniemi et al. 2019)
-MOST_NEIGHBOURS = 10_000  # images whose neighbours are searched, of either set
-FEWEST = 10
+MAX_NEIGHBOURS = 10_000  # maximum number of images per set in precision and recall
+MIN_IMAGES = 10
 AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network whose last hidden layer is the space to compare in; `sha256` is that of its weights.
+    """A network whose last hidden layer is the feature space; `sha256` is that of its weights.
 
-    A network trained here divides features by their root mean square over the images it learned from, so that
-    distances in two of them are at least of one scale. `distance` is what its Fréchet distance may be called.
+    A network trained here divides features by their root mean square over its training images, so that distances
+    under two such networks have at least the same scale. `distance` is the name its Fréchet distance may carry.
     """
 
     name: str
@@ -43,10 +43,10 @@ class FeatureNetwork:
 
 
 def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> FeatureNetwork:
-    """The small CNN as a feature network, a function of `data` and `seed` (and of the machine's rounding)."""
-    if len(data) < FEWEST or len(np.unique(data.labels)) < 2:
+    """Train the small CNN as a feature network: a function of `data`, `seed` and the machine's rounding."""
+    if len(data) < MIN_IMAGES or len(np.unique(data.labels)) < 2:
         raise EvaluationError(
-            f"{data.origin}: a feature network needs at least {FEWEST} images of two classes: name more"
+            f"{data.origin}: a feature network needs at least {MIN_IMAGES} images of two classes: name a larger set"
         )
     _, channels, size, _ = data.images.shape
     classes = int(data.labels.max()) + 1
@@ -65,16 +65,18 @@ def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> Fe
 
 
 def fidelity(network: FeatureNetwork, real: LabelledSet, synthetic: LabelledSet) -> dict[str, float]:
-    """fd (or fid: `network.distance`), kid, precision and recall. As private as `real` and the network."""
+    """Return fd (or fid, see `network.distance`), kid, precision and recall. As private as `real` and the network."""
     return fidelities(network, real, [synthetic])[0]
 
 
 def fidelities(
     network: FeatureNetwork, real: LabelledSet, synthetic: Sequence[LabelledSet]
 ) -> list[dict[str, float]]:
-    """`fidelity` of each synthetic set; the real images pass the network once."""
-    if min(len(real), *(len(some) for some in synthetic)) < FEWEST:
-        raise EvaluationError(f"fidelity needs at least {FEWEST} images on either side: name a larger set")
+    """Return `fidelity` of each synthetic set; the real images go through the network once."""
+    if min(len(real), *(len(some) for some in synthetic)) < MIN_IMAGES:
+        raise EvaluationError(
+            f"fidelity needs at least {MIN_IMAGES} images on either side: name a larger set or ask for more images"
+        )
     a = network.features(real.images)
     return [_measured(network.distance, a, network.features(some.images)) for some in synthetic]
 
@@ -90,11 +92,11 @@ def _measured(distance: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|μa − μb|² + tr(Σa + Σb − 2(Σa Σb)^½), Heusel et al. 2017; biased upwards by few images."""
+    """Return |μa − μb|² + tr(Σa + Σb − 2(Σa Σb)^½) (Heusel et al. 2017), biased upwards for few images."""
     mean_term = float(((a.mean(0) - b.mean(0)) ** 2).sum())
     if max(len(a), len(b)) <= a.shape[1]:
         # Fewer images than features: the roots of the eigenvalues of Σa Σb are the singular values of X Yᵀ, and the
-        # covariances' many eigenvalues of 0 add no rounding.
+        # covariances' many zero eigenvalues add no rounding error.
         x, y = ((some - some.mean(0)) / np.sqrt(len(some) - 1) for some in (a, b))
         cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
         return max(0.0, mean_term + float(np.square(x).sum() + np.square(y).sum() - 2 * cross))
@@ -107,10 +109,10 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
-    """KID: the unbiased squared MMD under the kernel (x·y/D + 1)³, Bińkowski et al. 2018; may be below 0."""
-    draw = np.random.default_rng(seed)
+    """Return KID, the unbiased squared MMD under the kernel (x·y/D + 1)³ (Bińkowski et al. 2018); may be negative."""
+    rng = np.random.default_rng(seed)
     blocks = KERNEL_BLOCKS if max(len(a), len(b)) > KERNEL_BLOCK else 1
-    parts = [(draw.permutation(a)[:KERNEL_BLOCK], draw.permutation(b)[:KERNEL_BLOCK]) for _ in range(blocks)]
+    parts = [(rng.permutation(a)[:KERNEL_BLOCK], rng.permutation(b)[:KERNEL_BLOCK]) for _ in range(blocks)]
     return float(np.mean([_squared_mmd(x, y) for x, y in parts]))
 
 
@@ -125,21 +127,21 @@ def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def precision_recall(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """(share of synthetic images on the real manifold, share of real ones on the synthetic manifold).
+    """Return (fraction of synthetic images on the real manifold, fraction of real images on the synthetic one).
 
-    A manifold is the union of balls that reach from each image to its k-th nearest of its own set
-    (Kynkäänniemi et al. 2019). Both sets are cut to the same number of images, on which the figures depend.
+    A manifold is the union of balls around the images of a set, each reaching to its k-th nearest neighbour in that
+    set (Kynkäänniemi et al. 2019). Both sets are reduced to the same number of images, on which the values depend.
     """
-    draw = np.random.default_rng(seed)
-    count = min(len(real), len(synthetic), MOST_NEIGHBOURS)
-    a, b = draw.permutation(real)[:count], draw.permutation(synthetic)[:count]
-    return _share_inside(b, a), _share_inside(a, b)
+    rng = np.random.default_rng(seed)
+    count = min(len(real), len(synthetic), MAX_NEIGHBOURS)
+    a, b = rng.permutation(real)[:count], rng.permutation(synthetic)[:count]
+    return _fraction_inside(b, a), _fraction_inside(a, b)
 
 
-def _share_inside(points: np.ndarray, manifold: np.ndarray) -> float:
+def _fraction_inside(points: np.ndarray, manifold: np.ndarray) -> float:
     inside, other = torch.from_numpy(points), torch.from_numpy(manifold)
     k = min(NEIGHBOURS, len(other) - 1)
-    # An image's nearest in its own set is itself, hence the (k+1)-th smallest.
+    # The nearest image in its own set is the image itself, hence the (k+1)-th smallest.
     radii = torch.cat(
         [_distances(part, other).kthvalue(k + 1, dim=1).values for part in other.split(AT_ONCE)]
     )
@@ -148,5 +150,5 @@ def _share_inside(points: np.ndarray, manifold: np.ndarray) -> float:
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    # torch's fast way loses digits to cancellation, and then an image lies outside its own ball.
+    # torch's fast method loses digits to cancellation, which can put an image outside its own ball.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

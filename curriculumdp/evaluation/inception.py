@@ -1,18 +1,18 @@
-"""The InceptionV3 of FID as a feature network, with weights that the user has as a file. Nothing is downloaded.
+"""FID's InceptionV3 as a feature network, with weights from a file of the user's. Nothing is downloaded.
 
-The network is TensorFlow's graph of 2015-12-05, which Heusel et al. 2017 measure in, as pytorch-fid brought it to
-torch: its parameter names, its resizing and its pools, with the last block's max pool that other InceptionV3 lack.
+The network is TensorFlow's graph of 2015-12-05, which Heusel et al. 2017 use, as ported to torch by pytorch-fid:
+its parameter names, its resizing and its pools, including the last block's max pool that other InceptionV3 lack.
 Weights come from
 
-- the standard file itself, pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases, known by the SHA-256 of
-  all its bytes. It is a pickle: these bytes alone are read, and by torch's restricted reader;
-- any safetensors file with its parameter names. One is made of the standard file, or of another, by
+- the standard file, pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases, recognised by the SHA-256 of
+  all its bytes. It is a pickle: no other bytes are unpickled, and only by torch's restricted loader;
+- any safetensors file with its parameter names. To make one from the standard file, or from another:
 
       state = torch.load("pt_inception-2015-12-05-6726825d.pth", weights_only=True)
       safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, "inception.safetensors")
 
-A distance is called FID under weights known to be the standard ones, elsewhere FD. A safetensors copy is known by
-STANDARD_TENSORS, which is empty yet: until it is filled, FID takes the .pth.
+A distance is called FID under weights recognised as the standard ones, FD otherwise. A safetensors copy is
+recognised by STANDARD_TENSORS, which is still empty: until it is filled, FID needs the .pth.
 """
 
 import hashlib
@@ -35,17 +35,17 @@ from curriculumdp.evaluation.labelled import EvaluationError
 SIDE = 299  # pixels
 WIDTH = 2048
 AT_ONCE = 32  # images: 0.2 GB in the widest layer
-# The file's name has the first 8 digits; the size and all 64 are what projects that pin this file write down.
+# The file's name has the first 8 digits; its size and all 64 digits are those that projects pinning this file use.
 STANDARD_FILE = "pt_inception-2015-12-05-6726825d.pth"
 STANDARD_FILE_BYTES = 95_628_359
 STANDARD_FILE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-# `tensors_sha256` of the standard weights, by which a safetensors copy of them is known. Empty: it takes the file to
-# know it. An evaluation with the .pth records it as its network's sha256; put that here.
+# `tensors_sha256` of the standard weights, which identifies a safetensors copy of them. Empty, since computing it needs
+# the file. An evaluation with the .pth records it as its network's sha256; put that here.
 STANDARD_TENSORS: frozenset[str] = frozenset()
 
 
 class Layer(NamedTuple):
-    """A convolution with its norm; `kernel` is (height, width)."""
+    """A convolution and its norm; `kernel` is (height, width)."""
 
     outputs: int
     kernel: tuple[int, int] = (1, 1)
@@ -57,7 +57,7 @@ CROSS = [Layer(384, (1, 3)), Layer(384, (3, 1))]
 
 
 class _Conv(nn.Module):
-    """ReLU(BN(conv(x))). A stride of 1 keeps the size unless `same` is False; a longer one takes no padding."""
+    """ReLU(BN(conv(x))). Stride 1 keeps the size unless `same` is False; larger strides have no padding."""
 
     def __init__(self, inputs: int, layer: Layer, *, same: bool = True) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class _Conv(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Branches of layers and, last, one that pools (and projects to `pooled` channels), joined.
+    """Concatenated branches of layers, the last of which pools (and projects to `pooled` channels).
 
-    A layer is called after its branch and its place there, from 1. Two layers in a list are a and b: both see what
-    comes to their place, and their outputs are joined.
+    A layer is named after its branch and its position in it, from 1. Two layers in a list, named a and b, get the
+    same input, and their outputs are concatenated.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class _Mixed(nn.Module):
     ) -> None:
         super().__init__()
         self.paths: list[list[list[str]]] = []
-        for branch, places in branches.items():
+        for branch, layers in branches.items():
             width, path = inputs, []
-            for number, place in enumerate(places, 1):
-                name = f"{branch}_{number}" if len(places) > 1 else branch
+            for number, item in enumerate(layers, 1):
+                name = f"{branch}_{number}" if len(layers) > 1 else branch
                 here = (
-                    [(name, place)]
-                    if isinstance(place, Layer)
-                    else list(zip((name + "a", name + "b"), place, strict=True))
+                    [(name, item)]
+                    if isinstance(item, Layer)
+                    else list(zip((name + "a", name + "b"), item, strict=True))
                 )
                 for each, layer in here:
                     self.add_module(each, _Conv(width, layer))
@@ -158,7 +158,7 @@ def _e(inputs: int, pool: nn.Module) -> _Mixed:
 
 
 class InceptionV3(nn.Sequential):
-    """The last average pool's features, [N, 2048], of images float [N, 1 or 3, H, W] in [−1, 1], H and W any."""
+    """InceptionV3's last average pool, [N, 2048], for images float [N, 1 or 3, H, W] in [−1, 1], any H and W."""
 
     def __init__(self) -> None:
         layers: dict[str, nn.Module] = {
@@ -179,7 +179,7 @@ class InceptionV3(nn.Sequential):
             "Mixed_6e": _c(768, 192),
             "Mixed_7a": _d(768),
             "Mixed_7b": _e(1280, _average()),
-            "Mixed_7c": _e(2048, nn.MaxPool2d(3, 1, padding=1)),  # an accident of the graph, which FID keeps
+            "Mixed_7c": _e(2048, nn.MaxPool2d(3, 1, padding=1)),  # an accident of the graph that FID keeps
         }
         super().__init__(OrderedDict(layers))
 
@@ -190,7 +190,7 @@ class InceptionV3(nn.Sequential):
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of names, shapes and float32 values, in the order of names, however a file held them."""
+    """Return a digest of names, shapes and float32 values, sorted by name, independent of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
@@ -199,7 +199,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def given_inception(path: Path, device: torch.device) -> FeatureNetwork:
-    """The network with the weights in `path`, its features as they are. Raises EvaluationError, one line."""
+    """Return the network with the weights in `path`, its features unscaled. Raises EvaluationError, one line."""
     with torch.device("meta"):
         net = InceptionV3()
     counters = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
@@ -214,14 +214,12 @@ def given_inception(path: Path, device: torch.device) -> FeatureNetwork:
     net.to(device).eval()
     digest = tensors_sha256(weights)
     standard = not is_safetensors or digest in STANDARD_TENSORS
-    trained_on = (
-        f"ImageNet, the standard weights of FID ({STANDARD_FILE})" if standard else "images unknown here"
-    )
+    trained_on = f"ImageNet, the standard weights of FID ({STANDARD_FILE})" if standard else "unknown images"
 
     def features(images: np.ndarray) -> np.ndarray:
         found = outputs_of(net, images, device, AT_ONCE)
         if not np.isfinite(found).all():
-            raise EvaluationError(f"{path}: with these weights features overflow: they are not Inception's")
+            raise EvaluationError(f"{path}: features overflow with these weights: name Inception's weights")
         return found
 
     return FeatureNetwork(
@@ -230,11 +228,11 @@ def given_inception(path: Path, device: torch.device) -> FeatureNetwork:
 
 
 def _standard(path: Path) -> dict[str, Tensor]:
-    """The tensors of the one pickle that is read: the bytes hashed are those unpickled, and none before."""
+    """Return the tensors of the one pickle that is read; the bytes hashed are the bytes unpickled afterwards."""
     content = path.read_bytes() if path.stat().st_size == STANDARD_FILE_BYTES else b""
     if hashlib.sha256(content).hexdigest() != STANDARD_FILE_SHA256:
         raise EvaluationError(
-            f"{path} is neither .safetensors nor the whole {STANDARD_FILE} (SHA-256 {STANDARD_FILE_SHA256[:8]}…): "
+            f"{path} is neither .safetensors nor the complete {STANDARD_FILE} (SHA-256 {STANDARD_FILE_SHA256[:8]}…): "
             "no other pickle is read"
         )
     return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
@@ -243,22 +241,24 @@ def _standard(path: Path) -> dict[str, Tensor]:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
-        raise EvaluationError(f"{path} is not whole or not safetensors: {error}") from None
+        raise EvaluationError(f"{path} is truncated or not safetensors: {error}") from None
 
 
 def _checked(
     path: Path, shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the network uses, float32; the classifiers' weights stay behind."""
+    """Return the tensors that the network uses, float32, without the classifier heads. Raises EvaluationError."""
     for name, shape in shapes.items():
         if name not in tensors:
-            raise EvaluationError(f"{path} is no InceptionV3: it has no {name}")
+            raise EvaluationError(f"{path} is not an InceptionV3: it has no {name}")
         if tensors[name].shape != shape:
             raise EvaluationError(
-                f"{path} is no InceptionV3: {name} is {list(tensors[name].shape)}, not {list(shape)}"
+                f"{path} is not an InceptionV3: {name} is {list(tensors[name].shape)}, not {list(shape)}"
             )
         if not (tensors[name].is_floating_point() and tensors[name].isfinite().all()):
-            raise EvaluationError(f"{path}: {name} holds what is no finite number")
+            raise EvaluationError(
+                f"{path}: {name} contains values that are not finite floating-point numbers"
+            )
     return {name: tensors[name].float() for name in shapes}

@@ -1,6 +1,6 @@
-"""Memorisation: do synthetic images lie nearer to training images than fresh real ones? All PRIVATE.
+"""Memorisation: are synthetic images nearer to training images than fresh real images are? All PRIVATE.
 
-Differential privacy bounds what can be inferred; this is a look with the naked eye beside it.
+Differential privacy bounds what can be inferred; this is only an informal check in addition to it.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Neighbours:
-    """rows int64 [N]: the nearest training image of each; first, second float64 [N]: RMS pixel distances.
+    """The nearest training images: rows int64 [N], of the nearest; first, second float64 [N], the two distances.
 
-    Distances are root mean squares over pixels in [0, 1]: 0 is the same image, 1 black against white.
+    Distances are root mean squares over pixels in [0, 1]: 0 for the same image, 1 for black against white.
     """
 
     rows: np.ndarray
@@ -29,12 +29,12 @@ class Neighbours:
 
 
 def nearest_neighbours(images: LabelledSet, train: LabelledSet) -> Neighbours:
-    """The two nearest training images of each image, by pixels."""
+    """Find the two nearest training images of each image by pixel distance."""
     queries, stored = torch.from_numpy(images.pixels()), torch.from_numpy(train.pixels())
     rows, distances = [], []
     for part in queries.split(AT_ONCE):
         near = torch.cdist(part, stored).topk(min(2, len(train)), largest=False).indices
-        # cdist's fast way loses digits to cancellation next to 0, where copies are.
+        # cdist's fast method loses digits to cancellation near 0, where copies are.
         exact = (part[:, None].double() - stored[near].double()).square().mean(-1).sqrt()
         exact, order = exact.sort(1)
         rows.append(near.gather(1, order)[:, 0])
@@ -44,11 +44,11 @@ def nearest_neighbours(images: LabelledSet, train: LabelledSet) -> Neighbours:
 
 
 def memorisation(synthetic: Neighbours, held_out: Neighbours) -> dict[str, Any]:
-    """Figures of synthetic images beside those of held-out real ones.
+    """Return metrics of synthetic images and, for comparison, of held-out real ones.
 
-    nearer: the probability that a synthetic image is nearer to the training set than a held-out one (ties
-    count half): 0.5 alike, 1 all nearer. below: the share nearer than all but 1 % of the held-out ones.
-    copies: the share much nearer to one training image than to the next. identical: how many equal one.
+    nearer: the probability that a synthetic image is nearer to the training set than a held-out one (ties count
+    half): 0.5 if alike, 1 if all are nearer. below: the fraction nearer than the held-out images' 1 % quantile.
+    copies: the fraction much nearer to one training image than to the next. identical: how many equal one.
     """
     limit = float(np.quantile(held_out.first, 0.01))
     return {
@@ -70,7 +70,7 @@ def _figures(found: Neighbours, limit: float) -> dict[str, Any]:
 
 
 def _probability_below(a: np.ndarray, b: np.ndarray) -> float:
-    """P(a < b) + P(a = b)/2 for a random pair."""
+    """Return P(a < b) + P(a = b)/2 for a random pair."""
     ordered = np.sort(b)
     above = len(b) - np.searchsorted(ordered, a, side="right")
     equal = np.searchsorted(ordered, a, side="right") - np.searchsorted(ordered, a, side="left")

@@ -1,4 +1,4 @@
-"""A release as evaluation meets it: its certificate, its settings, the images that it draws. PUBLIC."""
+"""A release as evaluation sees it: its certificate, its config and images sampled from it. PUBLIC."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from curriculumdp.certificate import Certificate
 from curriculumdp.data.sources import load_images
 from curriculumdp.diffusion.networks import UNet2DModel
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import balanced_labels, sample_images
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.printable import printable
-from curriculumdp.verify import CERTIFICATE, CONFIG, file_sha256, read_certificate
+from curriculumdp.release.certificate import Certificate
+from curriculumdp.release.verify import CERTIFICATE, CONFIG, file_sha256, read_certificate
 
-# What a set is called on the command line, and the reader of curriculumdp.data that it means.
+# The name of a kind of set on the command line, and the reader of curriculumdp.data for it.
 KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "folder": "image_folder"}
 HOLD_BOTH_SPLITS = ("digits", "idx")
 
 
 @dataclass(frozen=True)
 class Released:
-    """What a release says of itself; `config` is its training config, which holds no path."""
+    """A release's certificate and config; `config` is its training config, without paths."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -40,28 +40,30 @@ class Released:
 
     @property
     def sampler(self) -> tuple[str, int]:
-        """The name of the sampler and its steps."""
+        """The sampler's name and number of steps."""
         return str(self.config["sampling"]["sampler"]), int(self.config["sampling"]["steps"])
 
     def identity(self) -> dict[str, str]:
-        """Which release this is: its name and the digest of its certificate."""
+        """Return what identifies this release: its name and its certificate's digest."""
         return {"name": self.name, "certificate_sha256": file_sha256(self.folder / CERTIFICATE)}
 
 
 def read_released(folder: Path) -> Released:
-    """The release in `folder`, not verified. Raises CertificateError or EvaluationError, one line."""
+    """Read the release in `folder` without verifying it. Raises CertificateError or EvaluationError, one line."""
     certificate = read_certificate(folder)
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
         for section in ("data", "privacy", "model", "private", "sampling"):
             dict(config[section])
     except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
-        raise EvaluationError(f"{folder / CONFIG} is not a training config: name a whole release") from None
+        raise EvaluationError(
+            f"{folder / CONFIG} is not a training config: name a complete release"
+        ) from None
     return Released(folder, config, certificate)
 
 
 def draw_images(released: Released, count: int, seed: int, device: torch.device | str = "cpu") -> LabelledSet:
-    """`count` images, the classes in equal numbers, by the release's own sampler; another `seed`, others."""
+    """Sample `count` images with the release's own sampler, balanced over classes; `seed` selects which."""
     net, sigma_data = load_pipeline(released.folder)
     sampler, steps = released.sampler
     return draw_from(
@@ -72,7 +74,7 @@ def draw_images(released: Released, count: int, seed: int, device: torch.device 
 def draw_from(
     net: UNet2DModel, sigma_data: float, classes: int, *, sampler: str, steps: int, count: int, seed: int
 ) -> LabelledSet:
-    """`count` images of a network, the classes in equal numbers. Public if its weights are."""
+    """Sample `count` images from a network, balanced over classes. PUBLIC if its weights are."""
     labels = balanced_labels(list(range(classes)), count)
     images = sample_images(
         net,
@@ -82,27 +84,29 @@ def draw_from(
         sigma_data=sigma_data,
         generator=torch.Generator().manual_seed(seed),
     )
-    return LabelledSet(images.transpose(0, 3, 1, 2), labels.numpy(), f"{count} drawn with seed {seed}")
+    return LabelledSet(images.transpose(0, 3, 1, 2), labels.numpy(), f"{count} sampled with seed {seed}")
 
 
 def evaluation_device(asked: str) -> torch.device:
-    """The device of auto, cpu or cuda."""
+    """Return the device for auto, cpu or cuda. Raises EvaluationError if it is absent."""
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
-        raise EvaluationError("--device cuda: torch sees no GPU: take cpu or auto")
+        raise EvaluationError("--device cuda: torch finds no GPU: use cpu or auto")
     return torch.device(asked)
 
 
 def load_set(text: str, released: Released, split: Literal["train", "test"]) -> LabelledSet:
-    """The set that `text` names (digits, idx:PATH, npz:PATH, folder:PATH), fitted to the release's images.
+    """Load the set that `text` names (digits, idx:PATH, npz:PATH, folder:PATH), fitted to the release's images.
 
-    digits and idx hold both splits; of the others the named file is the set. Raises DataError or
+    digits and idx have both splits; for the others, the named file or folder is the set. Raises DataError or
     EvaluationError, one line.
     """
     kind, _, path = text.partition(":")
     if kind not in KINDS or bool(path) == (kind == "digits"):
-        raise EvaluationError(f"{text!r} names no set of images: digits, idx:PATH, npz:PATH or folder:PATH")
+        raise EvaluationError(
+            f"{text!r} is not a set of images: use digits, idx:PATH, npz:PATH or folder:PATH"
+        )
     public = released.certificate.guarantee.public
     window = released.config["data"].get("window")
     declared = kind in HOLD_BOTH_SPLITS and split == "train"

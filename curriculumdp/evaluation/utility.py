@@ -1,4 +1,4 @@
-"""Utility: classifiers that learn from synthetic images alone and are then held against real ones."""
+"""Utility: classifiers trained on synthetic images alone and tested on real ones."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def _mlp(train: LabelledSet, test: LabelledSet, seed: int, device: torch.device)
 
 def _sklearn(model: Any, train: LabelledSet, test: LabelledSet) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is as good a classifier
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate serves as well
         model.fit(train.pixels(), train.labels)
     return np.asarray(model.predict(test.pixels()))
 
@@ -41,7 +41,7 @@ def _network(make: Callable[[int, int, int], torch.nn.Module], recipe: Recipe) -
     return predict
 
 
-# Pixels in [0, 1] for the first two, in [−1, 1] for the networks.
+# Pixels are in [0, 1] for the first two, in [−1, 1] for the networks.
 CLASSIFIERS: dict[str, Predict] = {
     "logistic": _logistic,
     "mlp": _mlp,
@@ -57,27 +57,27 @@ DESCRIPTIONS = {
 
 
 def chosen_classifiers(text: str | None, device: torch.device) -> tuple[str, ...]:
-    """The classifiers of a comma-separated list; by default all that the device trains in minutes."""
+    """Return the classifiers of a comma-separated list; by default those that `device` trains in minutes."""
     if text is None:
         return tuple(name for name in CLASSIFIERS if name != "wrn" or device.type == "cuda")
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     unknown = [name for name in names if name not in CLASSIFIERS]
     if unknown:
-        raise EvaluationError(f"no classifier {unknown[0]!r}: choose among {', '.join(CLASSIFIERS)}")
+        raise EvaluationError(f"no classifier {unknown[0]!r}: choose from {', '.join(CLASSIFIERS)}")
     return names
 
 
 def accuracy(
     name: str, train: LabelledSet, test: LabelledSet, seed: int, device: torch.device | None = None
 ) -> float:
-    """The share of `test` that a classifier trained on `train` gets right. As private as the two sets."""
+    """Return the fraction of `test` that a classifier trained on `train` gets right. As private as the two sets."""
     if len(np.unique(train.labels)) < 2:
-        raise EvaluationError("utility needs images of two classes at least: this set has labels of one only")
+        raise EvaluationError("utility needs images of at least two classes: this set has labels of only one")
     predicted = CLASSIFIERS[name](train, test, seed, device or torch.device("cpu"))
     return float((predicted == test.labels).mean())
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Values, their mean and spread (standard deviation; None for a single value)."""
+    """Return the values, their mean and their spread (standard deviation; None for a single value)."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"values": [float(value) for value in values], "mean": float(np.mean(values)), "spread": spread}

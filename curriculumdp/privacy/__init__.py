@@ -1,1 +1,1 @@
-"""Numbers only: releases, accounting, randomness, the grid, the ledger. Knows no image and no network."""
+"""Events, accounting, keyed randomness and the integer grid. Knows nothing of images or networks."""

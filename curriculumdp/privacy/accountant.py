@@ -1,16 +1,16 @@
-"""What releases cost together: ε at a given δ, by three libraries' methods that know nothing of each other.
+"""The joint cost of events, ε at a given δ, by independent methods from dp_accounting and Opacus.
 
 All of it is PUBLIC arithmetic. ε holds for zero-out adjacency (a unit's contribution is there or is nothing)
-and for add/remove alike: both compare N(0, σ²) with the sampled mixture (1−q)·N(0, σ²) + q·N(1, σ²), in both
-directions, and the worse of the two counts. `epsilon` is the one that is certified; the others check it.
-Nothing here imports torch but the two functions that ask Opacus, which needs it.
+and for add/remove alike: both compare N(0, σ²) with the sampled mixture (1−q)·N(0, σ²) + q·N(1, σ²) in both
+directions, and the worse direction counts. `epsilon` is the certified value; the other methods check it.
+Only the two functions that ask Opacus import torch, which Opacus needs.
 
-| input | what happens |
+| input | result |
 |---|---|
-| no releases, or all counts 0 | ε = 0 |
-| δ < 1e-10 or not a number | AccountingError: the tails that dp_accounting cuts off would show in ε |
+| no events, or all counts 0 | ε = 0 |
+| δ < 1e-10 or not a number | AccountingError: the tails that dp_accounting truncates would affect ε |
 | ε above 300 by RDP | AccountingError, before convolutions that take minutes and gigabytes |
-| rate, noise or count out of range | AccountingError where the `Release` is made |
+| rate, noise or count out of range | AccountingError where the `PrivacyEvent` is created |
 """
 
 import logging
@@ -29,7 +29,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
 from curriculumdp.privacy.composition import Losses, Part
-from curriculumdp.privacy.release import MIN_DELTA, AccountingError, Release
+from curriculumdp.privacy.event import MIN_DELTA, AccountingError, PrivacyEvent
 
 __all__ = [
     "ACCOUNTANT",
@@ -51,90 +51,93 @@ __all__ = [
 
 DISCRETISATION = 1e-4
 ACCOUNTANT = f"dp_accounting {version('dp-accounting')} PLD, discretisation 1e-4"
-# Opacus's convolutions lose digits earlier: at 1e-10 its interval was seen to miss an ε known in closed form.
+# Opacus's convolutions lose precision earlier: at 1e-10 its interval has missed an ε known in closed form.
 MIN_DELTA_PRV = 1e-8
 MAX_EPSILON_RDP = 300.0
 
 Relation = dp_accounting.NeighboringRelation
 
 
-def epsilon(releases: Sequence[Release], delta: float) -> float:
-    """The ε that all `releases` together cost at `delta`: an upper bound, by privacy loss distributions.
+def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """Return an upper bound on the ε of all `events` together at `delta`, by privacy loss distributions.
 
     Google's dp_accounting puts the losses of one use on a grid of 1e-4, rounded to the safe side (Doroshenko et
-    al. 2022, "Connect the Dots"); `composition` convolves them for both directions, with its rounding on the safe
-    side too. Raises AccountingError for what no finite ε describes.
+    al. 2022, "Connect the Dots"); `composition` convolves them for both directions, also rounding to the safe side.
+    Raises AccountingError if no finite ε exists.
     """
-    check_affordable(releases, delta)
-    return epsilon_of_losses(compose(map(losses, releases)), delta)
+    check_affordable(events, delta)
+    return epsilon_of_losses(compose(map(losses, events)), delta)
 
 
-def epsilon_replace_one(releases: Sequence[Release], delta: float) -> float:
-    """The ε of the same releases where a neighbour has another unit in its stead: 1.02 to 2.29 times `epsilon`."""
-    check_affordable(releases, delta)
-    return epsilon_of_losses(compose(losses(release, Relation.REPLACE_ONE) for release in releases), delta)
+def epsilon_replace_one(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """Return ε for replace-one adjacency, where a neighbour swaps one unit: 1.02 to 2.29 times `epsilon`."""
+    check_affordable(events, delta)
+    return epsilon_of_losses(compose(losses(event, Relation.REPLACE_ONE) for event in events), delta)
 
 
-def epsilon_path(releases: Sequence[Release], done: Sequence[int], delta: float) -> list[float]:
-    """`epsilon` after the first `done[i]` uses of `releases`, taken in order; one number for each i."""
-    check_affordable(releases, delta)
+def epsilon_path(events: Sequence[PrivacyEvent], done: Sequence[int], delta: float) -> list[float]:
+    """Return, for each i, `epsilon` after the first `done[i]` uses of `events`, taken in order."""
+    check_affordable(events, delta)
     path = []
     for uses in done:
         left, parts = uses, []
-        for release in releases:
-            here = min(left, release.count)
-            parts.append(losses(replace(release, count=here)))
-            left -= here
+        for event in events:
+            used = min(left, event.count)
+            parts.append(losses(replace(event, count=used)))
+            left -= used
         path.append(epsilon_of_losses(compose(parts), delta))
     return path
 
 
-def epsilon_rdp(releases: Sequence[Release], delta: float) -> float:
-    """The same cost by Rényi differential privacy (dp_accounting): looser than `epsilon`, faster."""
-    return epsilon_of_rdp(rdp_curve(releases), delta)
+def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """Return the same cost by Rényi differential privacy (dp_accounting): looser than `epsilon`, but faster."""
+    return epsilon_of_rdp(rdp_curve(events), delta)
 
 
-def rdp_curve(releases: Sequence[Release], orders: Sequence[int] | None = None) -> np.ndarray:
-    """The Rényi divergences of `releases` together, float64 [orders, by default dp_accounting's]; curves add up."""
+def rdp_curve(events: Sequence[PrivacyEvent], orders: Sequence[int] | None = None) -> np.ndarray:
+    """Return the Rényi divergences of `events` together, float64 [orders], by default at dp_accounting's orders.
+
+    Curves add up.
+    """
     accountant = RdpAccountant(orders, Relation.ADD_OR_REMOVE_ONE)
     with _quiet():
-        for release in releases:
-            if release.count:
-                accountant.compose(_event(release), release.count)
+        for event in events:
+            if event.count:
+                accountant.compose(_library_event(event), event.count)
     return accountant.rdp
 
 
 def epsilon_of_rdp(curve: np.ndarray, delta: float) -> float:
-    """The smallest ε that a curve of `rdp_curve`'s proves at `delta`."""
+    """Return the smallest ε that a curve from `rdp_curve` proves at `delta`."""
     check_delta(delta)
     with _quiet():
         found, _ = compute_epsilon(RdpAccountant().orders, curve, delta)
     return _finite(float(found), "dp_accounting's RDP")
 
 
-def epsilon_opacus_rdp(releases: Sequence[Release], delta: float) -> float:
-    """The same cost by Opacus's own implementation of RDP (imports torch)."""
+def epsilon_opacus_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """Return the same cost by Opacus's own implementation of RDP (imports torch)."""
     check_delta(delta)
     from opacus.accountants import RDPAccountant
 
     accountant = RDPAccountant()
-    accountant.history = _history(releases)
+    accountant.history = _history(events)
     with _quiet():
         return _finite(float(accountant.get_epsilon(delta)), "Opacus's RDP")
 
 
-def epsilon_prv(releases: Sequence[Release], delta: float) -> tuple[float, float, float]:
-    """(low, estimate, high) of ε by Opacus's privacy random variables (Gopi et al. 2021; imports torch).
+def epsilon_prv(events: Sequence[PrivacyEvent], delta: float) -> tuple[float, float, float]:
+    """Return (low, estimate, high) of ε by Opacus's privacy random variables (Gopi et al. 2021; imports torch).
 
     The true ε, in the direction that removes a unit, lies between low and high: about 0.01 below and above
-    the estimate, or 0.2 % of ε where that is more. Raises AccountingError where the method finds no ε, and for
-    δ below 1e-8, where its rounding errors pass that interval.
+    the estimate, or 0.2 % of ε if that is larger. Raises AccountingError if the method finds no ε, and for
+    δ below 1e-8, where its rounding errors exceed that interval.
     """
-    history = _history(releases)
+    history = _history(events)
     check_delta(delta)
     if delta < MIN_DELTA_PRV:
-        raise AccountingError(f"δ is {delta!r}: Opacus's PRV is exact enough from {MIN_DELTA_PRV:g} on")
-    error = max(0.01, check_affordable(releases, delta) / 500)  # memory grows with ε / error
+        raise AccountingError(f"δ is {delta!r}: Opacus's PRV is accurate only from {MIN_DELTA_PRV:g} up")
+    error = max(0.01, check_affordable(events, delta) / 500)  # memory grows with ε / error
     if not history:
         return 0.0, 0.0, 0.0
     from opacus.accountants import PRVAccountant
@@ -152,22 +155,22 @@ def epsilon_prv(releases: Sequence[Release], delta: float) -> tuple[float, float
     return max(0.0, low), max(0.0, estimate), high
 
 
-def losses(release: Release, relation: Any = Relation.ADD_OR_REMOVE_ONE) -> Losses:
-    """The privacy losses of a release with all its uses, on dp_accounting's grid."""
-    sigma, uses = release.noise_multiplier, release.count
+def losses(event: PrivacyEvent, relation: Any = Relation.ADD_OR_REMOVE_ONE) -> Losses:
+    """Return the privacy losses of all uses of an event, on dp_accounting's grid."""
+    sigma, uses = event.noise_multiplier, event.count
     if uses == 0:
         return compose([])
-    if release.sample_rate == 1:  # n Gaussians at σ are one at σ/√n, with one rounding instead of n
+    if event.sample_rate == 1:  # n Gaussians at σ equal one at σ/√n, with one rounding instead of n
         sigma, uses = sigma / math.sqrt(uses), 1
-    removed, added = _losses_of_one(sigma, release.sample_rate, relation)
+    removed, added = _losses_of_one(sigma, event.sample_rate, relation)
     several = replace(removed, uses=uses)
     return Losses([several], [several if added is removed else replace(added, uses=uses)])
 
 
-# Most of an evaluation's time goes into these, and calibration, plan and path ask for the same ones.
+# These take most of an evaluation's time, and calibration, plan and path ask for the same ones.
 @lru_cache(maxsize=8)
 def _losses_of_one(sigma: float, sample_rate: float, relation: Any) -> tuple[Part, Part]:
-    """Those of one use for a unit that is removed, and for one that is added: the same object where they agree."""
+    """Return the losses of one use for a removed and for an added unit: the same object if the two agree."""
     found = pld.from_gaussian_mechanism(
         sigma,
         value_discretization_interval=DISCRETISATION,
@@ -184,7 +187,7 @@ def _part(pmf: Any) -> Part:
 
 
 def compose(parts: Iterable[Losses]) -> Losses:
-    """The privacy losses of all `parts` together."""
+    """Return the privacy losses of all `parts` together."""
     total = Losses([], [])
     for part in parts:
         total = total.compose(part)
@@ -192,52 +195,52 @@ def compose(parts: Iterable[Losses]) -> Losses:
 
 
 def epsilon_of_losses(total: Losses, delta: float) -> float:
-    """The smallest ε of composed privacy losses at `delta`, from above."""
+    """Return the smallest ε, from above, of composed privacy losses at `delta`."""
     check_delta(delta)
     return _finite(total.get_epsilon_for_delta(delta), "PLD")
 
 
 def check_delta(delta: float) -> None:
-    """Raises AccountingError for a δ that accountants answer with infinity, an error or a wrong digit."""
+    """Raise AccountingError for a δ at which accountants return infinity, an error or wrong digits."""
     if not (isinstance(delta, int | float) and MIN_DELTA <= delta < 1):
         raise AccountingError(
-            f"δ is {delta!r}: must be at least {MIN_DELTA:g} (below it cut-off tails show in ε) and below 1"
+            f"δ is {delta!r}: must be at least {MIN_DELTA:g} (below it, truncated tails affect ε) and below 1"
         )
 
 
-def check_affordable(releases: Sequence[Release], delta: float) -> float:
-    """ε by RDP. Raises AccountingError where it says that loss distributions would fill the memory."""
-    rough = epsilon_rdp(releases, delta)
+def check_affordable(events: Sequence[PrivacyEvent], delta: float) -> float:
+    """Return ε by RDP. Raises AccountingError if it is so large that loss distributions would fill the memory."""
+    rough = epsilon_rdp(events, delta)
     if rough > MAX_EPSILON_RDP:
-        names = ", ".join(dict.fromkeys(release.name for release in releases))
+        names = ", ".join(dict.fromkeys(event.name for event in events))
         raise AccountingError(
-            f"{names} cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: take more noise, "
-            "a lower sample rate or fewer releases"
+            f"{names} cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: use more noise, "
+            "a lower sample rate or fewer events"
         )
     return rough
 
 
 def _finite(value: float, method: str) -> float:
     if not math.isfinite(value):
-        raise AccountingError(f"{method} finds no finite ε: more noise, fewer releases or a larger δ")
+        raise AccountingError(f"{method} finds no finite ε: use more noise, fewer events or a larger δ")
     return max(0.0, value)
 
 
-def _event(release: Release) -> Any:
-    event = dp_accounting.GaussianDpEvent(release.noise_multiplier)
-    if release.sample_rate == 1:
-        return event
-    return dp_accounting.PoissonSampledDpEvent(release.sample_rate, event)
+def _library_event(event: PrivacyEvent) -> Any:
+    one_use = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+    if event.sample_rate == 1:
+        return one_use
+    return dp_accounting.PoissonSampledDpEvent(event.sample_rate, one_use)
 
 
-def _history(releases: Sequence[Release]) -> list[tuple[float, float, int]]:
-    """Opacus's (noise multiplier, sample rate, steps)."""
-    return [(r.noise_multiplier, r.sample_rate, r.count) for r in releases if r.count]
+def _history(events: Sequence[PrivacyEvent]) -> list[tuple[float, float, int]]:
+    """Return the events as Opacus's (noise multiplier, sample rate, steps)."""
+    return [(r.noise_multiplier, r.sample_rate, r.count) for r in events if r.count]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences remarks on single orders of RDP that are left out: without them ε is larger, never wrong."""
+    """Silence warnings about RDP orders that are left out: without them ε is larger, never wrong."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)

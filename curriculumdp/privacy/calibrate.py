@@ -1,4 +1,4 @@
-"""How much noise a budget asks for, and how many steps it allows: bisections over the accountant."""
+"""The noise that a budget requires, by bisection over the accountant."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,12 +14,11 @@ from curriculumdp.privacy.accountant import (
     losses,
     rdp_curve,
 )
-from curriculumdp.privacy.release import (
-    MAX_COUNT,
+from curriculumdp.privacy.event import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     AccountingError,
-    Release,
+    PrivacyEvent,
     as_typed,
     rounded_up,
 )
@@ -28,17 +27,16 @@ __all__ = [
     "MAX_BUDGET",
     "BudgetTooSmall",
     "check_budget",
-    "most_steps",
     "solve_noise_multiplier",
     "solve_noise_multiplier_rdp",
 ]
 
-# Where a bisection ends: the bracket's relative width, 0.01 % of the noise.
+# Relative width of the bracket at which a bisection stops: 0.01 % of the noise.
 TOLERANCE = 1e-4
 TOLERANCE_RDP = 1e-3
-# Exact accounting needs 0.87 to 0.95 of the noise that RDP asks for.
-USUAL_SHARE_OF_RDP = 0.92
-# Another machine's convolutions round differently, and must not find the plan above its budget.
+# Exact accounting needs 0.87 to 0.95 of the noise that RDP needs.
+USUAL_FRACTION_OF_RDP = 0.92
+# Convolutions round differently on another machine, which must not find the plan above its budget.
 MARGIN = 1e-6
 # A larger budget protects nobody, and its loss distributions take minutes.
 MAX_BUDGET = 100.0
@@ -47,24 +45,24 @@ Cost = Callable[[float], float]
 
 
 class BudgetTooSmall(AccountingError):
-    """What is fixed already costs all of the budget: no noise and no number of steps can mend that."""
+    """The fixed events alone cost the whole budget: no noise and no number of steps can fix that."""
 
 
 def solve_noise_multiplier(
-    fixed: Sequence[Release], sample_rate: float, steps: int, epsilon: float, delta: float
+    fixed: Sequence[PrivacyEvent], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
-    """The smallest σ for which `fixed` and `steps` subsampled Gaussian steps together cost at most `epsilon`.
+    """Return the smallest σ for which `fixed` and `steps` subsampled Gaussian steps together cost at most `epsilon`.
 
-    The safe end of a bisection, hence up to 0.01 % above the smallest and never below it; at least 0.1, the
-    least that a `Release` takes. RDP brackets the search, which then takes a second or two. Raises
-    BudgetTooSmall where `fixed` alone costs the budget, AccountingError for other requests without an answer.
+    This is the safe end of a bisection: up to 0.01 % above the smallest σ, never below it, and at least 0.1, the
+    minimum for a `PrivacyEvent`. RDP brackets the search, which then takes a second or two. Raises BudgetTooSmall
+    if `fixed` alone costs the budget, AccountingError if there is no solution for another reason.
     """
     return _solved(tuple(fixed), sample_rate, steps, epsilon, delta)
 
 
 @lru_cache(maxsize=32)
 def _solved(
-    fixed: tuple[Release, ...], sample_rate: float, steps: int, epsilon: float, delta: float
+    fixed: tuple[PrivacyEvent, ...], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
     step = _step(sample_rate, steps)
     check_budget(epsilon)
@@ -84,14 +82,14 @@ def _solved(
 
 
 def _bracket(
-    cost: Cost, fixed: Sequence[Release], step: Release, budget: float, delta: float
+    cost: Cost, fixed: Sequence[PrivacyEvent], step: PrivacyEvent, budget: float, delta: float
 ) -> tuple[float, float]:
-    """Two σ that mostly have the budget between them, from RDP's σ and how ε falls there: one convolution."""
+    """Return two σ that usually bracket the budget, from RDP's σ and the slope of ε there: one convolution."""
     rough = _rdp_cost(fixed, step, delta)
-    if rough(MAX_NOISE_MULTIPLIER) >= budget:  # by RDP nothing is left for the steps: start from them alone
+    if rough(MAX_NOISE_MULTIPLIER) >= budget:  # RDP leaves nothing for the steps: start from them alone
         rough = _rdp_cost([], step, delta)
     guess = _smallest_noise(rough, budget, (1.0, 2.0), TOLERANCE_RDP)
-    near = max(USUAL_SHARE_OF_RDP * guess, MIN_NOISE_MULTIPLIER)
+    near = max(USUAL_FRACTION_OF_RDP * guess, MIN_NOISE_MULTIPLIER)
     if min(rough(near), rough(guess), cost(near)) <= 0 or rough(near) <= rough(guess):
         return near, guess
     power = math.log(rough(near) / rough(guess)) / math.log(guess / near)
@@ -101,16 +99,16 @@ def _bracket(
 
 
 def solve_noise_multiplier_rdp(
-    fixed: Sequence[Release], sample_rate: float, steps: int, epsilon: float, delta: float
+    fixed: Sequence[PrivacyEvent], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
-    """What `solve_noise_multiplier` would say by RDP: 5 to 12 % too much noise, in a fraction of the time."""
+    """Return σ as `solve_noise_multiplier` does, but by RDP: 5 to 12 % too much noise, in a fraction of the time."""
     step = _step(sample_rate, steps)
     check_budget(epsilon)
     _check_left(epsilon_rdp(fixed, delta), fixed, epsilon)
     return _smallest_noise(_rdp_cost(fixed, step, delta), epsilon, (1.0, 2.0), TOLERANCE_RDP)
 
 
-def _rdp_cost(fixed: Sequence[Release], step: Release, delta: float) -> Cost:
+def _rdp_cost(fixed: Sequence[PrivacyEvent], step: PrivacyEvent, delta: float) -> Cost:
     spent = rdp_curve(fixed)
 
     @cache
@@ -120,55 +118,14 @@ def _rdp_cost(fixed: Sequence[Release], step: Release, delta: float) -> Cost:
     return cost
 
 
-def most_steps(fixed: Sequence[Release], release: Release, epsilon: float, delta: float) -> int:
-    """The largest count of `release` (its own is ignored) for which it and `fixed` cost at most `epsilon`.
-
-    0 where not one fits; at most 10⁶, the most that a `Release` takes. Raises BudgetTooSmall where `fixed`
-    alone costs more than the budget.
-    """
-    check_budget(epsilon)
-    check_affordable(fixed, delta)
-    spent = compose(map(losses, fixed))
-    alone = epsilon_of_losses(spent, delta)
-    if alone > epsilon:
-        raise _too_small(alone, fixed, epsilon)
-
-    def fits(count: int) -> bool:
-        return epsilon_of_losses(spent.compose(losses(replace(release, count=count))), delta) <= epsilon
-
-    low = _most_steps_rdp(fixed, release, epsilon, delta)
-    while low and not fits(low):  # a release so weak that RDP is the tighter one
-        low //= 2
-    high = min(max(1, low + low // 8), MAX_COUNT)
-    while fits(high):
-        if high == MAX_COUNT:
-            return MAX_COUNT
-        low, high = high, min(2 * high, MAX_COUNT)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _most_steps_rdp(fixed: Sequence[Release], release: Release, epsilon: float, delta: float) -> int:
-    spent, one = rdp_curve(fixed), rdp_curve([replace(release, count=1)])
-    low, high = 0, MAX_COUNT + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (
-            (middle, high) if epsilon_of_rdp(spent + middle * one, delta) <= epsilon else (low, middle)
-        )
-    return low
-
-
 def _smallest_noise(cost: Cost, budget: float, bracket: tuple[float, float], tolerance: float) -> float:
-    """The σ with cost(σ) = budget, from above and to a relative `tolerance`; `cost` falls in σ."""
+    """Return the σ with cost(σ) = budget, from above, to a relative `tolerance`; `cost` must decrease in σ."""
     budget *= 1 - MARGIN
     low, high = (min(max(end, MIN_NOISE_MULTIPLIER), MAX_NOISE_MULTIPLIER) for end in bracket)
     while cost(high) > budget:
         if high == MAX_NOISE_MULTIPLIER:
             raise AccountingError(
-                f"no noise multiplier up to {high:g} keeps the steps within ε = {budget:g}: take fewer "
+                f"no noise multiplier up to {high:g} keeps the steps within ε = {budget:g}: use fewer "
                 "steps, a lower sample rate or a larger budget"
             )
         low, high = high, min(2 * high, MAX_NOISE_MULTIPLIER)
@@ -180,11 +137,11 @@ def _smallest_noise(cost: Cost, budget: float, bracket: tuple[float, float], tol
 
 
 def _narrow(cost: Cost, budget: float, good: float, bad: float, tolerance: float) -> float:
-    """The last `good` (cost ≤ budget) once it and `bad` (cost > budget) are within a relative `tolerance`.
+    """Return the last `good` (cost ≤ budget) once it and `bad` (cost > budget) are within a relative `tolerance`.
 
-    An aimed bisection: ε is nearly a power of σ, so a straight line through the ends in logarithms hits the
-    crossing, and a probe just beyond it brings the farther end there. After a miss the next probe goes four
-    times as far beyond, in the end to the middle.
+    A guided bisection: ε is nearly a power of σ, so in logarithms a straight line through the ends hits the
+    crossing, and a probe just beyond it moves the farther end there. After a miss the next probe goes four
+    times as far beyond, up to the midpoint.
     """
     beyond = tolerance / 2
     while abs(bad - good) > tolerance * min(good, bad):
@@ -201,25 +158,25 @@ def _narrow(cost: Cost, budget: float, good: float, bad: float, tolerance: float
 
 
 def check_budget(epsilon: float) -> None:
-    """Raises AccountingError for a budget that is not a number or that protects nobody."""
+    """Raise AccountingError for a budget that is not a number or that protects nobody."""
     if not (isinstance(epsilon, int | float) and 0 < epsilon <= MAX_BUDGET):
         raise AccountingError(
             f"the budget ε is {epsilon!r}: must be above 0 and at most {MAX_BUDGET:g}; more protects nobody"
         )
 
 
-def _step(sample_rate: float, steps: int) -> Release:
-    return Release("private", "subsampled_gaussian", sample_rate, 1.0, steps)
+def _step(sample_rate: float, steps: int) -> PrivacyEvent:
+    return PrivacyEvent("private", "subsampled_gaussian", sample_rate, 1.0, steps)
 
 
-def _check_left(alone: float, fixed: Sequence[Release], budget: float) -> None:
+def _check_left(alone: float, fixed: Sequence[PrivacyEvent], budget: float) -> None:
     if alone >= budget:
         raise _too_small(alone, fixed, budget)
 
 
-def _too_small(alone: float, fixed: Sequence[Release], budget: float) -> BudgetTooSmall:
-    names = ", ".join(dict.fromkeys(release.name for release in fixed)) or "nothing"
+def _too_small(alone: float, fixed: Sequence[PrivacyEvent], budget: float) -> BudgetTooSmall:
+    names = ", ".join(dict.fromkeys(event.name for event in fixed)) or "nothing"
     return BudgetTooSmall(
         f"{names} alone cost{'s' if len(fixed) == 1 else ''} ε = {rounded_up(alone)} of a budget of "
-        f"{as_typed(budget)}: take fewer uses of it, a lower sample rate or more noise, or raise the budget"
+        f"{as_typed(budget)}: use fewer events, a lower sample rate or more noise, or raise the budget"
     )

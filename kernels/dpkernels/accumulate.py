@@ -1,11 +1,11 @@
-"""How a per-unit gradient is stored: written at a weight's first use in a backward, added at later ones."""
+"""Storing per-unit gradients: written at a weight's first use in a backward, added at later ones."""
 
 import torch
 from torch import Tensor
 
 
 def store(out: Tensor, value: Tensor, accumulate: bool) -> None:
-    """Writes `value` into `out` (same shape, any strides), or adds it to what is there."""
+    """Write `value` into `out` (same shape, any strides), or add it if `accumulate`."""
     if accumulate:
         out.add_(value)
     else:
@@ -13,5 +13,5 @@ def store(out: Tensor, value: Tensor, accumulate: bool) -> None:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """`tensor` in fp32 where it is narrower, so that sums over draws and positions are taken in fp32."""
+    """Return `tensor` in fp32 if it is bf16 or fp16, so that sums over draws and positions are in fp32."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,8 +1,7 @@
-"""Every kernel with its reference, example shapes and tolerances: tests, ahead-of-time compiles and
-benchmarks loop over it.
+"""Every kernel with its reference, example shapes and tolerances; tests, compile checks and benchmarks loop over it.
 
-To add a kernel: its file, three functions in `examples`, a row here. That brings its tests (interpreter,
-random shapes, GPU), its compile for two architectures, and its benchmark.
+To add a kernel, add its file, three functions in `examples` and a row here. The row brings its tests (interpreter,
+random shapes, GPU), its ahead-of-time compilation for two architectures and its benchmark.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +21,11 @@ FLOATS = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel. `shapes` are tested, odd ones among them; `choices` are what random shapes are drawn from;
-    `main`
-    are what the UNets of the shipped recipes use: compiled ahead of time without spills, and benchmarked."""
+    """One kernel.
+
+    shapes: tested, odd sizes included. choices: values that random shapes are drawn from. main: shapes like those of
+    the shipped recipes' U-Nets, compiled ahead of time without spills, and benchmarked. exact: no tolerance.
+    """
 
     name: str
     inputs: Callable[[Shape, torch.dtype, str], dict[str, Any]]
@@ -35,21 +36,22 @@ class Row:
     main: tuple[Shape, ...]
     dtypes: tuple[torch.dtype, ...] = FLOATS
     exact: bool = False
-    # Bytes of stack that are allowed: the row says why.
+    # Bytes of stack allowed per thread; the row says why.
     stack: int = 0
 
     @property
     def tf32(self) -> bool:
-        """Whether the kernel multiplies matrices, so that fp32 inputs may run in tf32."""
+        """Return whether the kernel multiplies matrices, so that fp32 inputs may run in tf32."""
         return self.name.startswith(("conv2d", "linear")) and torch.float32 in self.dtypes
 
     def run(self, **inputs: Any) -> Outputs:
-        """What one launch leaves in fresh buffers."""
+        """Launch once on fresh buffers and return what it wrote."""
         call = self.call(**inputs)
         call.launch()
         return call.outputs()
 
     def tolerance(self, dtype: torch.dtype) -> float:
+        """Return the allowed relative error for inputs of `dtype`."""
         return 0.0 if self.exact else TOLERANCE[dtype]
 
 
@@ -147,14 +149,14 @@ def _embedding(units: int, draws: int, rows: int, width: int, padding: int | Non
 
 
 def _in_bf16(row: Row, *, accumulate: bool = False, stack: int = 0) -> Row:
-    """The row as bf16 training launches it: gradients stored in bf16; or added to those of a layer's first use."""
+    """Return the row as bf16 training launches it: gradients stored in bf16, or added to a first use's."""
     how = {"stored": "bfloat16", "accumulate": accumulate}
     return replace(
         row,
         name=f"{row.name}_{'added' if accumulate else 'stored'}_in_bf16",
         shapes=tuple({**shape, **how} for shape in row.shapes),
         choices={**row.choices, **{key: (value,) for key, value in how.items()}},
-        main=tuple({**shape, **how} for shape in row.main[:2]),  # each tile of bf16 once
+        main=tuple({**shape, **how} for shape in row.main[:2]),  # covers each bf16 tile once
         dtypes=(torch.bfloat16,),
         stack=stack,
     )
@@ -264,11 +266,11 @@ CATALOG: dict[str, Row] = {
             examples.step_inputs,
             examples.step_call,
             examples.step_truth,
-            ({"count": 2003, "step": 0, "half": True}, {"count": 1, "step": 9, "half": False}),
-            {"count": (7, 8, 1030), "step": (0, 999), "half": (False, True)},
-            ({"count": 1_619_267, "step": 5, "half": True},),
+            ({"count": 2003, "step": 0}, {"count": 1, "step": 9}),
+            {"count": (7, 8, 1030), "step": (0, 999)},
+            ({"count": 1_619_267, "step": 5},),
             dtypes=(torch.float32,),
-            # The library's sine keeps a table there for angles that never come.
+            # libdevice's sine keeps a table there for angles that never occur.
             stack=40,
         ),
     )
@@ -276,7 +278,7 @@ CATALOG: dict[str, Row] = {
 CATALOG |= {
     row.name: row
     for row in (
-        # For sm_80, 32 rows: to stay at 128 registers three words wait on the stack, once a program, after the loop.
+        # On sm_80 with 32 rows, three words spill to stay at 128 registers: once per program, after the loop.
         _in_bf16(CATALOG["conv2d"], stack=16),
         *(_in_bf16(CATALOG[name]) for name in ("linear", "linear_shared", "group_norm", "embedding")),
         *(_in_bf16(CATALOG[name], accumulate=True) for name in ("conv2d", "linear")),

@@ -1,7 +1,7 @@
 """ChaCha20 (RFC 8439 §2.3) on uint32 lanes: the keystream of every private draw on a GPU.
 
-Block i of a key's keystream is a pure function of (key, i): counter i, zero nonce. As 64-bit little-endian
-words two and two it gives (radius, angle) of Box-Muller, hence eight normals a block.
+Block i of a key's keystream is a pure function of (key, i): counter i, zero nonce. Its eight 64-bit little-endian
+words are four (radius, angle) pairs of Box-Muller, hence eight normals per block.
 """
 
 import math
@@ -21,40 +21,43 @@ QUARTERS = (
     *((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)),
 )
 NORMALS_PER_BLOCK = 8
-# The counter is one 32-bit word; beyond it blocks would repeat.
-MOST_BLOCKS = 2**32
+# The counter is one 32-bit word; past it, blocks would repeat.
+MAX_BLOCKS = 2**32
 MASK = 0xFFFFFFFF
 
 
 def key_words(key: bytes, device: torch.device | str = "cpu") -> Tensor:
-    """The key's eight little-endian words, int32 [8] (bit patterns). PRIVATE. ValueError unless 32 bytes."""
+    """Return the key's eight little-endian words, int32 [8] (bit patterns). PRIVATE. ValueError unless 32 bytes."""
     if len(key) != 32:
-        raise ValueError(f"a ChaCha20 key has 32 bytes, not {len(key)}")
+        raise ValueError(f"a ChaCha20 key is 32 bytes, not {len(key)}")
     return torch.frombuffer(bytearray(key), dtype=torch.int32).to(device)
 
 
 def keystream(key: bytes, blocks: int, first_block: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Blocks first_block.. of the keystream, int32 [blocks, 16] (bit patterns of uint32). PRIVATE."""
+    """Return keystream blocks from `first_block` on, int32 [blocks, 16] (uint32 bit patterns). PRIVATE.
+
+    Raises ValueError if the key is not 32 bytes or a block number exceeds the 32-bit counter.
+    """
     check_counter(first_block, blocks)
     words = key_words(key, device)
     if not use_triton(words):
         return keystream_reference(words, blocks, first_block)
     out = torch.empty(blocks, 16, dtype=torch.int32, device=device)
     grid = (triton.cdiv(blocks, CHACHA_BLOCKS),)
-    # The first block travels as data: as a scalar, each new value could compile a new kernel.
+    # Passed as a tensor: as a scalar, each new value could compile a new kernel.
     start = _as_int32(torch.tensor([first_block], device=device))
     _keystream_kernel[grid](words, start, out, blocks, CHACHA_BLOCKS, num_warps=4)
     return out
 
 
 def check_counter(first_block: int, blocks: int) -> None:
-    """ValueError where a block's number would not fit in the counter."""
-    if not 0 <= first_block <= first_block + blocks <= MOST_BLOCKS:
-        raise ValueError(f"blocks {first_block}..{first_block + blocks} pass ChaCha20's counter of 32 bits")
+    """Raise ValueError if a block number does not fit the 32-bit counter."""
+    if not 0 <= first_block <= first_block + blocks <= MAX_BLOCKS:
+        raise ValueError(f"blocks {first_block}..{first_block + blocks} exceed ChaCha20's counter of 32 bits")
 
 
 def keystream_reference(words: Tensor, blocks: int, first_block: int = 0) -> Tensor:
-    """`keystream` in torch int64 arithmetic; `words` int32 [8] from `key_words`."""
+    """Return what `keystream` returns, in torch int64 arithmetic; `words` int32 [8] from `key_words`. PRIVATE."""
     counter = torch.arange(first_block, first_block + blocks, device=words.device)
     zero = torch.zeros_like(counter)
     start = [zero + word for word in CONSTANTS]
@@ -62,16 +65,16 @@ def keystream_reference(words: Tensor, blocks: int, first_block: int = 0) -> Ten
     start += [counter, zero, zero, zero]
     state = list(start)
     for _ in range(10):
-        for places in QUARTERS:
-            quarter = _quarter_reference(*(state[place] for place in places))
-            for place, word in zip(places, quarter, strict=True):
-                state[place] = word
+        for indices in QUARTERS:
+            quarter = _quarter_reference(*(state[index] for index in indices))
+            for index, word in zip(indices, quarter, strict=True):
+                state[index] = word
     block = torch.stack([word + first for word, first in zip(state, start, strict=True)], dim=1)
     return _as_int32(block & MASK)
 
 
 def _quarter_reference(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """RFC 8439 §2.1 on int64 lanes that hold 32-bit words."""
+    """Return the quarter round (RFC 8439 §2.1) of int64 lanes that hold 32-bit words."""
     for turns in ((16, 12), (8, 7)):
         a = (a + b) & MASK
         d = _rotate_reference(d ^ a, turns[0])
@@ -85,12 +88,12 @@ def _rotate_reference(word: Tensor, by: int) -> Tensor:
 
 
 def _as_int32(words: Tensor) -> Tensor:
-    """Values in [0, 2³²) as the int32 of the same bits."""
+    """Return values in [0, 2³²) as int32 with the same bits."""
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
 def normals_reference(block: Tensor) -> Tensor:
-    """Standard normals float64 [blocks, 8] from keystream blocks int32 [blocks, 16].
+    """Return standard normals float64 [blocks, 8] from keystream blocks int32 [blocks, 16]. PRIVATE.
 
     Box-Muller: radius √(−2 ln u), u = (n+½)/2⁶⁴ with all 64 bits, so that the tail reaches 9.49σ.
     """
@@ -109,7 +112,7 @@ def _rotate(word: tl.tensor, BY: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _quarter(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[tl.tensor, ...]:
-    """RFC 8439 §2.1."""
+    """Return the quarter round (RFC 8439 §2.1)."""
     a += b
     d = _rotate(d ^ a, 16)
     c += d
@@ -123,7 +126,7 @@ def _quarter(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[tl
 
 @triton.jit
 def chacha_block(key: tl.tensor, counter: tl.tensor) -> tuple[tl.tensor, ...]:
-    """The 16 words of the blocks numbered `counter` uint32 [N], each uint32 [N]; key points at int32 [8]."""
+    """Return the 16 words, uint32 [N] each, of the blocks `counter` uint32 [N]; key points at int32 [8]."""
     zero = counter * 0
     s0, s1, s2, s3 = zero + 0x61707865, zero + 0x3320646E, zero + 0x79622D32, zero + 0x6B206574
     s4 = zero + tl.load(key + 0).to(tl.uint32, bitcast=True)
@@ -153,7 +156,7 @@ def chacha_block(key: tl.tensor, counter: tl.tensor) -> tuple[tl.tensor, ...]:
 
 @triton.jit
 def box_muller(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Two standard normals float64 [N] from four words: `normals_reference`."""
+    """Return two standard normals float64 [N] from four words, as in `normals_reference`."""
     radius_n = a.to(tl.float64) + b.to(tl.float64) * 4294967296.0
     angle_n = c.to(tl.float64) + d.to(tl.float64) * 4294967296.0
     radius = tl.sqrt(-2.0 * tl.log((radius_n + 0.5) * 5.421010862427522e-20))
@@ -163,13 +166,13 @@ def box_muller(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> tuple[
 
 @triton.jit
 def chacha_normals(key: tl.tensor, counter: tl.tensor) -> tl.tensor:
-    """Standard normals float64 [N, 8] of the blocks `counter` uint32 [N]."""
+    """Return standard normals float64 [N, 8] from the blocks `counter` uint32 [N]."""
     w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15 = chacha_block(key, counter)
     z0, z1 = box_muller(w0, w1, w2, w3)
     z2, z3 = box_muller(w4, w5, w6, w7)
     z4, z5 = box_muller(w8, w9, w10, w11)
     z6, z7 = box_muller(w12, w13, w14, w15)
-    # A join's new axis is the last, so the outermost join holds the lowest bit of a normal's number.
+    # join appends an axis, so the outermost join is the lowest bit of a normal's index.
     even = tl.join(tl.join(z0, z4), tl.join(z2, z6))
     odd = tl.join(tl.join(z1, z5), tl.join(z3, z7))
     return tl.reshape(tl.join(even, odd), (counter.shape[0], 8))

@@ -2,9 +2,9 @@
 
     norm_b   = √(Σ_p G[b,p]²)                        float64, over all parameters
     scale_b  = min(1, C·AIM/norm_b) · 2³⁶/C          0 for a unit that is padding or not finite
-    total[p] += Σ_b rint(G[b,p] · scale_b)           each unit rounded by itself, integers summed
+    total[p] += Σ_b rint(G[b,p] · scale_b)           each unit rounded separately, integers summed
 
-A program owns a run of parameters and walks the units, so that every sum stays in registers.
+A program owns a run of parameters and loops over the units, so that every sum stays in registers.
 """
 
 import torch
@@ -17,7 +17,7 @@ from dpkernels.grid import AIM, GRID, add_to, rint
 
 
 def squared_row_norms(grads: Tensor) -> Tensor:
-    """Each row's squared L2 norm, float64 [B], of grads fp32 or bf16 [B, P]. PRIVATE."""
+    """Return each row's squared L2 norm, float64 [B], of grads fp32 or bf16 [B, P]. PRIVATE."""
     blocks = triton.cdiv(grads.shape[1], CLIP_SUM_BLOCK)
     parts = torch.empty(len(grads), blocks, dtype=torch.float64, device=grads.device)
     _squares_kernel[(blocks, len(grads))](
@@ -27,19 +27,19 @@ def squared_row_norms(grads: Tensor) -> Tensor:
 
 
 def clip_scale(norms: Tensor, clip_norm: float, present: Tensor) -> Tensor:
-    """Each unit's factor to the grid, fp32 [B]; 0 where it is absent or its norm, float64 [B], not finite. PRIVATE.
+    """Return each unit's factor to the grid, fp32 [B]; 0 if the unit is absent or its norm not finite. PRIVATE.
 
-    In torch, with no look at a value from the host: it can be captured in a CUDA graph.
+    norms float64 [B], present bool [B]. In torch, reading no value on the host, so a CUDA graph can capture it.
     """
-    # Below the clip norm, so also at norm 0, nothing is scaled up.
+    # Norms below the clip norm, 0 included, scale nothing up.
     factor = clip_norm * AIM / norms.clamp(min=clip_norm * AIM)
     return torch.where(present & norms.isfinite(), factor * (GRID / clip_norm), 0.0).float()
 
 
 def add_scaled_rows(grads: Tensor, scale: Tensor, total: Tensor) -> None:
-    """Adds Σ_b rint(grads[b]·scale[b]) to `total`, exactly. PRIVATE.
+    """Add Σ_b rint(grads[b]·scale[b]) to `total`, exactly. PRIVATE.
 
-    grads fp32 or bf16 [B, P]; scale fp32 [B]; total int64 [P]. A unit whose scale is 0 counts for nothing,
+    grads fp32 or bf16 [B, P]; scale fp32 [B]; total int64 [P]. A unit whose scale is 0 adds nothing,
     whatever it holds.
     """
     _sum_kernel[(triton.cdiv(grads.shape[1], CLIP_SUM_BLOCK),)](
@@ -84,6 +84,6 @@ def _sum_kernel(
         value = tl.load(grads + tl.cast(unit, tl.int64) * stride + place, mask=inside, other=0.0).to(
             tl.float32
         )
-        # Selected out, since 0·∞ is NaN.
+        # where, not a product: 0·∞ is NaN.
         sum_ += tl.where(factor != 0.0, rint(value * factor), 0.0).to(tl.int64)
     add_to(total + place, sum_, inside)

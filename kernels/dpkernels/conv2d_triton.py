@@ -1,11 +1,11 @@
 """Triton kernels of `conv2d`: each unit's weight and bias gradient in one launch.
 
 One matrix product per unit, g (Cout × K·H'·W') times the patches of x (K·H'·W' × kh·kw·Cin): patches are read
-straight from x (implicit im2col), and the reduction runs over the unit's K draws and all positions in one
-fp32 accumulator. A program owns one tile of one unit; one more column of tiles is the bias. With `squares`
-each program also leaves the sum of squares of what it wrote, so that norms need no second pass.
-`add_clipped_conv2d` does the products again, tile by tile, and adds each unit's scaled and rounded tile to
-the int64 sum in registers: no per-unit gradient is ever stored.
+straight from x (implicit im2col), and the reduction runs over the unit's K draws and all positions in one fp32
+accumulator. A program owns one tile of one unit; an extra column of tiles holds the bias. With `squares` each program
+also writes the sum of squares of what it stored, so norms need no second pass. `add_clipped_conv2d` repeats the
+products tile by tile and adds each unit's scaled, rounded tile to the int64 sum in registers: no per-unit gradient is
+ever stored.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from dpkernels.device import INTERPRETER, Tile, gemm_tile, precision_of
 from dpkernels.grid import add_to, rint, store_value
 
 Pair = tuple[int, int]
-MOST_ELEMENTS = 2**31
+MAX_ELEMENTS = 2**31
 
 
 class Geometry(NamedTuple):
@@ -34,7 +34,7 @@ PLAIN = Geometry()
 
 
 class Shape(NamedTuple):
-    """What is compiled into a convolution's kernels: one layer's sizes."""
+    """One layer's sizes, compiled into its kernels."""
 
     cout: int
     cin: int
@@ -54,10 +54,10 @@ class Shape(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """What a launch computes with and leaves behind; compiled in.
+    """A launch's arithmetic and outputs, compiled in.
 
-    precision is that of a product of fp32 operands; upcast is for the interpreter, which multiplies the bit
-    patterns of bf16 as integers: silent garbage.
+    precision: of products of fp32 operands. upcast: for the interpreter, which would multiply bf16 bit patterns as
+    integers and silently return garbage.
     """
 
     precision: str
@@ -76,12 +76,13 @@ def conv2d_grads(
     accumulate: bool = False,
     squares: Tensor | None = None,
 ) -> None:
-    """Writes each unit's weight and bias gradient in one launch. PRIVATE.
+    """Write each unit's weight and bias gradient in one launch. PRIVATE.
 
     x [N, Cin, H, W] and grad_out [N, Cout, H', W'], fp32, bf16 or fp16, any strides, N = B·K with a unit's K
     draws contiguous; weight_out [B, Cout, Cin, kh, kw] and bias_out [B, Cout] or None, fp32 or bf16, any
     strides; `accumulate` adds to what they hold. squares, if given, is float64 [B, conv2d_parts(...)] and
-    receives parts of each unit's squared norm, of the values as stored.
+    receives the parts of each unit's squared norm, of the values as stored. Raises ValueError if a unit's samples
+    exceed 32-bit offsets.
     """
     require_indexable(x, grad_out, len(weight_out))
     shape = layer_shape(x, grad_out, tuple(weight_out.shape[1:]), bias_out is not None, geometry)
@@ -91,9 +92,9 @@ def conv2d_grads(
 def conv2d_parts(
     weight_shape: tuple[int, ...], bias: bool, dtype: torch.dtype, *, recompute: bool = False
 ) -> int:
-    """How many parts of a squared norm a launch leaves per unit; weight [Cout, Cin, kh, kw], dtype of x.
+    """Return how many parts of a squared norm a launch writes per unit; weight [Cout, Cin, kh, kw], dtype of x.
 
-    recompute: for `conv2d_squares`, which runs on the tiles of `add_clipped_conv2d`.
+    recompute: for `conv2d_squares`, which uses the tiles of `add_clipped_conv2d`.
     """
     return tiles(gemm_tile(precision_of(dtype), weight_shape[0], recompute=recompute), weight_shape, bias)
 
@@ -106,11 +107,11 @@ def conv2d_squares(
     geometry: Geometry,
     squares: Tensor,
 ) -> None:
-    """Writes the parts of each unit's squared norm and stores no gradient. PRIVATE. Triton only.
+    """Write the parts of each unit's squared norm without storing a gradient. PRIVATE. Triton only.
 
-    squares float64 [B, conv2d_parts(..., recompute=True)]. Runs on the tiles of `add_clipped_conv2d`, so that what
-    that sums is, to the bit, what was squared here: with sums in another order a unit whose terms cancel could add
-    more than its norm says, and pass the clip norm.
+    squares float64 [B, conv2d_parts(..., recompute=True)]. Uses the tiles of `add_clipped_conv2d`, so that what is
+    summed there is bit-identical to what is squared here: summed in another order, a unit whose terms cancel could
+    add more than its norm says and exceed the clip norm.
     """
     require_indexable(x, grad_out, len(squares))
     shape = layer_shape(x, grad_out, weight_shape, bias, geometry)
@@ -125,9 +126,9 @@ def add_clipped_conv2d(
     bias_total: Tensor | None,
     geometry: Geometry = PLAIN,
 ) -> None:
-    """Adds Σ_b rint(scale[b] · gradient of unit b) to the sums, storing no gradient. PRIVATE. On Triton.
+    """Add Σ_b rint(scale[b] · gradient of unit b) to the sums without storing a gradient. PRIVATE. Triton only.
 
-    scale fp32 [B]: a unit whose scale is 0 counts for nothing, whatever it holds. weight_total int64
+    scale fp32 [B]: a unit whose scale is 0 adds nothing, whatever it holds. weight_total int64
     [Cout, Cin, kh, kw] and bias_total int64 [Cout], contiguous; x and grad_out as in `conv2d_grads`.
     """
     require_indexable(x, grad_out, len(scale))
@@ -144,24 +145,25 @@ def add_clipped_conv2d(
 
 
 def mode_of(dtype: torch.dtype, store: bool = True, accumulate: bool = False, squares: bool = False) -> Mode:
-    """The mode of a launch on operands of `dtype`."""
+    """Return the mode of a launch on operands of `dtype`."""
     precision = "tf32" if precision_of(dtype) == "tf32" else "ieee"
     return Mode(precision, INTERPRETER, store, accumulate, squares)
 
 
 def require_indexable(x: Tensor, grad_out: Tensor, units: int) -> None:
-    """ValueError where one unit's samples pass the 32 bits of an offset: it would wrap, and read another unit's."""
+    """Raise ValueError if a unit's samples exceed 32-bit offsets, which would wrap into another unit's samples."""
     for operand in (x, grad_out):
-        if len(operand) // units * operand.stride(0) >= MOST_ELEMENTS:
+        if len(operand) // units * operand.stride(0) >= MAX_ELEMENTS:
             raise ValueError(
-                f"one unit's input of a layer has {len(operand) // units} x {operand.stride(0)} elements; the kernels "
-                "index fewer than 2**31: fewer draws or smaller images"
+                f"one unit's input to a layer has {len(operand) // units} x {operand.stride(0)} elements, but the "
+                "kernels index fewer than 2**31: use fewer draws or smaller images"
             )
 
 
 def layer_shape(
     x: Tensor, grad_out: Tensor, weight_shape: tuple[int, ...], bias: bool, geometry: Geometry
 ) -> Shape:
+    """Return the sizes of the layer with input `x`."""
     (sh, sw), (ph, pw), (dh, dw) = geometry
     cout, cin, kh, kw = weight_shape
     _, _, h, w = x.shape
@@ -170,6 +172,7 @@ def layer_shape(
 
 
 def tiles(tile: Tile, weight_shape: tuple[int, ...], bias: bool) -> int:
+    """Return the number of tiles per unit, those of the bias included."""
     rows, channels, height, width = weight_shape
     return triton.cdiv(rows, tile.rows) * (triton.cdiv(channels * height * width, tile.columns) + bias)
 
@@ -185,7 +188,7 @@ def _launch(
     squares: Tensor | None,
 ) -> None:
     tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=weight_out is None)
-    # A pointer that is not used still has to be one: grad_out stands in.
+    # An unused pointer argument must still be a tensor: grad_out stands in.
     weight, bias, parts = (
         grad_out if tensor is None else tensor for tensor in (weight_out, bias_out, squares)
     )
@@ -216,7 +219,7 @@ def _unit_kernel(
     TILE: tl.constexpr,  # Tile
     MODE: tl.constexpr,  # Mode
 ) -> None:
-    """Program (tile, unit): the gradient of one tile of one unit, stored, squared and summed, or both."""
+    """Program (tile, unit): one tile of one unit's gradient, stored, squared and summed, or both."""
     strides = (x_stride, g_stride, weight_stride, bias_stride, squares_stride)
     unit_program(x, g, weight, bias, squares, strides, draws, S, TILE, MODE)
 
@@ -234,7 +237,7 @@ def unit_program(
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
-    """What `_unit_kernel` does; also one of the three that share an input in `linear`."""
+    """The body of `_unit_kernel`, and of each of the three layers that share an input in `linear_triton`."""
     x_stride, g_stride, weight_stride, bias_stride, squares_stride = strides
     ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
     COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
@@ -282,7 +285,7 @@ def _recompute_kernel(
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
-    """Program (tile): the tile's sum over units, each scaled and rounded; integers, so no order can show."""
+    """Program (tile): the tile's sum over units, each scaled and rounded; integers, so order does not matter."""
     ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
     COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
     row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
@@ -322,7 +325,7 @@ def _weight_tile(
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> tl.tensor:
-    """fp32 [rows, columns]: one tile of the weight gradient of the unit that x and g point at.
+    """Return one tile, fp32 [rows, columns], of the weight gradient of the unit that x and g point at.
 
     Columns run over (tap, input channel), channels fastest: neighbours are contiguous in channels_last, as
     positions are in NCHW, so that either layout is read in wide loads.
@@ -360,7 +363,7 @@ def _bias_tile(
     S: tl.constexpr,
     TILE: tl.constexpr,
 ) -> tl.tensor:
-    """fp32 [rows]: the bias gradient of the unit that g points at."""
+    """Return the bias gradient, fp32 [rows], of the unit that g points at."""
     count = draws * (S.oh * S.ow)
     acc = tl.zeros((TILE.rows, TILE.depth), dtype=tl.float32)
     for start in range(0, count, TILE.depth):

@@ -1,8 +1,10 @@
-"""Which path a call takes, and the tile tables: the one place that knows about devices.
+"""Dispatch between Triton and torch, and every tile size.
 
-A kernel file holds a Triton kernel and, beside it, the same mathematics in torch. CUDA tensors take the
-kernel, all others torch; inside `interpreted()` CPU tensors take the kernel too, in Triton's interpreter.
-Nothing here looks at the hardware: a tile is chosen by dtype and shape class alone.
+Each `<layer>_triton.py` holds Triton kernels; `<layer>.py` next to it holds the same mathematics in torch. Which of the
+two runs is the caller's choice: it imports one or the other. `chacha.py` and `noise_step.py` hold both and choose with
+`use_triton`: the kernel for CUDA tensors, torch for all others. Inside `interpreted()` CPU tensors take the kernel too,
+in Triton's interpreter. Nothing here queries the hardware: a tile depends on precision and shape class alone (in the
+interpreter, one tile serves all).
 """
 
 import os
@@ -14,32 +16,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Triton reads this variable when a kernel's module is imported; so it is read once here as well.
+# Triton reads this variable when a kernel's module is imported, so it is read once here as well.
 INTERPRETER = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _forced: ContextVar[bool] = ContextVar("forced", default=False)
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether the call that `tensor` is an argument of runs on Triton (True) or in torch (False)."""
-    # fp64 is the reference's: no kernel takes it.
+    """Return whether a call on `tensor` runs on Triton rather than in torch."""
+    # fp64 is for the reference: no kernel takes it.
     return tensor.dtype != torch.float64 and (tensor.is_cuda or _forced.get())
 
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Within it CPU tensors go through the Triton kernels, in the interpreter. Slow: for tests.
+    """Run the Triton kernels on CPU tensors, in the interpreter, within this context. Slow: for tests.
 
     Raises RuntimeError unless TRITON_INTERPRET=1 was set before Triton was first imported.
     """
     if not INTERPRETER:
-        raise RuntimeError("set TRITON_INTERPRET=1 before dpkernels is imported, to run kernels on the CPU")
+        raise RuntimeError(
+            "TRITON_INTERPRET is not 1: set it before importing dpkernels to run kernels on the CPU"
+        )
     with always_triton():
         yield
 
 
 @contextmanager
 def always_triton() -> Iterator[None]:
-    """Within it every tensor takes the Triton path, meta tensors included: for compiling ahead of time."""
+    """Send all tensors but fp64 to Triton within this context, meta tensors too: for ahead-of-time compiles."""
     token = _forced.set(True)
     try:
         yield
@@ -48,10 +52,10 @@ def always_triton() -> Iterator[None]:
 
 
 class Tile(NamedTuple):
-    """One program's share of a matrix product and how the compiler schedules it.
+    """One program's part of a matrix product and how the compiler schedules it.
 
-    A program owns `rows` x `columns` of the result (output channels x input channels and taps) and walks the
-    reduction (draws and positions) in steps of `depth`.
+    A program owns `rows` x `columns` of the result (output channels x input channels and taps) and loops over
+    the reduction (draws and positions) in steps of `depth`.
     """
 
     rows: int
@@ -61,9 +65,9 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# Per-unit weight gradients, by the operands' dtype and the shape class. A class is named after the result's
-# narrower side: "wide" from 64 output channels on. Sizes follow Hopper's matrix instructions (64 rows a
-# warpgroup); fp32 products run on the ordinary cores, where small tiles keep the registers.
+# Per-unit weight gradients, by the operands' precision and the shape class: "wide" for 64 output channels or more,
+# "narrow" below. Sizes follow Hopper's matrix instructions (64 rows per warpgroup); fp32 products run on the CUDA
+# cores, where small tiles keep within the registers.
 # Not tuned by measurement yet: chosen so that no configuration spills on sm_80 or sm_90.
 GEMM_TILES: dict[tuple[str, str], Tile] = {
     ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
@@ -73,7 +77,7 @@ GEMM_TILES: dict[tuple[str, str], Tile] = {
     ("fp32", "wide"): Tile(64, 64, 32, num_warps=4, num_stages=2),
     ("fp32", "narrow"): Tile(32, 64, 32, num_warps=4, num_stages=2),
 }
-# The recompute pass also holds an int64 tile, twice the registers of the fp32 one: twice the warps.
+# The recompute pass also holds an int64 tile, twice the registers of the fp32 one, hence more warps.
 RECOMPUTE_TILES: dict[tuple[str, str], Tile] = {
     ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
     ("bf16", "narrow"): Tile(32, 128, 64, num_warps=8, num_stages=3),
@@ -83,19 +87,19 @@ RECOMPUTE_TILES: dict[tuple[str, str], Tile] = {
     ("fp32", "narrow"): Tile(32, 64, 32, num_warps=8, num_stages=2),
 }
 WIDE_ROWS = 64
-# A step of `tl.dot` costs milliseconds in the interpreter whatever its size: few steps, huge tiles.
+# In the interpreter a `tl.dot` costs milliseconds whatever its size: few steps, huge tiles.
 INTERPRETED_TILE = Tile(64, 256, 1024, num_warps=1, num_stages=1)
 
-# The kernels that only stream memory: how many elements a program owns, or takes in one step.
+# For the kernels that only stream memory: elements that a program owns, or processes per step.
 CLIP_SUM_BLOCK = 1024
 GROUP_NORM_ELEMENTS = 2048
 EMBEDDING_ROWS, EMBEDDING_COLUMNS = 16, 64
-# ChaCha20 blocks a program makes: one yields eight normals.
+# ChaCha20 blocks per program; each yields eight normals.
 CHACHA_BLOCKS = 128
 
 
 def gemm_tile(precision: str, rows: int, *, recompute: bool = False) -> Tile:
-    """The tile for a weight gradient with `rows` output channels; precision is bf16, tf32 or fp32."""
+    """Return the tile for a weight gradient with `rows` output channels; precision is bf16, tf32 or fp32."""
     if INTERPRETER:
         return INTERPRETED_TILE
     shape_class = "wide" if rows >= WIDE_ROWS else "narrow"
@@ -103,7 +107,7 @@ def gemm_tile(precision: str, rows: int, *, recompute: bool = False) -> Tile:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What a product of `dtype` operands runs in: bf16 (and fp16), tf32 (if torch allows it) or fp32."""
+    """Return the precision of products of `dtype` operands: bf16 (fp16 too), tf32 (if torch allows it) or fp32."""
     if dtype in (torch.bfloat16, torch.float16):
         return "bf16"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"

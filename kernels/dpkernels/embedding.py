@@ -1,4 +1,4 @@
-"""Per-unit gradients of an embedding table: row v of unit b is the sum of the g of its look-ups of v."""
+"""Per-unit gradients of an embedding table: row v of unit b is the sum of g over its lookups of v."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from dpkernels.accumulate import widen
 def embedding_weight_grad(
     index: Tensor, grad_out: Tensor, out: Tensor, padding_row: int | None = None, accumulate: bool = False
 ) -> None:
-    """Writes each unit's gradient of the table into `out`. PRIVATE.
+    """Write each unit's gradient of the table into `out`. PRIVATE.
 
     index int64 [N, ...] and grad_out [N, ..., D], N = B·K with a unit's K draws contiguous; out [B, V, D], any
     strides; `padding_row` gets no gradient, as in torch; `accumulate` adds to what `out` holds.

@@ -1,8 +1,7 @@
-"""Triton kernel of `embedding`: a program owns some rows and columns of one unit's table and walks the unit's
-look-ups.
+"""Triton kernel of `embedding`: a program owns some rows and columns of one unit's table and loops over its lookups.
 
-Each look-up adds to the rows that it names, in registers, so that no two programs meet and no sum depends on
-an order.
+Each lookup adds to the row it names, in registers: no two programs write the same element, and the order of summation
+is fixed.
 """
 
 import triton
@@ -21,19 +20,19 @@ def embedding_grads(
     accumulate: bool = False,
     squares: Tensor | None = None,
 ) -> None:
-    """Writes each unit's gradient of the table into `out`. PRIVATE.
+    """Write each unit's gradient of the table into `out`. PRIVATE. Triton only.
 
     index int64 [N, ...] and grad_out [N, ..., D], any strides, N = B·K with a unit's K draws contiguous; out [B, V, D],
     any strides; `padding_row` gets no gradient, as in torch; `accumulate` adds to what `out` holds. squares,
-    if given, is float64 [B, embedding_parts(V, D)] and receives parts of each unit's squared norm, of the
+    if given, is float64 [B, embedding_parts(V, D)] and receives the parts of each unit's squared norm, of the
     values as stored.
     """
     units, rows, width = out.shape
-    # A view of another unit's labels would be read as this one's.
-    values, places = grad_out.reshape(-1, width), index.reshape(-1).contiguous()
+    # The kernel assumes stride 1: a strided view would read another unit's labels.
+    values, indices = grad_out.reshape(-1, width), index.reshape(-1).contiguous()
     parts = out if squares is None else squares
     _embedding_kernel[(embedding_parts(rows, width), units)](
-        *(places, values, out, parts, values.stride(), out.stride(), parts.stride(0), len(places) // units),
+        *(indices, values, out, parts, values.stride(), out.stride(), parts.stride(0), len(indices) // units),
         *(rows, width, -1 if padding_row is None else padding_row % rows, accumulate, squares is not None),
         *(EMBEDDING_ROWS, EMBEDDING_COLUMNS),
         num_warps=4,
@@ -41,7 +40,7 @@ def embedding_grads(
 
 
 def embedding_parts(rows: int, width: int) -> int:
-    """How many parts of a squared norm a launch leaves per unit."""
+    """Return how many parts of a squared norm a launch writes per unit."""
     return triton.cdiv(rows, EMBEDDING_ROWS) * triton.cdiv(width, EMBEDDING_COLUMNS)
 
 
@@ -54,7 +53,7 @@ def _embedding_kernel(
     g_stride: tl.tuple,
     out_stride: tl.tuple,
     squares_stride: tl.tensor,
-    lookups: tl.tensor,  # L: look-ups of a unit
+    lookups: tl.tensor,  # L: lookups per unit
     V: tl.constexpr,
     D: tl.constexpr,
     PADDING: tl.constexpr,
@@ -75,7 +74,7 @@ def _embedding_kernel(
         value = tl.load(g + look_up * g_stride[0] + column * g_stride[1], mask=column < D, other=0.0).to(
             tl.float32
         )
-        # Selected, not multiplied: a value that is not finite may spoil its own row only.
+        # where, not a product: a non-finite value may spoil its own row only.
         acc += tl.where(((row == named) & (named != PADDING))[:, None], value[None, :], 0.0)
     place = out + unit * out_stride[0] + (row * out_stride[1])[:, None] + (column * out_stride[2])[None, :]
     acc = store_value(place, acc, (row < V)[:, None] & (column < D)[None, :], ACCUMULATE)

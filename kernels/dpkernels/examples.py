@@ -1,7 +1,7 @@
-"""Arguments, kernel calls and truths of the catalogue's rows.
+"""Inputs, kernel calls and expected outputs of the catalogue's rows.
 
-Three functions a kernel: `*_inputs` makes arguments from a shape, `*_call` makes outputs full of NaN and the call of
-the kernel on them, `*_truth` is what must come out: batch-of-one autograd in fp64, or exact integer arithmetic.
+Three functions per kernel: `*_inputs` makes the arguments from a shape, `*_call` prepares outputs full of NaN and the
+kernel's call on them, `*_truth` returns what must come out: batch-of-one autograd in fp64, or exact integer arithmetic.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,21 +25,21 @@ Outputs = dict[str, Tensor]
 
 
 class Call(NamedTuple):
-    """A kernel's call on buffers that are ready: `launch` does its work alone, `outputs` shows what it left."""
+    """A kernel's call on ready buffers: `launch` runs the kernel and nothing else, `outputs` returns what it wrote."""
 
     launch: Callable[[], None]
     outputs: Callable[[], Outputs]
 
 
 def _per_unit(units: int, grads: Callable[[slice], tuple[Tensor, ...]], samples: int) -> tuple[Tensor, ...]:
-    """Stacks what `grads` gives for each unit's samples."""
+    """Stack what `grads` returns for each unit's samples."""
     draws = samples // units
     parts = [grads(slice(unit * draws, (unit + 1) * draws)) for unit in range(units)]
     return tuple(torch.stack(part) for part in zip(*parts, strict=True))
 
 
 def _summed(scale: Tensor, *grads: Tensor) -> list[Tensor]:
-    """Σ_b rint(scale[b]·grads[b]) of each, int64; units of scale 0 left out."""
+    """Return Σ_b rint(scale[b]·grads[b]) of each tensor, int64; units of scale 0 are left out."""
     keep = scale != 0
     return [
         (g[keep] * scale[keep].double().view(-1, *[1] * (g.dim() - 1))).round().sum(0).long() for g in grads
@@ -55,19 +55,19 @@ def _normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def _storing(s: Shape) -> dict[str, Any]:
-    """How gradients are stored, where a shape says it: in what dtype, and whether they are added to what is there."""
+    """Return how gradients are stored, if the shape says so: the dtype, and whether they are added to what is there."""
     return {"stored": getattr(torch, s["stored"]), "accumulate": s["accumulate"]} if "stored" in s else {}
 
 
 def _before(units: int, width: int, device: torch.device, stored: torch.dtype, accumulate: bool) -> Tensor:
-    """What the places [B, width] of gradients hold before: values to add to, or NaN that must be written over."""
+    """Return a gradient buffer [B, width] before the launch: values to add to, or NaN that must be overwritten."""
     if not accumulate:
         return torch.full((units, width), torch.nan, dtype=stored, device=device)
     return torch.linspace(-2, 2, units * width, device=device).view(units, width).to(stored)
 
 
 def _after(grads: Tensor, before: Tensor, accumulate: bool) -> Tensor:
-    """What the places then hold, of fp64 `grads`: rounded once where they are narrow."""
+    """Return what the buffer holds afterwards, given fp64 `grads`: rounded once if it is bf16."""
     result = grads + before.double() if accumulate else grads
     return result.to(before.dtype) if before.dtype == torch.bfloat16 else result
 
@@ -86,7 +86,7 @@ def conv_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
             x.contiguous(memory_format=torch.channels_last),
             g.contiguous(memory_format=torch.channels_last),
         )
-    if s["layout"] == "view":  # every other column of something wider
+    if s["layout"] == "view":  # every other column of a wider tensor
         x = torch.cat((x, x), 3)[..., ::2] if size[1] > 1 else x
     weight = (s["cout"], s["cin"], k, k)
     inputs = {"x": x, "grad_out": g, "weight": weight, "geometry": geometry, "units": s["units"]}
@@ -96,7 +96,7 @@ def conv_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
 def _conv_outputs(
     units: int, weight: tuple[int, ...], device: torch.device, stored: torch.dtype, accumulate: bool
 ) -> tuple[Tensor, Tensor]:
-    """(weight, bias): views of one buffer, odd in place and stride, as a segment of G is."""
+    """Return (weight, bias), views of one buffer with odd offsets and strides, like segments of G."""
     size = torch.Size(weight).numel()
     whole = _before(units, size + weight[0] + 3, device, stored, accumulate)
     return whole[:, 3 : 3 + size].unflatten(1, weight), whole[:, 3 + size :]
@@ -120,7 +120,7 @@ def conv_call(
 
 
 def _parts(device: torch.device, *shape: int) -> Tensor:
-    """Where a kernel leaves the parts of squared norms."""
+    """Return a buffer for the parts of squared norms."""
     return torch.full(shape, torch.nan, dtype=torch.float64, device=device)
 
 
@@ -147,7 +147,7 @@ def conv_truth(
 
 
 def _scale(units: int, device: torch.device) -> Tensor:
-    """fp32 [B]: factors to the grid; the second unit counts for nothing."""
+    """Return factors to the grid, fp32 [B]; the second unit's is 0, so it adds nothing."""
     scale = 2.0**30 / torch.arange(1, units + 1, device=device)
     return torch.where(torch.arange(units, device=device) == 1, 0.0, scale)
 
@@ -247,7 +247,7 @@ def shared_call(
     grad_out: Tensor,
     units: int,
     stored: torch.dtype = torch.float32,
-    accumulate: bool = False,  # no layer that is used twice takes this kernel
+    accumulate: bool = False,  # unused: no layer that is used twice takes this kernel
 ) -> Call:
     size = (grad_out.shape[-1], x.shape[-1], 1, 1)
     q, k, v = (_conv_outputs(units, size, x.device, stored, False) for _ in range(3))
@@ -263,7 +263,7 @@ def shared_call(
 
 
 def _three(grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query's, key's and value's output gradients."""
+    """Return output gradients for query, key and value."""
     return grad_out, grad_out.flip(0), grad_out.neg()
 
 
@@ -285,7 +285,7 @@ def shared_truth(
 def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     shape = (s["units"] * s["draws"], s["channels"], *s["size"])
     x, g = (_normal(*shape, dtype=dtype, device=device) for _ in range(2))
-    x = x + 3  # a mean far from 0: what would cancel badly shows
+    x = x + 3  # a mean far from 0 exposes bad cancellation
     if s["layout"] == "channels_last" and len(s["size"]) == 2:
         x, g = (
             x.contiguous(memory_format=torch.channels_last),
@@ -295,7 +295,7 @@ def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     mean, rstd = by_group.mean(2), 1 / torch.sqrt(by_group.var(2, correction=0) + 1e-5)
     weight = _normal(s["channels"], dtype=torch.float32, device=device)
     statistics = {"mean": mean.float(), "rstd": rstd.float()}
-    if "stored" in s:  # as in bf16 training, where the norm answers in fp32
+    if "stored" in s:  # as in bf16 training, where the norm returns fp32
         g = g.float()
     return {"x": x, "grad_out": g, "weight": weight, "units": s["units"]} | statistics | _storing(s)
 
@@ -314,14 +314,14 @@ def norm_call(
     whole = _before(units, 2 * channels + 1, x.device, stored, accumulate)
     scale, shift = whole[:, 1 : 1 + channels], whole[:, 1 + channels :]
     squares = _parts(x.device, units, mean.shape[1])
-    made: Outputs = {}
+    written: Outputs = {}
 
     def launch() -> None:
-        made["x"] = group_norm_input_and_unit_grads(
+        written["x"] = group_norm_input_and_unit_grads(
             x, grad_out, mean, rstd, weight, scale, shift, accumulate, squares
         )
 
-    return Call(launch, lambda: made | {"weight": scale, "bias": shift, "squares": squares.sum(1)})
+    return Call(launch, lambda: written | {"weight": scale, "bias": shift, "squares": squares.sum(1)})
 
 
 def norm_truth(
@@ -335,7 +335,7 @@ def norm_truth(
     accumulate: bool = False,
 ) -> Outputs:
     def grads(samples: slice) -> tuple[Tensor, ...]:
-        # In channels_last, torch's own backward of group_norm can crash on a CPU.
+        # contiguous: torch's own group_norm backward can crash on a CPU in channels_last.
         x_unit = x[samples].double().contiguous().requires_grad_()
         w = weight.double().requires_grad_()
         b = torch.zeros_like(w, requires_grad=True)
@@ -353,13 +353,13 @@ def norm_forward_call(
     x: Tensor, grad_out: Tensor, weight: Tensor, units: int, mean: Tensor, rstd: Tensor
 ) -> Call:
     bias = weight + 1
-    made: Outputs = {}
+    written: Outputs = {}
 
     def launch() -> None:
         y, mean_out, rstd_out = group_norm_forward(x, weight, bias, mean.shape[1], 1e-5, torch.float32)
-        made.update(y=y, mean=mean_out, rstd=rstd_out)
+        written.update(y=y, mean=mean_out, rstd=rstd_out)
 
-    return Call(launch, lambda: made)
+    return Call(launch, lambda: written)
 
 
 def norm_forward_truth(
@@ -374,7 +374,7 @@ def norm_forward_truth(
 
 def embedding_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     pairs = torch.randint(s["rows"], (s["units"] * s["draws"], 2), device=device)
-    index = pairs[:, 1]  # a view, as others may be
+    index = pairs[:, 1]  # a strided view, as a caller's may be
     grad = _normal(len(index), s["width"], dtype=dtype, device=device)
     inputs = {
         "index": index,
@@ -426,7 +426,7 @@ def embedding_truth(
     return {"weight": w, "squares": _square(w)}
 
 
-# --- the step's end -----------------------------------------------------------------------------------------
+# --- end of a step -----------------------------------------------------------------------------------------
 
 
 def clip_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -456,8 +456,8 @@ def stream_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
 
 
 def stream_call(key: bytes, blocks: int, first: int, device: str) -> Call:
-    made: Outputs = {}
-    return Call(lambda: made.update(words=keystream(key, blocks, first, device)), lambda: made)
+    written: Outputs = {}
+    return Call(lambda: written.update(words=keystream(key, blocks, first, device)), lambda: written)
 
 
 def stream_truth(key: bytes, blocks: int, first: int, device: str) -> Outputs:
@@ -470,29 +470,25 @@ BUFFERS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 def step_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     buffers = {name: torch.rand(s["count"], device=device) for name in BUFFERS}
     total = torch.randint(-(2**36), 2**36, (s["count"],), device=device)
-    half = torch.zeros(s["count"], dtype=torch.bfloat16, device=device) if s["half"] else None
-    return {"total": total, "buffers": buffers, "half": half, "step": s["step"]}
+    return {"total": total, "buffers": buffers, "step": s["step"]}
 
 
-def step_call(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Call:
-    total, new, half = _copies(total, buffers, half)
+def step_call(total: Tensor, buffers: dict[str, Tensor], step: int) -> Call:
+    total, new = _copies(total, buffers)
     state, key = SimpleNamespace(**new), bytes(range(32))
     return Call(
-        lambda: noise_step(total, key, 1.5, 0.7, 3.0, state, step, 1e-3, 0.99, half),
-        lambda: new | {"total": total} | ({} if half is None else {"half": half}),
+        lambda: noise_step(total, key, 1.5, 0.7, 3.0, state, step, 1e-3, 0.99),
+        lambda: new | {"total": total},
     )
 
 
-def step_truth(total: Tensor, buffers: dict[str, Tensor], half: Tensor | None, step: int) -> Outputs:
-    total, new, half = _copies(total, buffers, half)
+def step_truth(total: Tensor, buffers: dict[str, Tensor], step: int) -> Outputs:
+    total, new = _copies(total, buffers)
     noise = gaussian_reference(key_words(bytes(range(32)), total.device), len(total))
     to_gradient = 0.7 / 2.0**36 / 3.0
-    noise_step_reference(total, noise, 1.5, to_gradient, SimpleNamespace(**new), step, 1e-3, 0.99, half)
-    return new | {"total": total} | ({} if half is None else {"half": half})
+    noise_step_reference(total, noise, 1.5, to_gradient, SimpleNamespace(**new), step, 1e-3, 0.99)
+    return new | {"total": total}
 
 
-def _copies(
-    total: Tensor, buffers: dict[str, Tensor], half: Tensor | None
-) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-    copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    return total.clone(), copies, None if half is None else half.clone()
+def _copies(total: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    return total.clone(), {name: buffer.clone() for name, buffer in buffers.items()}

@@ -1,21 +1,21 @@
-"""The integer grid of clipped sums (design D3), as kernels need it: steps of C/2³⁶."""
+"""The integer grid of clipped sums, steps of C/2³⁶, for kernels (design D3)."""
 
 import triton
 import triton.language as tl
 
 GRID_BITS = 36
 GRID = 2.0**GRID_BITS
-# Clipping aims below C by more than rounding to the grid can ever add, so that the sensitivity is C.
+# Clipping aims below C by more than rounding to the grid can add, so that the sensitivity is C.
 AIM = 1.0 - 2.0**-12
 
 
 @triton.jit
 def rint(x: tl.tensor) -> tl.tensor:
-    """fp32 or fp64 rounded to the nearest integer, ties to even, as torch.round: exact for every x.
+    """Return fp32 or fp64 `x` rounded to the nearest integer, ties to even, like torch.round; exact for every x.
 
-    From LIMIT on a number of its type has no fraction; below, adding and taking off LIMIT leaves no room for
-    one. Compile its callers with enable_fp_fusion=False, or the product before it is fused into the addition
-    and rounds differently from torch.
+    A number of LIMIT or more has no fraction; below it, adding and subtracting LIMIT rounds the fraction away. Compile
+    callers with enable_fp_fusion=False, or the product before the addition is fused into it and rounds differently
+    from torch.
     """
     LIMIT: tl.constexpr = 4503599627370496.0 if x.dtype == tl.float64 else 8388608.0
     size = tl.abs(x)
@@ -25,15 +25,15 @@ def rint(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def add_to(place: tl.tensor, value: tl.tensor, mask: tl.tensor) -> None:
-    """Adds int64 `value` to memory at `place`, which no other program writes: hence no atomics."""
+    """Add int64 `value` to memory at `place`, which no other program writes: hence no atomics."""
     tl.store(place, tl.load(place, mask=mask, other=0) + value, mask=mask)
 
 
 @triton.jit
 def store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, ACCUMULATE: tl.constexpr) -> tl.tensor:
-    """Stores fp32 `value`, or adds it to what is there; returns in fp32 what memory then holds.
+    """Store fp32 `value`, or add it to what is there; return what memory then holds, as fp32.
 
-    Where masked, nothing is stored and 0 returned if `value` is 0 there.
+    Nothing is stored where `mask` is False; there the result is 0 if `value` is 0.
     """
     if ACCUMULATE:
         value += tl.load(place, mask=mask, other=0.0).to(tl.float32)

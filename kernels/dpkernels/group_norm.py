@@ -1,4 +1,4 @@
-"""GroupNorm's backward with its scale's and shift's gradients by unit (Wu and He 2018), y = x̂·w + b.
+"""GroupNorm's backward with per-unit gradients of scale and shift (Wu and He 2018), y = x̂·w + b.
 
 ∂L/∂w of unit b = Σ over its draws and positions of g·x̂, ∂L/∂b = Σ g, per channel.
 """
@@ -10,14 +10,14 @@ from torch import Tensor
 def group_norm_backward(
     x: Tensor, grad_out: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, units: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The input's gradient, as x, and the units' gradients of scale and shift, [B, C] each. PRIVATE.
+    """Return the input's gradient, shaped as x, and per-unit gradients of scale and shift, [B, C] each. PRIVATE.
 
     x and grad_out [N, C, ...] (2 to 4 dimensions, any strides), N = B·K with a unit's K draws contiguous; mean
     and rstd [N, groups], as the forward returned them; weight [C], None for ones.
     """
     samples, channels = x.shape[:2]
-    # The library sums scale's and shift's gradients over samples. Seen as ONE sample of N·C channels there is
-    # nothing to sum over, so that the ordinary backward, at the ordinary price, gives them by sample.
+    # The library sums the gradients of scale and shift over samples. Passed as ONE sample of N·C channels, there is
+    # nothing to sum, so the ordinary backward returns them per sample at no extra cost.
     grad_x, scale, shift = torch.ops.aten.native_group_norm_backward(
         grad_out.contiguous(),
         x.contiguous(),

@@ -1,12 +1,11 @@
-"""Triton kernel of `group_norm`: the whole backward in one launch, per-unit gradients of scale and shift
-included.
+"""Triton kernels of `group_norm`: the forward, and the whole backward, per-unit gradients included, in one launch.
 
 With x̂ = (x−μ)·r, M the elements of a group, and means over the group:
     ∂L/∂w_c = Σ g·x̂,  ∂L/∂b_c = Σ g                   over the unit's draws and positions
     ∂L/∂x   = r·(g·w − mean(g·w) − x̂·mean(g·w·x̂))      (Wu and He 2018)
 
-A program owns one group of one unit and walks its draws: once over the positions for the sums, which are the
-ordinary backward's own, and once more, out of cache, for the input's gradient.
+A program of the backward owns one group of one unit and loops over its draws, twice over the positions: for the sums,
+which the ordinary backward takes too, and again, from cache, for the input's gradient.
 """
 
 import torch
@@ -21,10 +20,10 @@ from dpkernels.grid import store_value
 def group_norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y as x but of `dtype`, mean fp32 [N, groups], rstd fp32 [N, groups]); y = (x−μ)·r·w + b.
+    """Return (y like x but of `dtype`, mean fp32 [N, groups], rstd fp32 [N, groups]); y = (x−μ)·r·w + b.
 
     x [N, C, ...] (2 to 4 dimensions, any strides); weight and bias [C]. Keeps the memory format: the library's own
-    forward answers channels_last with NCHW, and every convolution after it copies.
+    forward returns NCHW for channels_last, and every convolution after it copies.
     """
     y = torch.empty_like(x, dtype=dtype)
     x_NCHW, y_NCHW = (_as_image(tensor) for tensor in (x, y))
@@ -42,7 +41,7 @@ def group_norm_forward(
 
 
 def _as_image(tensor: Tensor) -> Tensor:
-    """[N, C, ...] with two axes of positions."""
+    """View [N, C, ...] with two axes of positions."""
     return tensor.view(*tensor.shape, *(1,) * (4 - tensor.dim()))
 
 
@@ -57,12 +56,12 @@ def group_norm_input_and_unit_grads(
     accumulate: bool = False,
     squares: Tensor | None = None,
 ) -> Tensor:
-    """Returns the input's gradient, as x, and writes each unit's gradients of scale and shift. PRIVATE.
+    """Return the input's gradient, shaped as x, and write each unit's gradients of scale and shift. PRIVATE.
 
     x and grad_out [N, C, ...] (2 to 4 dimensions, any strides), N = B·K with a unit's K draws contiguous;
     mean and rstd [N, groups], as the forward returned them; weight [C]; weight_out and bias_out [B, C], any
-    strides; `accumulate` adds to what they hold. squares, if given, is float64 [B, groups] and receives parts
-    of each unit's squared norm, of the values as stored.
+    strides; `accumulate` adds to what they hold. squares, if given, is float64 [B, groups] and receives the
+    parts of each unit's squared norm, of the values as stored.
     """
     grad_x = torch.empty_like(x)
     units, channels = weight_out.shape
@@ -100,7 +99,7 @@ def _forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Program (group, sample). Two passes for the statistics: the squares of a far mean would cancel."""
+    """Program (group, sample). Two passes for the statistics: one pass would cancel if the mean is far from 0."""
     sample = tl.program_id(1).to(tl.int64)
     row = tl.arange(0, ROWS)
     channel = tl.program_id(0) * WIDE + row
@@ -149,7 +148,7 @@ def _group_norm_kernel(
     squares_stride: tl.tensor,
     draws: tl.tensor,
     CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr,  # channels of a group
+    WIDE: tl.constexpr,  # channels per group
     POSITIONS: tl.constexpr,
     W: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -212,6 +211,6 @@ def _group_norm_kernel(
 def _places(
     sample: tl.tensor, channel: tl.tensor, place: tl.tensor, stride: tl.tuple, W: tl.constexpr
 ) -> tl.tensor:
-    """Offsets [channels, places] into one sample."""
+    """Return offsets [channels, positions] of one sample's elements."""
     position = place // W * stride[2] + place % W * stride[3]
     return sample * stride[0] + (channel * stride[1])[:, None] + position[None, :]

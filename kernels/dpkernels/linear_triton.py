@@ -1,10 +1,9 @@
 """Triton kernels of `linear`: each unit's weight and bias gradient.
 
-A linear layer over T positions is a 1x1 convolution over an image of T x 1, and takes the convolution's
-kernel; the projections of an attention block that share an input (query, key, value) go in one launch. With
-one position per draw (time and class projections) the gradient has rank K: its norm follows from the factors,
-‖Σ_k g_k x_kᵀ‖² = Σ_{k,l} (g_k·g_l)(x_k·x_l), and its clipped sum from `add_clipped_linear`: nothing is
-stored.
+A linear layer over T positions is a 1x1 convolution over a T x 1 image and uses the convolution's kernel; the
+projections of an attention block that share an input (query, key, value) go in one launch. With one position per draw
+(time and class projections) the gradient has rank K: its norm follows from the factors,
+‖Σ_k g_k x_kᵀ‖² = Σ_{k,l} (g_k·g_l)(x_k·x_l), and its clipped sum from `add_clipped_linear`, so nothing is stored.
 """
 
 import math
@@ -36,7 +35,7 @@ def linear_grads(
     accumulate: bool = False,
     squares: Tensor | None = None,
 ) -> None:
-    """Writes each unit's weight and bias gradient in one launch. PRIVATE.
+    """Write each unit's weight and bias gradient in one launch. PRIVATE.
 
     x [N, ..., I] and grad_out [N, ..., O], any strides, N = B·K with a unit's K draws contiguous; weight_out
     [B, O, I] and bias_out [B, O] or None; the rest as in `conv2d_grads`.
@@ -46,13 +45,13 @@ def linear_grads(
 
 
 def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tensor:
-    """Each unit's squared gradient norm from the factors, float64 [B]: K² products of vectors. PRIVATE.
+    """Return each unit's squared gradient norm from the factors, float64 [B]: K² products of vectors. PRIVATE.
 
-    For few rows a unit; x and grad_out as in `linear_grads`, but not for tf32 products. It bounds what
-    `add_clipped_linear` sums, not only what the exact product is: where a unit's rows cancel, its norm is small and
-    the rounding of its terms, M = Σ_k ‖g_k‖‖x_k‖, is not. That rounding is added once it passes 2⁻¹⁴ of the norm; the
-    margin of the grid's AIM covers it below. From M = 2¹²⁷ on the result is infinite: fp32 sums of the terms may be,
-    where the norm in float64 is not.
+    For few rows per unit; x and grad_out as in `linear_grads`, but not for tf32 products. The result bounds what
+    `add_clipped_linear` sums, not only the exact product: where a unit's rows cancel, its norm is small but the
+    rounding of its terms, which grows with M = Σ_k ‖g_k‖‖x_k‖, is not. That rounding is added once it exceeds 2⁻¹⁴ of
+    the norm; below, the margin of the grid's AIM covers it. For M of 2¹²⁷ or more the result is infinite: fp32 sums of
+    the terms may overflow where the float64 norm does not.
     """
     x_brI, grad_brO = _rows(x.double(), units), _rows(grad_out.double(), units)
     x_gram = x_brI.bmm(x_brI.transpose(1, 2)) + float(bias)
@@ -60,7 +59,7 @@ def linear_squares(x: Tensor, grad_out: Tensor, units: int, bias: bool) -> Tenso
     norm = (x_gram * grad_gram).sum((1, 2)).clamp_(min=0).sqrt_()
     terms = (_diagonal(x_gram) * _diagonal(grad_gram)).sqrt_().sum(1)
     rows, width = x_brI.shape[1], x_brI.shape[2] + grad_brO.shape[2]
-    # fp32 sums of `rows` products (matrix units may cut where others round), and the fp64 sums of both products.
+    # fp32 sums of `rows` products (matrix units may truncate instead of rounding), and the fp64 sums of both products.
     rounding = terms * ((rows + 4) * 2.0**-22 + math.sqrt((rows**2 + width) * 2.0**-52))
     bound = torch.where(rounding > norm * 2.0**-14, norm + rounding, norm)
     return torch.where(terms < 2.0**127, bound, torch.inf).square_()
@@ -73,7 +72,7 @@ def _diagonal(gram: Tensor) -> Tensor:
 def add_clipped_linear(
     x: Tensor, grad_out: Tensor, scale: Tensor, weight_total: Tensor, bias_total: Tensor | None
 ) -> None:
-    """Adds Σ_b rint(scale[b] · gradient of unit b) to int64 sums [O, I] and [O]. PRIVATE. Triton only.
+    """Add Σ_b rint(scale[b] · gradient of unit b) to int64 sums [O, I] and [O]. PRIVATE. Triton only.
 
     Arguments as in `add_clipped_conv2d`.
     """
@@ -89,9 +88,10 @@ def shared_input_grads(
     bias_outs: Sequence[Tensor] | None,
     squares: Tensor,
 ) -> None:
-    """Writes the gradients of three layers of one size that share the input x, in one launch. PRIVATE.
+    """Write the gradients of three layers of one size that share the input x, in one launch. PRIVATE. Triton only.
 
-    Triton only. Each as in `linear_grads`, the three of one stride; squares float64 [3, B, parts of one layer].
+    Each as in `linear_grads`, all three with the same strides; squares float64 [3, B, parts of one layer]. Raises
+    ValueError unless there are three of each, with the same strides.
     """
     for name, three in (
         ("grads", grads),
@@ -99,7 +99,7 @@ def shared_input_grads(
         ("bias_outs", bias_outs or weight_outs),
     ):
         if len(three) != 3 or len({tensor.stride() for tensor in three}) != 1:
-            raise ValueError(f"{name} must be three tensors of one stride")
+            raise ValueError(f"{name} must be three tensors with the same strides")
     x_image, images = as_image(x), [as_image(grad) for grad in grads]
     require_indexable(x_image, images[0], len(weight_outs[0]))
     shape = layer_shape(x_image, images[0], (*weight_outs[0].shape[1:], 1, 1), bias_outs is not None, PLAIN)
@@ -116,12 +116,12 @@ def shared_input_grads(
 
 
 def _rows(tensor: Tensor, units: int) -> Tensor:
-    """[N, ..., F] as [B, rows of a unit, F]."""
+    """Return [N, ..., F] as [B, rows per unit, F]."""
     return tensor.reshape(units, -1, tensor.shape[-1])
 
 
 def as_image(tensor: Tensor) -> Tensor:
-    """[N, ..., F] as an image [N, F, T, 1]; a view where there is at most one axis between."""
+    """Return [N, ..., F] as an image [N, F, T, 1]; a view if at most one axis lies between N and F."""
     rows = tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
     return rows.transpose(1, 2)[..., None]
 
@@ -143,7 +143,7 @@ def _shared_kernel(
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
-    """Program (tile, unit, layer). Three branches, not selected pointers, whose alignment would be lost."""
+    """Program (tile, unit, layer). Three branches: selecting pointers would lose their alignment."""
     strides = (x_stride, g_stride, weight_stride, bias_stride, squares_stride[1])
     if tl.program_id(2) == 0:
         unit_program(x, grads[0], weights[0], biases[0], squares, strides, draws, S, TILE, MODE)

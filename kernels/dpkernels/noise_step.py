@@ -1,10 +1,10 @@
-"""The end of a DP-SGD step in one pass over the flat buffers: noise, scale, Adam, EMA, bf16 copy, zeroing.
+"""The end of a DP-SGD step in one pass over the flat buffers: noise, scale, Adam, EMA, zeroing.
 
     noisy = n + rint(σ·2³⁶·z)           z standard normal, from ChaCha20 (design D1, D3.5)
-    g     = noisy·C/2³⁶ / expected      the expected batch is public, never the realised one (D3.6)
+    g     = noisy·C/2³⁶ / expected      the expected batch, which is public, never the realised one (D3.6)
     Adam (Kingma and Ba 2015, eq. 1-4 of algorithm 1), then ema ← d·ema + (1−d)·w
 
-Reads and writes 48 bytes a parameter, 50 with the copy. All buffers are contiguous, [P], in one order.
+Reads and writes 48 bytes per parameter. All buffers are contiguous, [P], in the same order.
 """
 
 import math
@@ -27,12 +27,12 @@ from dpkernels.device import CHACHA_BLOCKS, use_triton
 from dpkernels.grid import GRID, rint
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-# √(2 ln 2⁶⁵) = 9.493: no normal is farther out.
-FARTHEST_NORMAL = 9.5
+# √(2 ln 2⁶⁵) = 9.493: no normal is larger in magnitude.
+MAX_NORMAL = 9.5
 
 
 class Buffers(Protocol):
-    """What a step changes, fp32 [P] each."""
+    """The buffers that a step updates, fp32 [P] each."""
 
     weights: Tensor
     exp_avg: Tensor
@@ -50,20 +50,19 @@ def noise_step(
     step: int,
     learning_rate: float,
     ema_decay: float,
-    half_copy: Tensor | None = None,
 ) -> None:
-    """Updates `buffers` in place by the un-noised sum `total` int64 [P] (PRIVATE), which becomes zero.
+    """Update `buffers` in place from the un-noised sum `total` int64 [P] (PRIVATE), and zero the sum.
 
-    key: 32 bytes that no other sum may ever meet (PRIVATE). step counts from 0. half_copy bf16 [P] receives
-    the new weights. Call it once per step and rank: all ranks with the same total and key get the same
-    weights. ValueError: a key of another length, P beyond the keystream's counter, or a noise multiplier whose noise a
-    float64 does not hold exactly on the grid. TypeError: a sum that is not one flat int64.
+    key: 32 bytes that must never be used for another sum (PRIVATE). step counts from 0. Call it once per step and rank:
+    all ranks with the same total and key get the same weights. Raises ValueError if the key is not 32 bytes, P exceeds
+    the keystream's counter, the expected batch is not positive, or the noise multiplier is not positive or so large
+    that float64 cannot hold its noise exactly on the grid; TypeError if the sum is not one flat int64 tensor.
     """
     if total.dtype != torch.int64 or total.dim() != 1:
-        raise TypeError(f"noise is added to one flat int64 sum, not to {total.dtype} {tuple(total.shape)}")
-    if not 0 < noise_multiplier * FARTHEST_NORMAL * GRID < 2.0**53:
+        raise TypeError(f"the sum is {total.dtype} {tuple(total.shape)}; it must be one flat int64 tensor")
+    if not 0 < noise_multiplier * MAX_NORMAL * GRID < 2.0**53:
         raise ValueError(
-            f"noise multiplier {noise_multiplier}: no noise, or more than the grid holds exactly"
+            f"noise multiplier {noise_multiplier} must be above 0 and its noise small enough to be exact on the grid"
         )
     if not expected_units > 0:
         raise ValueError(f"the expected batch is {expected_units} units; it must be above 0")
@@ -74,15 +73,13 @@ def noise_step(
     if not use_triton(total):
         noise = gaussian_reference(words, total.numel())
         noise_step_reference(
-            total, noise, noise_multiplier, to_gradient, buffers, step, learning_rate, ema_decay, half_copy
+            total, noise, noise_multiplier, to_gradient, buffers, step, learning_rate, ema_decay
         )
         return
     scalars = _scalars(noise_multiplier * GRID, to_gradient, step, learning_rate, ema_decay, total.device)
-    half = total if half_copy is None else half_copy
     _noise_step_kernel[(triton.cdiv(blocks, CHACHA_BLOCKS),)](
-        *(total, words, scalars, buffers.weights, buffers.exp_avg, buffers.exp_avg_sq, buffers.ema, half),
+        *(total, words, scalars, buffers.weights, buffers.exp_avg, buffers.exp_avg_sq, buffers.ema),
         total.numel(),
-        half_copy is not None,
         *(BETA1, BETA2, EPS, CHACHA_BLOCKS),
         num_warps=4,
         enable_fp_fusion=False,
@@ -98,19 +95,16 @@ def noise_step_reference(
     step: int,
     learning_rate: float,
     ema_decay: float,
-    half_copy: Tensor | None = None,
 ) -> None:
-    """`noise_step` in torch with given standard normals `noise` float64 [P]."""
+    """Do what `noise_step` does, in torch, with the standard normals `noise` float64 [P]."""
     noisy = total + (noise * (noise_multiplier * GRID)).round().to(torch.int64)
     gradient = (noisy.double() * to_gradient).float()
     adam_step(gradient, buffers, step, learning_rate, ema_decay)
-    if half_copy is not None:
-        half_copy.copy_(buffers.weights)
     total.zero_()
 
 
 def adam_step(gradient: Tensor, buffers: Buffers, step: int, learning_rate: float, ema_decay: float) -> None:
-    """One Adam step and the EMA, in place, from a gradient fp32 [P]; step counts from 0. In torch."""
+    """Apply one Adam step and the EMA in place, in torch, from a gradient fp32 [P]; step counts from 0."""
     count = step + 1
     buffers.exp_avg.lerp_(gradient, 1 - BETA1)
     buffers.exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
@@ -120,7 +114,7 @@ def adam_step(gradient: Tensor, buffers: Buffers, step: int, learning_rate: floa
 
 
 def gaussian_reference(words: Tensor, count: int) -> Tensor:
-    """Standard normals float64 [count] of the key whose words are int32 [8]. PRIVATE."""
+    """Return `count` standard normals float64 of the key with words int32 [8]. PRIVATE."""
     blocks = keystream_reference(words, triton.cdiv(count, NORMALS_PER_BLOCK))
     return normals_reference(blocks).flatten()[:count]
 
@@ -133,7 +127,7 @@ def _scalars(
     ema_decay: float,
     device: torch.device,
 ) -> Tensor:
-    """The step's numbers, float64 [5] on the device: as arguments they would be cut to fp32."""
+    """Return the step's scalars, float64 [5] on the device: as kernel arguments they would be truncated to fp32."""
     count = step + 1
     rate, root = learning_rate / (1 - BETA1**count), math.sqrt(1 - BETA2**count)
     values = [noise_scale, to_gradient, rate, root, 1 - ema_decay]
@@ -149,9 +143,7 @@ def _noise_step_kernel(
     exp_avg: tl.tensor,
     exp_avg_sq: tl.tensor,
     ema: tl.tensor,
-    half: tl.tensor,  # bf16 [P], or anything where HALF is False
     count: tl.tensor,
-    HALF: tl.constexpr,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPS: tl.constexpr,
@@ -161,12 +153,10 @@ def _noise_step_kernel(
     place = block.to(tl.int64)[:, None] * 8 + tl.arange(0, 8)[None, :]
     noise = rint(chacha_normals(key, block.to(tl.uint32)) * tl.load(scalars)).to(tl.int64)
 
-    # A mask that is constant over a block's eight parameters lets loads and stores be wide; the last block,
-    # where it is not whole, is done by itself.
+    # A mask that is constant over a block's eight parameters allows wide loads and stores; an incomplete last block is
+    # done separately.
     whole = (block < count // 8)[:, None] & (tl.arange(0, 8) < 8)[None, :]
-    _update(
-        total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, half, place, whole, HALF, BETA1, BETA2, EPS
-    )
+    _update(total, noise, scalars, weights, exp_avg, exp_avg_sq, ema, place, whole, BETA1, BETA2, EPS)
     if (tl.program_id(0) + 1) * BLOCKS > count // 8:
         rest = (block >= count // 8)[:, None] & (place < count)
         _update(
@@ -177,10 +167,8 @@ def _noise_step_kernel(
             exp_avg,
             exp_avg_sq,
             ema,
-            half,
             place,
             rest,
-            HALF,
             BETA1,
             BETA2,
             EPS,
@@ -196,15 +184,13 @@ def _update(
     exp_avg: tl.tensor,
     exp_avg_sq: tl.tensor,
     ema: tl.tensor,
-    half: tl.tensor,
     place: tl.tensor,
     mask: tl.tensor,
-    HALF: tl.constexpr,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPS: tl.constexpr,
 ) -> None:
-    """`noise_step_reference` at the parameters `place` where `mask`."""
+    """Do what `noise_step_reference` does at the parameters `place` where `mask` is set."""
     noisy = tl.load(total + place, mask=mask, other=0) + noise
     gradient = (noisy.to(tl.float64) * tl.load(scalars + 1)).to(tl.float32)
     m = tl.load(exp_avg + place, mask=mask, other=0.0)
@@ -221,5 +207,3 @@ def _update(
     tl.store(weights + place, w, mask=mask)
     tl.store(ema + place, average, mask=mask)
     tl.store(total + place, tl.zeros_like(noisy), mask=mask)
-    if HALF:
-        tl.store(half + place, w.to(tl.bfloat16), mask=mask)

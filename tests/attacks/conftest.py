@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.small_run import data_file, without_solving
+from tests.support.small_run import data_file, without_solving
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from curriculumdp import verify
-from curriculumdp.certificate import Certificate, certificate_bytes
-from curriculumdp.signature import is_signed, load_signer
-from curriculumdp.verify import file_sha256, read_certificate, verify_release
-from tests.tiny_release import CONFIG, guarantee, write_keys, write_release
-from tests.tried import TRIED
+from curriculumdp.release import verify
+from curriculumdp.release.certificate import Certificate, certificate_bytes
+from curriculumdp.release.signature import is_signed, load_signer
+from curriculumdp.release.verify import file_sha256, read_certificate, verify_release
+from tests.support.tiny_release import CONFIG, guarantee, write_keys, write_release
+from tests.support.tried import TRIED
 
 SEED = 7
 # The tiny release's config with what a real one also states.
@@ -166,7 +166,7 @@ def test_every_forged_field_that_promises_more_is_noticed_without_a_signature(re
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"releases": ()}, "private.steps"),
+        ({"events": ()}, "private.steps"),
         ({"unit": "all images of one patient"}, "data.unit"),
         ({"private_metrics_shown": False}, "logging.show_private_metrics"),
         ({"epsilon": 0.5}, "cost"),

@@ -13,18 +13,19 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from curriculumdp.certificate import CertificateError, certificate_bytes, parse_certificate
 from curriculumdp.checkpoint import load_latest
-from curriculumdp.config import ConfigError, load_config
+from curriculumdp.config.config import load_config
+from curriculumdp.config.yaml_file import ConfigError
 from curriculumdp.data.images import DataError
 from curriculumdp.data.sources import load_images
-from curriculumdp.privacy.chain import Chain, LedgerError, canonical
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.ledger_files import KEY, KIND, LEDGER, subkey
-from tests.curriculum.runs import finish, tiny
-from tests.faults.small_run import small
-from tests.tiny_release import write_release
-from tests.tried import TRIED
+from curriculumdp.ledger.chain import Chain, LedgerError, canonical
+from curriculumdp.ledger.run_files import KEY, KIND, LEDGER, subkey
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.release.certificate import CertificateError, certificate_bytes, parse_certificate
+from tests.support.runs import finish, tiny
+from tests.support.small_run import small
+from tests.support.tiny_release import write_release
+from tests.support.tried import TRIED
 
 # YAML's and JSON's own letters, and some that are none.
 SPECIAL = "&*!|>%@`'\"{}[],:?-#~=<0x1e9.:_ \t\n\\\0\x1b\u2028é𝔘" + string.ascii_letters[:8]
@@ -214,7 +215,7 @@ def ledger_of(folder: Path, bodies: list[Any]) -> None:
 PLAN = {
     **{"kind": "plan", "version": 2, "run": "0" * 32, "data": "0" * 64},
     "plan": {
-        "releases": [
+        "events": [
             {
                 "name": "private",
                 "mechanism": "subsampled_gaussian",
@@ -226,7 +227,7 @@ PLAN = {
     },
 }
 ENTRY = {
-    **{"kind": "release", "phase": "private", "step": 0, "incarnation": 0, "sample_rate": 0.1},
+    **{"kind": "charge", "phase": "private", "step": 0, "incarnation": 0, "sample_rate": 0.1},
     **{"noise_multiplier": 2.0, "clip_norm": 1.0, "sum_mac": "0" * 64},
 }
 FINITE = st.recursive(

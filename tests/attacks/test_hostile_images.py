@@ -18,8 +18,8 @@ from PIL import Image
 from curriculumdp.data.images import DataError
 from curriculumdp.data.pixels import picture_pixels
 from curriculumdp.data.sources import load_images
-from tests.curriculum.runs import in_child
-from tests.tried import TRIED
+from tests.support.runs import in_child
+from tests.support.tried import TRIED
 
 SEED = 6
 # More than any refusal may need beside what the process holds already.

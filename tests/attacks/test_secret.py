@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.curriculum.run import export_run, run_curriculum
+from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import finish, in_child
-from tests.faults.disk import Disk, Operation
-from tests.faults.refusal import run_or_refusal
-from tests.faults.small_run import small
-from tests.tiny_release import write_keys
-from tests.tried import TRIED
+from tests.support.failing_disk import Disk, Operation
+from tests.support.refusal import run_or_refusal
+from tests.support.runs import finish, in_child
+from tests.support.small_run import small
+from tests.support.tiny_release import write_keys
+from tests.support.tried import TRIED
 
 
 class Fault(Exception):

@@ -11,7 +11,7 @@ import torch
 
 from bench import profile_step, run_figures, step_nets
 from bench.step_nets import Net
-from curriculumdp.config import load_config
+from curriculumdp.config.config import load_config
 
 CONFIG = "configs/digits.yaml"
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")

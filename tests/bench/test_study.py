@@ -9,8 +9,8 @@ import torch
 
 from bench import study
 from bench.baselines import non_private
-from curriculumdp.config import load_config
-from curriculumdp.curriculum.run import load_declared
+from curriculumdp.config.config import load_config
+from curriculumdp.curriculum.train import load_declared
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
 from curriculumdp.diffusion.networks import build_unet

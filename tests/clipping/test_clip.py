@@ -9,7 +9,7 @@ from torch import Tensor
 from curriculumdp.clipping.clip import ClipResult, add_clipped_rows
 from dpkernels.clip_sum import NORM_CHUNK
 from dpkernels.grid import AIM, GRID
-from dpkernels.limits import LEAST_CLIP_NORM, MAX_UNITS, MOST_CLIP_NORM
+from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
 
 LIMIT = 2**72
 CLIP = 0.75
@@ -62,7 +62,7 @@ def test_a_larger_gradient_keeps_its_direction_and_comes_to_just_under_the_clip_
     assert LIMIT * (1 - 2**-10) < squared_steps(total) <= LIMIT
 
 
-@pytest.mark.parametrize("clip_norm", [LEAST_CLIP_NORM, 2.0**-10, 0.1, 1.0, 17.3, MOST_CLIP_NORM])
+@pytest.mark.parametrize("clip_norm", [MIN_CLIP_NORM, 2.0**-10, 0.1, 1.0, 17.3, MAX_CLIP_NORM])
 @pytest.mark.parametrize("scale", [1 - 2**-12, 1 - 2**-20, 1.0, 1 + 2**-20, 2.0, 1e4])
 def test_no_gradient_adds_more_than_the_clip_norm_at_any_clip_norm(clip_norm, scale):
     for width in (1, 2, 1000, 20_000):
@@ -115,7 +115,7 @@ def test_denormals_never_add_more_than_they_are(flushed):
     if flushed and not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush denormals")
     try:
-        total, result = added(row, clip_norm=LEAST_CLIP_NORM)
+        total, result = added(row, clip_norm=MIN_CLIP_NORM)
     finally:
         torch.set_flush_denormal(False)
     assert not total.any()
@@ -154,9 +154,7 @@ def test_more_units_than_can_be_summed_exactly_are_refused():
         added(rows)
 
 
-@pytest.mark.parametrize(
-    "clip_norm", [0.0, -1.0, math.nan, math.inf, LEAST_CLIP_NORM / 2, MOST_CLIP_NORM * 2]
-)
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan, math.inf, MIN_CLIP_NORM / 2, MAX_CLIP_NORM * 2])
 def test_a_clip_norm_out_of_range_is_refused_before_anything_is_added(clip_norm):
     total = torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match="clip_norm"):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.clipping.layers import UnruledLayer
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.clipping.rules import UnruledLayer
 
 UNITS = 3
 ULP = torch.finfo(torch.float32).eps

@@ -11,10 +11,10 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.clipping.fused import FusedGradients
-from curriculumdp.clipping.planner import EnginePlan, LayerPlan, Way
-from curriculumdp.config import ComputeConfig
+from curriculumdp.clipping.layer_plan import EnginePlan, LayerPlan, Way
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.config.sections import ComputeConfig
 from curriculumdp.curriculum.engine import (
     EXPLAINED_MEMORY,
     build_engine,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.per_unit import PerUnitGradients
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from curriculumdp.diffusion.networks import build_unet

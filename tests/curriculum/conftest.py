@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from curriculumdp.curriculum import run
-from curriculumdp.curriculum.phase import Run, State
+from curriculumdp.curriculum import train
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.data.sources import load_images
-from tests.curriculum.runs import accountants_asked_once, bare_run, plan_of, tiny
+from tests.support.runs import accountants_asked_once, bare_run, plan_of, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def solve_once() -> Iterator[None]:
     A forked child has what its parent solved: so the tiny run itself is solved here.
     """
     with accountants_asked_once():
-        run.SpentSoFar(plan_of(tiny(Path("anywhere"))))
+        train.SpentSoFar(plan_of(tiny(Path("anywhere"))))
         yield
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from curriculumdp.curriculum import central
 from curriculumdp.curriculum.central import CentralPhase, CentralQuery, clip_norm_of, images_of_sum, query_sum
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.noise import GRID, from_grid
+from curriculumdp.privacy.grid_noise import GRID, from_grid
 from curriculumdp.world import World
-from tests.curriculum.one_step import charged_run, noisy_sum_of_query
-from tests.curriculum.runs import bare_run, in_world, tiny
+from tests.support.one_step import charged_run, noisy_sum_of_query
+from tests.support.runs import bare_run, in_world, tiny
 
 ALONE = World(0, 1, torch.device("cpu"))
 LIMIT = 2**72
@@ -163,13 +163,13 @@ def test_a_query_is_charged_once_with_its_own_rate_and_noise_before_the_next(tmp
     assert run.ledger is not None
     for step in range(3):
         phase.step(run, state, step)
-        entries = [entry for entry in run.ledger.entries() if entry["kind"] == "release"]
+        entries = [entry for entry in run.ledger.entries() if entry["kind"] == "charge"]
         assert [entry["step"] for entry in entries] == list(range(step + 1))
         assert entries[-1]["sample_rate"] == run.config.central.sample_rate
         assert entries[-1]["noise_multiplier"] == run.config.central.noise_multiplier
         assert entries[-1]["clip_norm"] == phase.query.clip_norm
     assert len({entry["sum_mac"] for entry in entries}) == 3, "each query has its own sample"
-    assert run.ledger.releases()[0].count == 3
+    assert run.ledger.events()[0].count == 3
 
 
 def test_what_a_query_adds_to_its_sum_is_its_noise(tmp_path, digits, monkeypatch):
@@ -180,7 +180,7 @@ def test_what_a_query_adds_to_its_sum_is_its_noise(tmp_path, digits, monkeypatch
     original = central.query_sum
     monkeypatch.setattr(central, "query_sum", lambda *given: (sums.append(original(*given)), sums[-1])[1])
     added = torch.stack([noisy_sum_of_query(phase, run, state, step) - sums[step] for step in range(40)])
-    z = from_grid(added, 1.0) / phase.release.noise_multiplier
+    z = from_grid(added, 1.0) / phase.event.noise_multiplier
     assert added.shape[1] == 650
     assert abs(float(z.square().mean()) - 1) < 4.5 * math.sqrt(2 / z.numel())
     assert abs(float(z[:, 640:].square().mean()) - 1) < 4.5 * math.sqrt(2 / 400)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.config import Config, config_from
-from curriculumdp.curriculum import run
+from curriculumdp.config.config import Config, config_from
+from curriculumdp.curriculum import train
 from curriculumdp.curriculum.dataset import attach, create, described
 from curriculumdp.curriculum.folder import RunFolder
-from curriculumdp.curriculum.run import export_run, run_curriculum
+from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.dataset_ledger import DatasetLedger, NoRoom
-from curriculumdp.privacy.ledger import Ledger, LedgerError
-from curriculumdp.privacy.mirror import RunMirror
+from curriculumdp.ledger.dataset_ledger import DatasetLedger, NoRoom
+from curriculumdp.ledger.mirror import RunMirror
+from curriculumdp.ledger.run_ledger import Ledger, LedgerError
 from curriculumdp.world import one_process
 from tests.curriculum import test_folder
-from tests.curriculum.runs import finish, in_child, kill_at, tiny
 from tests.curriculum.test_refusals import refusal
-from tests.faults.small_run import without_solving
+from tests.support.runs import finish, in_child, kill_at, tiny
+from tests.support.small_run import without_solving
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +52,11 @@ def definition(config: Config) -> dict[str, object]:
 
 
 def test_a_ledger_without_a_budget_is_made_by_the_first_run_which_says_so_once(tmp_path, digits, capsys):
-    line = f"no earlier run on 'wards' is known at {tmp_path / 'state'}: made a new ledger"
+    line = f"no earlier run on 'wards' is recorded in {tmp_path / 'state'}: created a new ledger"
     opened(named(tmp_path / "one", tmp_path / "state"), digits)
     assert line in capsys.readouterr().out.splitlines()
     opened(named(tmp_path / "two", tmp_path / "state"), digits)
-    assert "made a new ledger" not in capsys.readouterr().out
+    assert "created a new ledger" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("home", ["one", "two"])
@@ -69,7 +69,7 @@ def test_a_run_with_a_budget_makes_no_ledger_wherever_it_looks(tmp_path, digits,
     assert str(tmp_path / home) in message
     assert not (tmp_path / home).exists()
     assert not (tmp_path / "run" / "private" / "ledger.jsonl").exists()
-    assert "made a new ledger with data.budget = 5" in create(config)
+    assert "created a new ledger with data.budget = 5" in create(config)
     opened(config, digits)
 
 
@@ -77,8 +77,8 @@ def test_a_ledger_that_no_run_has_used_is_defined_anew_and_one_in_use_is_not(tmp
     state = tmp_path / "state"
     for budget, delta in ((4.0, 1e-4), (5.0, 1e-5), (5.0, 1e-4)):
         config = named(tmp_path / "run", state, budget, privacy__delta=delta)
-        assert "made a new ledger" in create(config)
-    assert "exists already" in create(config)
+        assert "created a new ledger" in create(config)
+    assert "already exists" in create(config)
     with pytest.raises(LedgerError, match=r"budget is 6.0 here and 5.0 .*--create: no run has used it"):
         opened(named(tmp_path / "run", state, 6.0), digits)
     with pytest.raises(LedgerError, match=r"budget is None here and 5\.0"):
@@ -147,7 +147,7 @@ def test_a_sealed_run_is_exported_without_its_data_sets_ledger_and_makes_none(tm
     finish(named(tmp_path / "run", state))
     shutil.rmtree(state)
     export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
-    assert f"warning: {state}: the data set's ledger is not there" in capsys.readouterr().out
+    assert f"warning: {state}: the data set's ledger is missing" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run" / "release")
     assert run_curriculum(named(tmp_path / "run", state), one_process()).exit_code == 0
     assert (tmp_path / "run" / "release" / "privacy.json").exists()
@@ -164,7 +164,7 @@ def test_an_unsealed_run_that_has_spent_is_refused_without_its_ledger_and_makes_
         "train": lambda: finish(config),
         "export": lambda: export_run(tmp_path / "run", tmp_path / "out", None, end_run=True),
     }[command]
-    assert "is not there" in refusal(work)
+    assert "is missing" in refusal(work)
     assert not state.exists()
     assert not (tmp_path / "out").exists()
 
@@ -184,12 +184,12 @@ def test_a_copy_that_sealed_itself_after_the_other_was_resumed_gets_no_release(t
     ledger.seal("operator")  # unmirrored, as if its mirror had refused it
     ledger.close()
     finish(config)
-    assert "a copy of it has gone on" in refusal(lambda: finish(named(tmp_path / "copy", tmp_path / "state")))
+    assert "a copy of it was resumed" in refusal(lambda: finish(named(tmp_path / "copy", tmp_path / "state")))
     assert not (tmp_path / "copy" / "release").exists()
 
 
-def secret_of(run_dir: Path) -> run.RunSecret:
-    return run.RunSecret.load(run_dir / "private" / "secret")
+def secret_of(run_dir: Path) -> train.RunSecret:
+    return train.RunSecret.load(run_dir / "private" / "secret")
 
 
 def test_what_all_runs_cost_and_what_is_left_is_shown(tmp_path, digits):
@@ -207,7 +207,7 @@ def test_what_all_runs_cost_and_what_is_left_is_shown(tmp_path, digits):
     single = float(first.split()[-1])
     assert single == float(second.split()[-1]) <= 3
     assert single < float(together.split()[-1]) < 2 * single
-    assert "no data.budget" in note
+    assert "data.budget is not set" in note
 
 
 @pytest.mark.parametrize("work", [create, described])
@@ -236,3 +236,24 @@ def test_a_run_without_a_named_data_set_is_attached_to_nothing(tmp_path, digits)
     held = opened(tiny(tmp_path), digits)
     attach(tiny(tmp_path), held.ledger, None)
     assert held.ledger.mirror is None
+
+
+@pytest.mark.parametrize("kill", [1, 2])
+def test_a_run_that_has_nothing_to_export_is_ended_and_gives_back_what_it_reserved(tmp_path, kill):
+    config = named(tmp_path / "run", tmp_path / "state", 5.0, checkpoint__every=100)
+    create(config)
+
+    def killed() -> None:
+        kill_at(Ledger, "charge", kill)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    before = left(config)
+    with pytest.raises(ValueError, match="--end-run"):
+        export_run(tmp_path / "run", tmp_path / "out", None)
+    assert left(config) == before
+    assert export_run(tmp_path / "run", tmp_path / "out", None, end_run=True) is None
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run" / "private" / "secret").exists()
+    assert left(config) > before
+    assert "sealed" in described(config)

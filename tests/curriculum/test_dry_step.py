@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from curriculumdp.clipping.planner import PlanError
-from curriculumdp.config import ConfigError
+from curriculumdp.clipping.layer_plan import PlanError
+from curriculumdp.config.yaml_file import ConfigError
 from curriculumdp.curriculum import dry_step as module
-from curriculumdp.curriculum import private, run
+from curriculumdp.curriculum import private, train
 from curriculumdp.curriculum.dry_step import DryStepError, dry_step, require_memory
 from curriculumdp.curriculum.warmup import POLICY
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import finish, in_child, in_world, kill_at, tiny
+from tests.support.runs import finish, in_child, in_world, kill_at, tiny
 
 
 def nothing_was_begun(run_dir: Path) -> bool:
@@ -123,7 +123,7 @@ def test_it_sees_no_image_and_no_secret_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(RunSecret, "create", lambda: created.append(1))
     monkeypatch.setattr(Ledger, "charge", lambda *_, **__: pytest.fail("it was charged"))
     config = tiny(tmp_path)
-    dry_step(config, one_process(), run.initial_state(config, torch.device("cpu")))
+    dry_step(config, one_process(), train.initial_state(config, torch.device("cpu")))
     assert not created
 
 
@@ -149,9 +149,9 @@ def test_if_one_process_cannot_do_a_step_none_begins(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             if world.rank == 1:
                 patch.setattr(module, "_machine_memory", lambda: 2**10)
-                patch.setattr(run, "require_memory", lambda _: None)
+                patch.setattr(train, "require_memory", lambda _: None)
             with pytest.raises(DryStepError, match=r"another process" if world.is_main else "microbatch"):
-                run.run_curriculum(tiny(tmp_path, compute__processes=2), world)
+                train.run_curriculum(tiny(tmp_path, compute__processes=2), world)
 
     assert in_world(2, work) == [0, 0]
     assert nothing_was_begun(tmp_path)

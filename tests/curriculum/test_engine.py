@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.clipping.planner import PlanError
-from curriculumdp.config import load_config
+from curriculumdp.clipping.layer_plan import PlanError
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.config.config import load_config
 from curriculumdp.curriculum.engine import build_engine, engine_plan, explained
 from curriculumdp.diffusion.networks import build_unet
 

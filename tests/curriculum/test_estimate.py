@@ -6,7 +6,7 @@ import pytest
 
 from curriculumdp.curriculum import estimate as module
 from curriculumdp.curriculum.estimate import Estimate, estimate
-from tests.curriculum.runs import plan_of, tiny
+from tests.support.runs import plan_of, tiny
 
 
 @pytest.mark.parametrize(("microbatch", "times"), [(8, 4), (16, 2), (64, 1)])

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from curriculumdp.curriculum import private
-from curriculumdp.curriculum.run import run_curriculum
+from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.metrics import Metrics
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, WorldError, one_process
-from tests.curriculum.runs import SECRET, in_world, tiny
+from tests.support.runs import NONCE, SECRET, in_world, tiny
 
 
 def refuse(constant: str) -> None:
@@ -43,7 +43,7 @@ def test_the_figures_are_those_of_all_processes_and_json_even_where_units_are_le
         with pytest.MonkeyPatch.context() as patch:
             spoil(patch)
             secret = RunSecret.from_bytes(SECRET) if world.is_main else None
-            run_curriculum(tiny(run_dir), world, secret=secret)
+            run_curriculum(tiny(run_dir), world, secret=secret, nonce=NONCE)
 
     assert in_world(1, lambda world: work(world, tmp_path / "1")) == [0]
     assert in_world(3, lambda world: work(world, tmp_path / "3")) == [0, 0, 0]

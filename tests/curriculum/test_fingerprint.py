@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from curriculumdp.curriculum import fingerprint as module
-from curriculumdp.curriculum.fingerprint import ENVIRONMENT, fingerprint
+from curriculumdp.curriculum.fingerprint import ENVIRONMENT, GPU_ENVIRONMENT, fingerprint
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import in_world, tiny
+from tests.support.runs import in_world, tiny
 
 
 def of(**changes: object) -> dict:
@@ -17,7 +17,7 @@ def of(**changes: object) -> dict:
 
 @pytest.fixture(autouse=True)
 def no_such_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENVIRONMENT:
+    for name in (*ENVIRONMENT, *GPU_ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -51,6 +51,15 @@ def test_variables_that_choose_instructions_or_precision_change_it(monkeypatch, 
     before = of()
     monkeypatch.setenv(name, "AVX2")
     assert of() != before
+
+
+@pytest.mark.parametrize("name", GPU_ENVIRONMENT)
+def test_variables_of_a_gpus_libraries_change_it_on_a_gpu_alone(monkeypatch, name):
+    monkeypatch.setattr(module, "_gpu", lambda _: {})
+    cpu, gpu = (module._machine(torch.device(kind)) for kind in ("cpu", "cuda"))
+    monkeypatch.setenv(name, "1")
+    assert module._machine(torch.device("cpu")) == cpu
+    assert module._machine(torch.device("cuda")) != gpu
 
 
 @pytest.mark.parametrize("fact", ["build", "version", "numpy", "processor", "precision"])

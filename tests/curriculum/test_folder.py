@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.config import Config
+from curriculumdp.config.config import Config
 from curriculumdp.curriculum import folder
 from curriculumdp.curriculum.folder import RunFolder
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.data.images import ImageSet
-from tests.curriculum.runs import plan_of, tiny
+from tests.support.runs import plan_of, tiny
 
 
 def opened(config: Config, images: ImageSet) -> tuple[RunFolder, Plan]:

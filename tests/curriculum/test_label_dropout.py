@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from curriculumdp.curriculum.private import draw_batch
+from curriculumdp.curriculum.batch import draw_batch
 
 UNITS, NULL, KEY, CPU = torch.arange(200), 10, bytes(32), torch.device("cpu")
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from curriculumdp.config import Config, ConfigError, config_from
-from curriculumdp.config_file import options_of
+from curriculumdp.config.config import Config, config_from
+from curriculumdp.config.yaml_file import ConfigError, options_of
 from curriculumdp.curriculum import dry_step
-from tests.curriculum.runs import finish, in_child, tiny
+from tests.support.runs import finish, in_child, tiny
 
 # Of every kind what a person could type, and then some; a config refuses most of them at once.
 NUMBERS: tuple[Any, ...] = (
@@ -177,11 +177,11 @@ def ends(place: Path, config: Config) -> tuple[str, str]:
 
 
 def charges(config: Config) -> int:
-    """How many releases the run's ledger holds."""
+    """How many events the run's ledger holds."""
     ledger = Path(config.run_dir) / "private" / "ledger.jsonl"
     if not ledger.exists():
         return 0
-    return sum(json.loads(line)["body"]["kind"] == "release" for line in ledger.read_text().splitlines())
+    return sum(json.loads(line)["body"]["kind"] == "charge" for line in ledger.read_text().splitlines())
 
 
 def require_early(place: Path, key: str, value: Any) -> str:

@@ -17,17 +17,17 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from curriculumdp.curriculum import phase, private
+from curriculumdp.curriculum import batch, private, run, train
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.curriculum.run import run_curriculum
-from curriculumdp.privacy import noise as noise_module
-from curriculumdp.privacy import randomness, sampling
-from curriculumdp.privacy.noise import GRID, from_grid
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.curriculum.train import run_curriculum
+from curriculumdp.privacy import grid_noise as noise_module
+from curriculumdp.privacy import sampling, streams
+from curriculumdp.privacy.grid_noise import GRID, from_grid
 from curriculumdp.privacy.sampling import poisson_rows
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.one_step import (
+from tests.support.one_step import (
     charged_run,
     forget_rows,
     gradient_of_step,
@@ -35,7 +35,7 @@ from tests.curriculum.one_step import (
     nobody,
     noisy_sum_of_query,
 )
-from tests.curriculum.runs import SECRET, in_world, tiny
+from tests.support.runs import SECRET, in_world, tiny
 
 STEPS, QUERIES = 40, 60
 # Clip norms other than 1, so that a scale that forgets them shows.
@@ -61,8 +61,8 @@ def noise(tmp_path_factory: pytest.TempPathFactory, solve_once: None) -> Noise:
     with pytest.MonkeyPatch.context() as patch:
         forget_rows(patch)
         grid = torch.stack([noisy_sum_of_query(queries, run, state, q) for q in range(QUERIES)])
-        added = gradients(steps, run, state, STEPS) / (steps.release.noise_multiplier * 2.5)
-    of_queries = from_grid(grid, 0.3) / (queries.release.noise_multiplier * 0.3)
+        added = gradients(steps, run, state, STEPS) / (steps.event.noise_multiplier * 2.5)
+    of_queries = from_grid(grid, 0.3) / (queries.event.noise_multiplier * 0.3)
     names, sizes = zip(*((name, p.numel()) for name, p in state.net.named_parameters()), strict=True)
     layers = dict(zip(names, added.split(sizes, dim=1), strict=True))
     return Noise(added, of_queries, grid, layers)
@@ -107,13 +107,13 @@ def test_the_noise_of_a_step_reaches_the_far_tail(tmp_path, monkeypatch):
     zeros = lambda _, words, __=0: np.zeros(words, np.uint64)  # noqa: E731
     forget_rows(monkeypatch)
     run, state = charged_run(nobody(), tiny(tmp_path), tmp_path)
-    monkeypatch.setattr(randomness, "keystream", zeros)
+    monkeypatch.setattr(streams, "keystream", zeros)
     steps = PrivatePhase(run)
-    added = gradient_of_step(steps, run, state, 0) / steps.release.noise_multiplier
+    added = gradient_of_step(steps, run, state, 0) / steps.event.noise_multiplier
     farthest = math.sqrt(2 * 65 * math.log(2))
     assert float(added[0::2].min()) == pytest.approx(farthest, rel=1e-6)
     query = CentralPhase(run)
-    far = from_grid(noisy_sum_of_query(query, run, state, 0), 1.0) / query.release.noise_multiplier
+    far = from_grid(noisy_sum_of_query(query, run, state, 0), 1.0) / query.event.noise_multiplier
     assert float(far[0::2].min()) == pytest.approx(farthest, rel=1e-9)
 
 
@@ -254,7 +254,7 @@ class Draws:
 
 def watch_draws(patch: pytest.MonkeyPatch) -> Draws:
     draws = Draws([], [], [], [])
-    stream, add_noise, unit_words = randomness.keystream, phase.add_noise, private.unit_words
+    stream, add_noise, unit_words = streams.keystream, run.add_noise, batch.unit_words
 
     def streamed(key: bytes, words: int, first_block: int = 0) -> np.ndarray:
         draws.blocks.append((key, first_block, -(-words // 8)))
@@ -272,17 +272,18 @@ def watch_draws(patch: pytest.MonkeyPatch) -> Draws:
         draws.units.append(key)
         return unit_words(key, *rest)
 
-    patch.setattr(randomness, "keystream", streamed)
+    patch.setattr(streams, "keystream", streamed)
     patch.setattr(sampling, "keystream", rows_streamed)
-    patch.setattr(phase, "add_noise", noised)
+    patch.setattr(run, "add_noise", noised)
     patch.setattr(private, "add_noise", noised)
-    patch.setattr(private, "unit_words", worded)
+    patch.setattr(batch, "unit_words", worded)
     return draws
 
 
 def test_no_keystream_serves_twice_in_a_run_of_two_incarnations_and_a_replay(tmp_path, monkeypatch):
     """Three legs: stopped where no checkpoint was; replayed and stopped again; done again in other microbatches."""
     draws = watch_draws(monkeypatch)
+    monkeypatch.setattr(train, "dry_step", lambda *_: None)  # it draws from a secret of its own
     config = tiny(tmp_path)
     update = PrivatePhase.update
 

@@ -1,11 +1,11 @@
-"""The plan spends the budget on both stages together, and says so before any image is read."""
+"""The plan spends the budget on both phases together, and says so before any image is read."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from curriculumdp.config import Config, config_from, load_config
+from curriculumdp.config.config import Config, config_from, load_config
 from curriculumdp.curriculum.plan import (
     Plan,
     described,
@@ -15,7 +15,7 @@ from curriculumdp.curriculum.plan import (
 )
 from curriculumdp.privacy.accountant import ACCOUNTANT, AccountingError, epsilon, epsilon_prv
 from curriculumdp.privacy.calibrate import BudgetTooSmall
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from tests.privacy.losses_by_fft import epsilon_by_fft
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,7 +39,7 @@ def config(**changes: object) -> Config:
 
 
 def dp_sgd_noise(plan: Plan) -> float:
-    return plan.releases()[-1].noise_multiplier
+    return plan.events()[-1].noise_multiplier
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_noise_of_fashion_mnist_is_within_half_a_percent_of_two_other_calcul
     name: str, budget: float
 ) -> None:
     plan = plan_curriculum(load_config(CONFIGS / f"{name}.yaml"))
-    central, private = plan.releases()
+    central, private = plan.events()
     assert plan.epsilon <= budget == plan.budget
 
     def independent(sigma: float) -> float:
@@ -65,14 +65,14 @@ def test_the_noise_of_fashion_mnist_is_within_half_a_percent_of_two_other_calcul
     assert (
         independent(private.noise_multiplier * 1.005) < budget < independent(private.noise_multiplier * 0.995)
     )
-    low, estimate, high = epsilon_prv(plan.releases(), plan.delta)
+    low, estimate, high = epsilon_prv(plan.events(), plan.delta)
     assert low <= plan.epsilon <= high
     assert estimate == pytest.approx(budget, rel=0.02)
 
 
-def test_both_stages_together_spend_the_budget_and_no_more(plan: Plan) -> None:
+def test_both_phases_together_spend_the_budget_and_no_more(plan: Plan) -> None:
     assert 0.999 < plan.epsilon <= 1.0
-    assert plan.epsilon == epsilon(plan.releases(), plan.delta)
+    assert plan.epsilon == epsilon(plan.events(), plan.delta)
     assert plan.accountant == ACCOUNTANT
     assert [row.name for row in plan.phases] == ["central", "warmup", "private"]
     alone = [row.epsilon_alone for row in plan.phases]
@@ -86,12 +86,12 @@ def test_the_plan_is_solved_at_the_configs_delta_whatever_the_number_of_units(pl
     more = plan_curriculum(config(data__units=9000))
     assert (plan.delta, other.delta, more.delta) == (1e-5, 2e-6, 1e-5)
     assert dp_sgd_noise(other) > dp_sgd_noise(plan) == dp_sgd_noise(more)
-    assert 0.999 < epsilon(other.releases(), 2e-6) <= 1.0
+    assert 0.999 < epsilon(other.events(), 2e-6) <= 1.0
 
 
 def test_a_row_is_what_will_be_released(plan: Plan) -> None:
-    central, private = plan.releases()
-    assert central == Release("central", "subsampled_gaussian", 0.1, 10.0, 4)
+    central, private = plan.events()
+    assert central == PrivacyEvent("central", "subsampled_gaussian", 0.1, 10.0, 4)
     assert private.count == 90
     assert private.sample_rate == 0.05
     assert plan.phase("private").noise_multiplier == private.noise_multiplier
@@ -104,11 +104,11 @@ def test_a_row_is_what_will_be_released(plan: Plan) -> None:
 def test_the_warm_up_is_free_and_has_neither_rate_nor_noise(plan: Plan) -> None:
     warmup = plan.phase("warmup")
     assert (warmup.mechanism, warmup.sample_rate, warmup.noise_multiplier) == ("post_processing", None, None)
-    assert warmup.release is None
+    assert warmup.event is None
     assert warmup.steps == 7
 
 
-def test_a_dearer_central_stage_asks_for_more_noise(plan: Plan) -> None:
+def test_a_dearer_central_phase_asks_for_more_noise(plan: Plan) -> None:
     dearer = plan_curriculum(config(central__queries=40))
     assert dp_sgd_noise(dearer) > 1.015 * dp_sgd_noise(plan)
     assert dearer.epsilon <= 1.0
@@ -116,14 +116,14 @@ def test_a_dearer_central_stage_asks_for_more_noise(plan: Plan) -> None:
 
 def test_dp_sgd_alone_gets_the_whole_budget(plan: Plan) -> None:
     only = plan_curriculum(config(curriculum=["private"], central=None, warmup=None))
-    assert [release.name for release in only.releases()] == ["private"]
+    assert [release.name for release in only.events()] == ["private"]
     assert dp_sgd_noise(only) < dp_sgd_noise(plan)
     assert only.epsilon == only.phase("private").epsilon_alone > 0.999
 
 
-def test_the_easy_stage_alone_costs_what_it_costs() -> None:
+def test_the_easy_phase_alone_costs_what_it_costs() -> None:
     easy = plan_curriculum(config(curriculum=["central", "warmup"]))
-    assert [release.name for release in easy.releases()] == ["central"]
+    assert [release.name for release in easy.events()] == ["central"]
     assert easy.epsilon == easy.phase("central").epsilon_alone < 0.2
     assert other_budgets(easy) == []
 
@@ -167,8 +167,8 @@ def test_what_is_spent_grows_to_the_plans_epsilon_and_is_never_understated(plan:
     assert list(spent) == sorted(spent)
     assert spent[-1] == pytest.approx(plan.epsilon, rel=1e-6)
     assert spent[-1] <= plan.epsilon
-    central, private = plan.releases()
-    so_far = [central, Release("private", private.mechanism, 0.05, private.noise_multiplier, 34)]
+    central, private = plan.events()
+    so_far = [central, PrivacyEvent("private", private.mechanism, 0.05, private.noise_multiplier, 34)]
     assert spent[3] == pytest.approx(epsilon(so_far, plan.delta), rel=1e-6)
 
 
@@ -179,7 +179,7 @@ def test_the_table_names_every_figure_that_a_user_asks_for(plan: Plan) -> None:
         "sample rate",
         "noise multiplier",
         "steps",
-        "units a step",
+        "units per step",
         "ε alone",
         "of budget",
     ):

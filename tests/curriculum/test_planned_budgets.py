@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.config import Config, load_config
+from curriculumdp.config.config import Config, load_config
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.privacy.calibrate import BudgetTooSmall
 from tests.privacy.epsilon_by_contour import epsilon_by_contour
@@ -40,7 +40,7 @@ def keeps_to_its_budget(seed: int) -> None:
             break
         except BudgetTooSmall:  # the drawn queries alone cost it
             continue
-    parts = [(r.sample_rate, r.noise_multiplier, r.count) for r in plan.releases()]
+    parts = [(r.sample_rate, r.noise_multiplier, r.count) for r in plan.events()]
     true = epsilon_by_contour(parts, config.privacy.delta)
     assert true <= plan.epsilon <= config.privacy.epsilon
     assert plan.epsilon > 0.999 * config.privacy.epsilon

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from curriculumdp import metrics
 from curriculumdp.checkpoint import STATE
-from curriculumdp.config import Config
-from curriculumdp.curriculum import phase, private
-from curriculumdp.curriculum import run as module
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum import private, run
+from curriculumdp.curriculum import train as module
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.data.images import ImageSet
-from tests.curriculum.one_step import charged_run, nobody
-from tests.curriculum.runs import finish, tiny
+from tests.support.one_step import charged_run, nobody
+from tests.support.runs import finish, tiny
 
 EMPTIED = 200
 
@@ -34,8 +34,8 @@ class Frozen:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.released: list[Tensor] = []
         self._left: list[Tensor] | None = None
-        self._add_noise = phase.add_noise
-        patch.setattr(phase, "add_noise", self._release)
+        self._add_noise = run.add_noise
+        patch.setattr(run, "add_noise", self._release)
         patch.setattr(private, "add_noise", self._release)
 
     def _release(self, total: Tensor, sigma: float, key: bytes) -> Tensor:
@@ -137,10 +137,10 @@ def test_weights_moments_ema_and_central_images_come_from_the_noisy_sums_alone(
         run, state = charged_run(images, config, tmp_path / name)
         trace = []
         for kind, steps in ((CentralPhase, 2), (PrivatePhase, 2)):
-            stage = kind(run)
-            stage.begin(run, state)
+            phase = kind(run)
+            phase.begin(run, state)
             for step in range(steps):
-                stage.step(run, state, step)
+                phase.step(run, state, step)
                 trace.append({key: value.clone() for key, value in state.tensors().items()})
         states.append(trace)
         frozen.replay()
@@ -155,9 +155,9 @@ def test_how_long_a_run_is_and_what_it_charges_does_not_depend_on_the_data(tmp_p
     for name, images in (("one", digits), ("two", others(digits)), ("three", nobody())):
         run, state = charged_run(images, tiny(tmp_path), tmp_path / name)
         for kind in (CentralPhase, PrivatePhase):
-            stage = kind(run)
+            phase = kind(run)
             for step in range(2):
-                stage.step(run, state, step)
+                phase.step(run, state, step)
         assert run.ledger is not None
         entries.append([{**entry, "sum_mac": None} for entry in list(run.ledger.entries())[3:]])
         keys = [run.rows_key("private", 1), run.draws_key("private", 1)]
@@ -170,8 +170,8 @@ def test_a_unit_whose_gradient_is_not_finite_shows_in_nothing_public(tmp_path, m
     frozen = Frozen(monkeypatch)
     config = tiny(tmp_path)
     run, state = charged_run(digits, config, tmp_path / "one")
-    stage = PrivatePhase(run)
-    stage.step(run, state, 0)
+    phase = PrivatePhase(run)
+    phase.step(run, state, 0)
     before = state.ema.clone()
     frozen.replay()
     run, state = charged_run(digits, config, tmp_path / "two")

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from curriculumdp import export
-from curriculumdp.certificate import CertificateError
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.curriculum import folder, run
-from curriculumdp.curriculum.run import export_run, run_curriculum
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.curriculum import folder, train
+from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.networks import NetworkError
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.verify import verify_release
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.release import export
+from curriculumdp.release.certificate import CertificateError
+from curriculumdp.release.verify import verify_release
 from curriculumdp.world import one_process, open_world
-from tests.curriculum.runs import finish, in_child, in_world, kill_at, outcome_of, tiny
-from tests.tiny_release import write_keys
+from tests.support.runs import finish, in_child, in_world, kill_at, outcome_of, tiny
+from tests.support.tiny_release import write_keys
 
 
 def killed_run(run_dir: Path, nth_charge: int = 6, **changes: object) -> None:
@@ -85,7 +85,7 @@ def test_changed_data_are_refused(tmp_path, digits, monkeypatch):
     images = digits.images.copy()
     images[0, 0, 0, 0] ^= 1
     other = ImageSet(images, digits.labels, digits.units, digits.unit_count)
-    monkeypatch.setattr(run, "load_images", lambda **_: other)
+    monkeypatch.setattr(train, "load_images", lambda **_: other)
     assert "images, labels or units" in refusal(lambda: finish(tiny(tmp_path)))
 
 
@@ -167,7 +167,7 @@ def test_a_finished_run_points_to_no_release_but_its_own_and_whole(tmp_path, two
     before = files_of(run_dir)
     message = refusal(lambda: finish(tiny(run_dir)))
     assert str(run_dir / "release") in message
-    assert "move it away" in message
+    assert "move it elsewhere" in message
     assert files_of(run_dir) == before
     (run_dir / "release").rename(tmp_path / "away")
     assert verify_release(finish(tiny(run_dir))) == []
@@ -272,14 +272,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_batch_norm_is_refused_by_name(tmp_path, monkeypatch):
-    original = run.build_unet
+    original = train.build_unet
 
     def with_batch_norm(*args: object, **kwargs: object):
         net = original(*args, **kwargs)
         net.conv_norm_out = torch.nn.BatchNorm2d(8)
         return net
 
-    monkeypatch.setattr(run, "build_unet", with_batch_norm)
+    monkeypatch.setattr(train, "build_unet", with_batch_norm)
     with pytest.raises(NetworkError, match="conv_norm_out"):
         finish(tiny(tmp_path))
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
@@ -349,7 +349,7 @@ def open_world_without_group() -> None:
 def test_a_rank_that_sees_other_data_stops_the_run(tmp_path, digits):
     def work(world) -> None:
         if world.rank == 1:
-            run.load_images = lambda **_: digits.without_unit(3)
+            train.load_images = lambda **_: digits.without_unit(3)
         refusal(lambda: finish(tiny(tmp_path), world))
 
     assert in_world(2, work) == [0, 0]
@@ -372,7 +372,7 @@ def test_a_class_without_images_reveals_nothing_and_breaks_nothing(tmp_path, dig
     kept = digits.labels != 3
     labels = np.where(kept, digits.labels, 4)
     other = ImageSet(digits.images, labels, digits.units, digits.unit_count)
-    monkeypatch.setattr(run, "load_images", lambda **_: other)
+    monkeypatch.setattr(train, "load_images", lambda **_: other)
     release = finish(tiny(tmp_path))
     assert "NaN" not in (release / "privacy.json").read_text()
 
@@ -384,13 +384,13 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path):
         import resource
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        original = run.train
+        original = train.train
 
-        def train(*args: object) -> str:
+        def limited(*args: object) -> str:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
             return original(*args)
 
-        run.train = train
+        train.train = limited
         message = refusal(lambda: finish(tiny(tmp_path / "run")))
         assert "checkpoint" in message
 
@@ -408,7 +408,9 @@ def test_not_a_number_gradients_of_every_unit_do_not_stop_or_spoil_a_run(tmp_pat
         return original(self, total, clip_norm, present)
 
     monkeypatch.setattr(PerUnitGradients, "add_clipped_grads", spoiled)
-    monkeypatch.setattr(run, "dry_step", lambda *_: None)  # made images, too, would have such gradients here
+    monkeypatch.setattr(
+        train, "dry_step", lambda *_: None
+    )  # made images, too, would have such gradients here
     release = finish(tiny(tmp_path))
     assert (release / "samples.png").exists()
 
@@ -418,7 +420,7 @@ def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path):
     out = export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
     certificate = json.loads((out / "privacy.json").read_text())["guarantee"]
     assert certificate["stopped"] == "operator"
-    assert {r["name"]: r["count"] for r in certificate["releases"]} == {"central": 3, "private": 3}
+    assert {r["name"]: r["count"] for r in certificate["events"]} == {"central": 3, "private": 3}
     assert not (tmp_path / "run" / "private" / "secret").exists()
     outcome = run_curriculum(tiny(tmp_path / "run"), one_process())
     assert outcome.exit_code == 0
@@ -468,7 +470,7 @@ def test_an_accounting_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
     killed_run(tmp_path / "run")
 
     def costs_too_much(_: object) -> None:
-        raise CertificateError("the releases cost more than is promised")
+        raise CertificateError("the events cost more than is promised")
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "account", costs_too_much)
@@ -480,7 +482,7 @@ def test_an_accounting_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
 def test_the_refusal_to_end_a_run_says_what_it_would_do(tmp_path):
     killed_run(tmp_path / "run")
     message = refusal(lambda: export_run(tmp_path / "run", tmp_path / "out", None))
-    for needed in (str(tmp_path / "run"), "6 of 9", "for good", "--end-run"):
+    for needed in (str(tmp_path / "run"), "6 of 9", "permanently", "--end-run"):
         assert needed in message
 
 
@@ -532,8 +534,8 @@ def test_a_run_that_began_from_given_weights_is_certified_so(tmp_path):
 
 
 def test_noise_that_the_grid_cannot_carry_is_refused_before_anything_is_charged(tmp_path):
-    stages = ["central", "warmup"]
-    config = tiny(tmp_path, curriculum=stages, central__noise_multiplier=20_000.0)
+    phases = ["central", "warmup"]
+    config = tiny(tmp_path, curriculum=phases, central__noise_multiplier=20_000.0)
     assert "noise multiplier 20000" in refusal(lambda: finish(config))
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
     assert not (tmp_path / "private" / "secret").exists()
@@ -561,3 +563,36 @@ def test_private_files_can_be_read_by_their_owner_alone(tmp_path):
     finish(tiny(tmp_path))
     for file in (tmp_path / "private").iterdir():
         assert file.stat().st_mode & 0o077 == 0, file
+
+
+def test_a_damaged_checkpoint_still_tells_that_the_ledger_was_cut(tmp_path):
+    """What was charged after the cut would be drawn and released again, uncounted."""
+    config = tiny(tmp_path)
+
+    def killed() -> None:
+        kill_at(Ledger, "seal", 1)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    ledger = tmp_path / "private" / "ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-2]))
+    state = tmp_path / "private" / "checkpoints" / "3-done-0000000" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-64] + bytes(64))
+    assert "it was truncated, replaced or rolled back" in refusal(lambda: finish(config))
+
+
+def test_a_finished_run_needs_the_weights_that_it_began_from_no_more(tmp_path):
+    begun = finish(tiny(tmp_path / "public"))
+    shutil.copytree(begun / "unet", tmp_path / "from")
+    (tmp_path / "from" / "privacy.json").unlink(missing_ok=True)
+    config = tiny(tmp_path / "run", init_from=str(tmp_path / "from"))
+
+    def killed() -> None:
+        kill_at(train, "publish", 1)
+        finish(config)
+
+    assert in_child(killed) == -signal.SIGKILL
+    shutil.rmtree(tmp_path / "from")
+    finish(config)
+    finish(config)
+    assert export_run(tmp_path / "run", tmp_path / "out", None) == tmp_path / "out"

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from curriculumdp.clipping.fused import FusedGradients
+from curriculumdp.clipping.triton_gradients import FusedGradients
 from curriculumdp.curriculum import private, warmup
+from curriculumdp.curriculum.batch import UnitBatch
 from curriculumdp.curriculum.central import CentralImages
+from curriculumdp.curriculum.clipped_sum import Microbatch
 from curriculumdp.curriculum.dry_step import DryStepError, dry_step
 from curriculumdp.curriculum.engine import repeat_to_the_bit
-from curriculumdp.curriculum.microbatch import Microbatch, UnitBatch
-from curriculumdp.curriculum.phase import Run, State
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import State
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss

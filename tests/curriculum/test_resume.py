@@ -14,22 +14,22 @@ from pathlib import Path
 import pytest
 
 from curriculumdp import checkpoint
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.config import Config
-from curriculumdp.curriculum import folder, phase, private, run
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum import folder, private, run, train
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.warmup import WarmupPhase
-from curriculumdp.export import ExportError
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.privacy.secret import RunSecret
+from curriculumdp.release.export import ExportError
 from curriculumdp.world import one_process
-from tests.curriculum.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
+from tests.support.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of, tiny
 
 # Each process first does a step of each phase on made images, which counts where it is counted.
 MOMENTS: dict[str, Callable[[], None]] = {
     "before the ledger's first entry": lambda: kill_at(Ledger, "create", 1),
     "after the ledger's first entry": lambda: kill_at(Ledger, "create", 1, after=True),
-    "inside a central query": lambda: kill_at(run.CentralPhase, "step", 2),
+    "inside a central query": lambda: kill_at(train.CentralPhase, "step", 2),
     "a central query is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 2, after=True),
     "inside the warm-up": lambda: kill_at(WarmupPhase, "step", 5),
     "between phases": lambda: kill_at(PrivatePhase, "begin", 2),
@@ -38,11 +38,11 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "a step is charged, its noise not drawn": lambda: kill_at(Ledger, "charge", 6, after=True),
     "noise is drawn, weights not updated": lambda: kill_at(private, "add_noise", 4, after=True),
     "a checkpoint's tensors are half written": lambda: kill_at(checkpoint, "save_file", 4),
-    "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "_fsync", 15),
+    "a checkpoint is written, not renamed": lambda: kill_at(checkpoint, "sync", 15),
     "all is trained, nothing sealed": lambda: kill_at(Ledger, "seal", 1),
     "sealed, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
-    "sealed, not released": lambda: kill_at(run, "publish", 1),
-    "released": lambda: kill_at(run, "publish", 1, after=True),
+    "sealed, not released": lambda: kill_at(train, "publish", 1),
+    "released": lambda: kill_at(train, "publish", 1, after=True),
 }
 
 
@@ -71,7 +71,7 @@ def test_killed_at_every_step_of_dp_sgd_is_charged_once(tmp_path, never_killed):
     config = tiny(tmp_path)
 
     def killed() -> None:
-        kill_at(phase.Run, "charge", 3, after=True)
+        kill_at(run.Run, "charge", 3, after=True)
         finish(config)
 
     kills = 0
@@ -93,13 +93,13 @@ def test_a_finished_run_is_pointed_to_and_not_touched(tmp_path, never_killed):
 
 def test_the_secret_is_erased_before_anything_is_published(tmp_path, monkeypatch):
     """Nothing is drawn after the seal: a publication that fails, or takes long, must not keep the secret alive."""
-    original, secret = run.publish, tmp_path / "private" / "secret"
+    original, secret = train.publish, tmp_path / "private" / "secret"
 
     def checked(out: Path, *args: object, **kwargs: object) -> Path:
         assert not secret.exists()
         return original(out, *args, **kwargs)
 
-    monkeypatch.setattr(run, "publish", checked)
+    monkeypatch.setattr(train, "publish", checked)
     finish(tiny(tmp_path))
     assert not secret.exists()
 
@@ -118,10 +118,10 @@ def test_a_kill_between_seal_and_erasure_is_made_up_for_by_the_next_command_firs
     def full_disk(*_: object, **__: object) -> None:
         raise ExportError("no space")
 
-    monkeypatch.setattr(run, "publish", full_disk)
+    monkeypatch.setattr(train, "publish", full_disk)
     changes = {"privacy__epsilon": 2.0} if "another" in command else {}
     work = (
-        (lambda: run.export_run(tmp_path / "run", tmp_path / "out", None))
+        (lambda: train.export_run(tmp_path / "run", tmp_path / "out", None))
         if command == "export"
         else (lambda: finish(tiny(tmp_path / "run", **changes)))
     )
@@ -134,7 +134,7 @@ def test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_d
     """The mark is on disk before the first figure is shown."""
 
     def killed() -> None:
-        kill_at(run.CentralPhase, "begin", 1)
+        kill_at(train.CentralPhase, "begin", 1)
         finish(tiny(tmp_path, logging={"show_private_metrics": True}))
 
     assert in_child(killed) == -signal.SIGKILL
@@ -151,8 +151,8 @@ def incarnations(run_dir: Path) -> list[dict]:
     return [body for body in entries(run_dir) if body["kind"] == "incarnation"]
 
 
-def releases(run_dir: Path) -> list[dict]:
-    return [body for body in entries(run_dir) if body["kind"] == "release"]
+def events(run_dir: Path) -> list[dict]:
+    return [body for body in entries(run_dir) if body["kind"] == "charge"]
 
 
 def test_another_microbatch_size_takes_new_keys_and_charges_what_is_done_again(tmp_path):
@@ -164,20 +164,20 @@ def test_another_microbatch_size_takes_new_keys_and_charges_what_is_done_again(t
         finish(config)
 
     assert in_child(killed) == -signal.SIGKILL
-    before = releases(tmp_path)
+    before = events(tmp_path)
     assert [(r["phase"], r["step"]) for r in before][-1] == ("private", 2)
     finish(tiny(tmp_path, compute__microbatch=16))
     assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
     assert "microbatch" in incarnations(tmp_path)[1]["why"]
-    after = releases(tmp_path)
+    after = events(tmp_path)
     assert after[: len(before)] == before
     assert after[len(before)]["incarnation"] == 1
     assert (after[len(before)]["phase"], after[len(before)]["step"]) == ("private", 2)
     assert after[len(before)]["sum_mac"] != before[-1]["sum_mac"]
     certificate = json.loads((tmp_path / "release" / "privacy.json").read_text())
-    counts = {r["name"]: r["count"] for r in certificate["guarantee"]["releases"]}
+    counts = {r["name"]: r["count"] for r in certificate["guarantee"]["events"]}
     assert counts["private"] == len([r for r in after if r["phase"] == "private"])
-    assert certificate["accounting"]["epsilon_of_releases"] <= config.privacy.epsilon
+    assert certificate["accounting"]["epsilon_of_events"] <= config.privacy.epsilon
     assert certificate["guarantee"]["stopped"] == ("planned" if counts["private"] == 7 else "budget")
 
 
@@ -199,7 +199,7 @@ def test_a_replayed_sum_that_differs_is_thrown_away_and_charged_anew(tmp_path, m
     monkeypatch.setattr(PrivatePhase, "clipped_sum", other_arithmetic)
     finish(config)
     assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
-    again = [r for r in releases(tmp_path) if (r["phase"], r["step"]) == ("private", 2)]
+    again = [r for r in events(tmp_path) if (r["phase"], r["step"]) == ("private", 2)]
     assert [r["incarnation"] for r in again] == [0, 1]
 
 
@@ -233,12 +233,12 @@ def test_what_was_charged_is_replayed_to_the_bit_and_the_rest_is_drawn_anew(tmp_
     """Killed with two steps charged after the last checkpoint: both are replayed, no step is charged twice."""
     config = tiny(tmp_path, checkpoint__every=4)
     finish(tiny(tmp_path / "never killed"))
-    whole = releases(tmp_path / "never killed")
+    whole = events(tmp_path / "never killed")
     killed_at_charge(config, 5)  # three queries, steps 0 and 1; the last checkpoint is the warm-up's
-    before = releases(tmp_path)
+    before = events(tmp_path)
     keys.clear()
     finish(config, nonce=None)
-    after = releases(tmp_path)
+    after = events(tmp_path)
     assert after[: len(before)] == before
     steps = [(row["phase"], row["step"]) for row in whole]
     assert [(row["phase"], row["step"]) for row in after] == steps, "a step was charged twice"
@@ -259,7 +259,7 @@ def test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more(
     """
     killed_at_charge(tiny(tmp_path / "a"), 6)  # three queries, steps 0 to 2; the last checkpoint is at step 2
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    charged = len(releases(tmp_path / "a"))
+    charged = len(events(tmp_path / "a"))
     seen = []
     original = PrivatePhase.clipped_sum
 
@@ -277,7 +277,7 @@ def test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more(
         else:
             assert in_world(worlds, lambda world, c=config: finish(c, world, nonce=None)) == [0] * worlds
         seen.append({purpose: {key for kind, key in keys if kind == purpose} for purpose, _ in keys})
-    one, two = (releases(tmp_path / name) for name in ("a", "b"))
+    one, two = (events(tmp_path / name) for name in ("a", "b"))
     assert one[:charged] == two[:charged]
     assert len(one) == len(two) == 9
     new = [{row["sum_mac"] for row in rows[charged:]} for rows in (one, two)]
@@ -366,7 +366,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, never_killed):
             return original(self, run, state, number)
 
         PrivatePhase.step = step
-        outcome = run.run_curriculum(config, one_process(), secret=RunSecret.from_bytes(SECRET), nonce=NONCE)
+        outcome = train.run_curriculum(
+            config, one_process(), secret=RunSecret.from_bytes(SECRET), nonce=NONCE
+        )
         raise SystemExit(outcome.exit_code)
 
     assert in_child(interrupted) == 143

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from curriculumdp.checkpoint import STATE
-from curriculumdp.curriculum import run as module
-from curriculumdp.curriculum.phase import State
+from curriculumdp.curriculum import train as module
 from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.curriculum.run import export_run, run_curriculum
 from curriculumdp.curriculum.soundness import TrainingError, fault_of
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.curriculum.state import State
+from curriculumdp.curriculum.train import export_run, run_curriculum
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import SECRET, finish, in_world, tiny
+from tests.support.runs import SECRET, finish, in_world, tiny
 
 RUINS = {
     "NaN weights": lambda state: state.weights[3:4].fill_(float("nan")),
@@ -41,7 +41,7 @@ def ruin_at(patch: pytest.MonkeyPatch, step: int, kind: str) -> None:
 
 def charges(run_dir: Path) -> int:
     lines = (run_dir / "private" / "ledger.jsonl").read_text().splitlines()
-    return sum(json.loads(line)["body"]["kind"] == "release" for line in lines)
+    return sum(json.loads(line)["body"]["kind"] == "charge" for line in lines)
 
 
 def checkpoints(run_dir: Path) -> list[str]:
@@ -58,13 +58,13 @@ def test_a_ruined_network_stops_the_run_at_the_next_checkpoint_at_the_latest(tmp
         with pytest.raises(TrainingError, match=r"private\.learning_rate") as caught:
             finish(config)
         assert "\n" not in str(caught.value)
-        assert "units left out" in str(caught.value)
+        assert "units excluded" in str(caught.value)
         assert str(tmp_path) in str(caught.value)
         assert charges(tmp_path) == spent
         assert checkpoints(tmp_path) == ["2-private-0000002"]
     out = export_run(tmp_path, tmp_path / "out", None, end_run=True)
     guarantee = json.loads((out / "privacy.json").read_text())["guarantee"]
-    assert {row["name"]: row["count"] for row in guarantee["releases"]} == {
+    assert {row["name"]: row["count"] for row in guarantee["events"]} == {
         "central": 3,
         "private": spent - 3,
     }

@@ -5,7 +5,7 @@ import signal
 
 from tqdm import tqdm
 
-from tests.curriculum.runs import in_child
+from tests.support.runs import in_child
 
 
 def test_a_child_killed_while_it_draws_its_bar_stops_no_other():

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from curriculumdp.curriculum import central, microbatch, private
+from curriculumdp.curriculum import central, clipped_sum, private
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.phase import Run
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.run import Run
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.world import World
-from tests.curriculum.one_step import nobody
-from tests.curriculum.runs import SECRET, bare_run, tiny
+from tests.support.one_step import nobody
+from tests.support.runs import SECRET, bare_run, tiny
 
 UNITS, STEPS = 300, 1200
 RATES = {"private": 0.12, "central": 0.1}
@@ -50,12 +50,12 @@ def watch_rows(patch: pytest.MonkeyPatch) -> Watch:
         seen.taken.append(units.numpy().copy())
         return torch.zeros(query.classes * query.pixels, dtype=torch.int64)
 
-    def charged(_: Run, release: Release, *__: object) -> bytes:
+    def charged(_: Run, release: PrivacyEvent, *__: object) -> bytes:
         seen.charged.append(release.sample_rate)
         return bytes(32)
 
     patch.setattr(private, "draw_batch", drawn)
-    patch.setattr(microbatch.Microbatch, "add", lambda *_: None)
+    patch.setattr(clipped_sum.Microbatch, "add", lambda *_: None)
     patch.setattr(PrivatePhase, "figures", lambda *_: {})
     patch.setattr(PrivatePhase, "update", lambda *_: None)
     patch.setattr(central, "query_sum", queried)
@@ -87,7 +87,7 @@ def rows_of_steps(
             seen.taken.clear()
             phase.step(run, state, step)
             found.append(np.concatenate([np.zeros(0, dtype=np.int64), *seen.taken]))
-    assert seen.charged == [phase.release.sample_rate] * steps
+    assert seen.charged == [phase.event.sample_rate] * steps
     return found
 
 

@@ -78,12 +78,12 @@ def test_what_is_no_image_is_named_rather_than_passed_over(folder: Path) -> None
 
 def test_a_nested_folder_is_named(folder: Path) -> None:
     picture(folder / "cats" / "more.png" / "d.png", 4)
-    assert "more.png: is no image" in complaint(folder)
+    assert "more.png: is not an image" in complaint(folder)
 
 
 def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "cats" / "d.png").symlink_to(picture(tmp_path / "outside.png", 5))
-    assert "leads out of the folder" in complaint(folder, units=4)
+    assert "is outside the folder" in complaint(folder, units=4)
 
 
 def test_a_link_to_another_image_of_the_folder_counts_it_twice_and_is_refused(folder: Path) -> None:
@@ -110,7 +110,7 @@ def test_named_owners_are_found_in_the_roster(folder: Path) -> None:
 def test_without_owners_each_row_is_a_unit(folder: Path) -> None:
     csv = table(folder, "path,label\ncats/a.png,1\ndogs/c.png,0\n")
     assert load(folder, csv=csv, units=2).units.tolist() == [0, 1]
-    assert "holds 2 images but data.units = 3" in complaint(folder, csv=csv)
+    assert "has 2 images but data.units = 3" in complaint(folder, csv=csv)
 
 
 @pytest.mark.parametrize(
@@ -119,30 +119,30 @@ def test_without_owners_each_row_is_a_unit(folder: Path) -> None:
         ("path,label,units\ncats/a.png,1,4\n", "['path', 'label', 'units']"),
         ("path,label,label\ncats/a.png,1,1\n", "they must be path,label"),
         ("", "they must be path,label"),
-        ("path,label\ncats/a.png\n", "line 2: has not 2 fields"),
-        ("path,label\ncats/a.png,1,2\n", "line 2: has not 2 fields"),
-        ("path,label\ncats/a.png,one\n", "line 2: the label 'one'"),
-        ("path,label\ncats/a.png,-1\n", "line 2: the label '-1'"),
+        ("path,label\ncats/a.png\n", "line 2: must have 2 fields"),
+        ("path,label\ncats/a.png,1,2\n", "line 2: must have 2 fields"),
+        ("path,label\ncats/a.png,one\n", "line 2: label 'one'"),
+        ("path,label\ncats/a.png,-1\n", "line 2: label '-1'"),
         ("path,label\ncats/a.png,2\n", "data.classes = 2"),
         ("path,label,unit\ncats/a.png,1,\n", "line 2: the unit is empty"),
         ("path,label,unit\ncats/a.png,1,3\n", "data.units = 3"),
         ("path,label,unit\ncats/a.png,1,1e1\n", "data.roster"),
         ("path,label\ncats/a.png,1\ncats/a.png,0\n", "a.png: is listed twice"),
         ("path,label\ncats/a.png,1\ncats/./a.png,0\n", "a.png: is listed twice"),
-        ("path,label\ncats/z.png,1\n", "line 2: there is no file"),
-        ("path,label\ncats,1\n", "line 2: there is no file"),
-        ("path,label\n,1\n", "line 2: there is no file"),
-        ("path,label\n../outside.png,1\n", "line 2: leads out"),
-        ("path,label\ncats/../cats/a.png,1\n", "line 2: leads out"),
-        ("path,label\n/etc/hostname,1\n", "line 2: leads out"),
-        ("path,label\nlink.png,1\n", "line 2: leads out"),
-        ("path,label\nlink/outside.png,1\n", "line 2: leads out"),
+        ("path,label\ncats/z.png,1\n", "line 2: no such file"),
+        ("path,label\ncats,1\n", "line 2: no such file"),
+        ("path,label\n,1\n", "line 2: no such file"),
+        ("path,label\n../outside.png,1\n", "line 2: is outside"),
+        ("path,label\ncats/../cats/a.png,1\n", "line 2: is outside"),
+        ("path,label\n/etc/hostname,1\n", "line 2: is outside"),
+        ("path,label\nlink.png,1\n", "line 2: is outside"),
+        ("path,label\nlink/outside.png,1\n", "line 2: is outside"),
         ("path,label\nloop/a.png,1\n", "line 2"),
-        ("path,label\n" + "a" * 5000 + ".png,1\n", "line 2: is no usable path"),
+        ("path,label\n" + "a" * 5000 + ".png,1\n", "line 2: is not a usable path"),
         ("path,label\na\0.png,1\n", "line"),
         ('path,label\n"cats/a.png,1\n', "cannot be read as a CSV table"),
         ("path,label\n" + "a" * 200_000 + ",1\n", "cannot be read as a CSV table"),
-        ("path,label\n", "holds no image"),
+        ("path,label\n", "contains no images"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(folder: Path, tmp_path: Path, text: str, part: str) -> None:
@@ -154,7 +154,7 @@ def test_a_bad_row_is_named_by_its_line(folder: Path, tmp_path: Path, text: str,
 
 
 def test_a_row_may_not_name_the_folder_by_its_absolute_path(folder: Path) -> None:
-    assert "leads out" in complaint(folder, csv=table(folder, f"path,label\n{folder}/cats/a.png,1\n"))
+    assert "is outside" in complaint(folder, csv=table(folder, f"path,label\n{folder}/cats/a.png,1\n"))
 
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
@@ -214,4 +214,4 @@ def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: byte
 
 def test_a_cache_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert "cannot be kept" in complaint(folder, cache=tmp_path / "file" / "cache")
+    assert "cannot cache the decoded images" in complaint(folder, cache=tmp_path / "file" / "cache")

@@ -14,10 +14,14 @@ def image_set(units: list[int], unit_count: int) -> ImageSet:
     return ImageSet(images, rows % 3, np.array(units, dtype=np.int64), unit_count)
 
 
+def owned_by(images: ImageSet, unit: int) -> np.ndarray:
+    return images.order[images.offsets[unit] : images.offsets[unit + 1]]
+
+
 def test_offsets_and_order_give_each_unit_its_own_images_in_the_sets_order() -> None:
     images = image_set([2, 0, 2, 4, 0, 2], 6)
     assert images.counts.tolist() == [2, 0, 3, 0, 1, 0]
-    owned = [images.images_of(unit).tolist() for unit in range(6)]
+    owned = [owned_by(images, unit).tolist() for unit in range(6)]
     assert owned == [[1, 4], [], [0, 2, 5], [], [3], []]
     assert images.offsets.tolist() == [0, 2, 2, 5, 5, 6, 6]
 
@@ -36,19 +40,19 @@ def test_taking_a_unit_away_moves_nobody_else() -> None:
     without = images.without_unit(0)
     assert without.unit_count == 6
     for unit in range(6):
-        before, after = images.images[images.images_of(unit)], without.images[without.images_of(unit)]
+        before, after = images.images[owned_by(images, unit)], without.images[owned_by(without, unit)]
         assert np.array_equal(after, before[:0] if unit == 0 else before)
 
 
 def test_a_unit_taken_away_and_put_back_owns_the_same_images() -> None:
     images = image_set([2, 0, 2, 4, 0, 2], 6)
-    rows = images.images_of(2)
+    rows = owned_by(images, 2)
     back = images.without_unit(2).with_unit(2, images.images[rows], images.labels[rows])
     for unit in range(6):
-        before, after = images.images_of(unit), back.images_of(unit)
+        before, after = owned_by(images, unit), owned_by(back, unit)
         assert np.array_equal(images.images[before], back.images[after])
         assert np.array_equal(images.labels[before], back.labels[after])
-    with pytest.raises(DataError, match="take them away first"):
+    with pytest.raises(DataError, match="remove them first"):
         images.with_unit(2, images.images[:1], images.labels[:1])
 
 
@@ -70,8 +74,8 @@ def test_what_a_mac_covers_tells_sets_apart() -> None:
         ({"labels": np.zeros(3, dtype=np.int64)}, "labels must be int64"),
         ({"labels": np.zeros(2, dtype=np.int32)}, "labels must be int64"),
         ({"labels": np.array([0, -1])}, "not be negative"),
-        ({"units": np.array([0, 2])}, "units must be 0..1"),
-        ({"units": np.array([-1, 0])}, "units must be 0..1"),
+        ({"units": np.array([0, 2])}, "units must be in 0..1"),
+        ({"units": np.array([-1, 0])}, "units must be in 0..1"),
     ],
 )
 def test_arrays_that_do_not_hold_together_are_refused(fields: dict[str, np.ndarray], message: str) -> None:

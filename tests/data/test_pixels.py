@@ -94,7 +94,7 @@ def test_a_window_for_an_8_bit_picture_is_refused(tmp_path: Path) -> None:
 
 def test_16_bit_colour_is_refused_rather_than_halved(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(8, 8, 16, 2, b"".join(b"\0" + bytes(48) for _ in range(8))))
-    assert "16 bits a channel in colour" in refusal(tmp_path / "a.png")
+    assert "16 bits per channel" in refusal(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("side", [9_000, 20_000, 2**30])

@@ -69,7 +69,7 @@ def test_weights_follow_the_callers_seed() -> None:
     ("changes", "words"),
     [
         ({"size": 9}, "multiple of 2"),
-        ({"attention": (5,)}, r"5 pixels; choose among \[8, 4\]"),
+        ({"attention": (5,)}, r"5 pixels; choose from \[8, 4\]"),
         ({"groups": 3}, "3 groups"),
         ({"groups": 8}, "at least 2 channels"),
         ({"channels": (1, 2)}, "at least 2 channels"),
@@ -85,7 +85,7 @@ def test_layers_that_mix_examples_or_drop_out_are_refused_by_name() -> None:
     check_trainable(tiny())
     with pytest.raises(NetworkError, match=r"^1 is a BatchNorm2d"):
         check_trainable(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
-    with pytest.raises(NetworkError, match="drops out"):
+    with pytest.raises(NetworkError, match="has dropout"):
         check_trainable(nn.Sequential(nn.Dropout(0.1)))
 
 

@@ -81,7 +81,7 @@ def test_no_labels_give_no_images() -> None:
 
 def test_bad_requests_and_diverged_networks_end_in_one_line() -> None:
     net = build_unet((8,), 8, 1, 3, True, blocks=1)
-    with pytest.raises(SamplingError, match="choose among dpm, euler, heun, churn"):
+    with pytest.raises(SamplingError, match="choose from dpm, euler, heun, churn"):
         draw(net, 1, 1, "ddim")
     with pytest.raises(SamplingError, match="at least 2"):
         sample_images(

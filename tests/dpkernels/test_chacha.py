@@ -5,7 +5,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from dpkernels.chacha import MOST_BLOCKS, keystream, normals_reference
+from dpkernels.chacha import MAX_BLOCKS, keystream, normals_reference
 
 # RFC 8439 §2.3.2 uses another nonce; A.1 vectors 1, 2 and 5 have the zero nonce that every key here has.
 ZERO_KEY_BLOCK_0 = (
@@ -44,7 +44,7 @@ class TestKeystream:
 
     def test_refuses_blocks_that_the_counter_would_repeat(self) -> None:
         with pytest.raises(ValueError, match="32 bits"):
-            keystream(bytes(32), 2, MOST_BLOCKS - 1)
+            keystream(bytes(32), 2, MAX_BLOCKS - 1)
 
     def test_refuses_a_key_of_another_length(self) -> None:
         with pytest.raises(ValueError, match="32 bytes"):

@@ -9,7 +9,7 @@ import torch
 from curriculumdp.evaluation import fidelity
 from curriculumdp.evaluation.fidelity import FeatureNetwork, train_features
 from curriculumdp.evaluation.labelled import LabelledSet
-from tests.evaluated_run import QUICK, digits, write_run
+from tests.support.evaluated_run import QUICK, digits, write_run
 
 
 @pytest.fixture(autouse=True)

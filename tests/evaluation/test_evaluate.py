@@ -16,7 +16,7 @@ from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.record import private_folder, public_folder, read_record, table
 from curriculumdp.evaluation.released import draw_images, load_set, read_released
-from tests.evaluated_run import CLASSES, digits, write_npz
+from tests.support.evaluated_run import CLASSES, digits, write_npz
 
 CPU = torch.device("cpu")
 Evaluate = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
@@ -48,7 +48,7 @@ def test_figures_against_public_images_are_public(place: Path, evaluate: Evaluat
     assert not private_folder(place).exists()
     assert {path.name for path in public_folder(place).iterdir()} == {"evaluation.json", "utility.png"}
     record = json.loads((public_folder(place) / "evaluation.json").read_text())
-    assert "It may leave" in record["privacy"]
+    assert "May be shared" in record["privacy"]
     assert {key: record[key] for key in public} == public
     assert len(record["utility"]["logistic"]["values"]) == record["synthetic"]["seeds"] == 2
     assert set(record["fidelity"]) == {"network", "compared_with", "fd", "kid", "precision", "recall"}
@@ -81,7 +81,7 @@ def test_what_the_training_set_says_is_private_though_the_test_set_is_public(
     assert names == {"evaluation.json", "distances.png", "neighbours.png"}
     assert "memorisation" not in (public_folder(place) / "evaluation.json").read_text()
     text = table(public, private)
-    assert text.endswith("It may not leave.")
+    assert text.endswith("Must not be shared.")
     assert "on the real training set" in text
 
 
@@ -121,11 +121,11 @@ def test_a_record_of_another_release_is_refused(place: Path, evaluate: Evaluate)
     evaluate(public_real=True)
     other = {"name": "tiny", "certificate_sha256": "0" * 64}
     with pytest.raises(
-        EvaluationError, match=r"of another release than the run's: run launch/evaluate\.py again"
+        EvaluationError, match=r"belongs to another release than the run's: run launch/evaluate\.py again"
     ):
         read_record(public_folder(place), other)
     (public_folder(place) / "evaluation.json").write_text("{}")
-    with pytest.raises(EvaluationError, match="no record of an evaluation"):
+    with pytest.raises(EvaluationError, match="not an evaluation record"):
         read_record(public_folder(place), other)
 
 
@@ -146,13 +146,13 @@ def test_digits_are_known_to_be_public() -> None:
 @pytest.mark.parametrize("text", ["mnist", "npz", "npz:", "digits:/x", "http://x"])
 def test_a_set_that_is_none_is_refused_in_one_line(run: Path, text: str) -> None:
     with pytest.raises(
-        EvaluationError, match="names no set of images: digits, idx:PATH, npz:PATH or folder:PATH"
+        EvaluationError, match="is not a set of images: use digits, idx:PATH, npz:PATH or folder:PATH"
     ):
         load_set(text, read_released(run / "release"), "test")
 
 
 def test_a_set_of_other_classes_is_refused(run: Path, test_digits: LabelledSet, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"labels reach from 0 to 9 but data\.classes = 3"):
+    with pytest.raises(DataError, match=r"labels range from 0 to 9 but data\.classes = 3"):
         load_set(write_npz(tmp_path / "ten.npz", test_digits), read_released(run / "release"), "test")
 
 

@@ -8,7 +8,7 @@ from curriculumdp.evaluation import utility
 from curriculumdp.evaluation.classifiers import SmallCNN, WideResNet, fit
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.utility import accuracy, chosen_classifiers, over_seeds
-from tests.evaluated_run import QUICK
+from tests.support.evaluated_run import QUICK
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_wrn_is_for_machines_with_a_gpu_unless_asked_for() -> None:
     assert chosen_classifiers(None, CPU) == ("logistic", "mlp", "cnn")
     assert chosen_classifiers(None, torch.device("cuda"))[-1] == "wrn"
     assert chosen_classifiers("wrn, mlp", CPU) == ("wrn", "mlp")
-    with pytest.raises(EvaluationError, match="no classifier 'tree': choose among logistic, mlp, cnn, wrn"):
+    with pytest.raises(EvaluationError, match="no classifier 'tree': choose from logistic, mlp, cnn, wrn"):
         chosen_classifiers("mlp,tree", CPU)
 
 

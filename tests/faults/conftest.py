@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.curriculum.runs import finish, outcome_of
-from tests.faults.small_run import data_file, small, without_solving
+from tests.support.runs import finish, outcome_of
+from tests.support.small_run import data_file, small, without_solving
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.curriculum.runs import finish, outcome_of
-from tests.faults.disk import Disk, Operation, copy_folder
-from tests.faults.small_run import RELEASES, Observer, ledger_lines, small
-from tests.tried import TRIED
+from tests.support.failing_disk import Disk, Operation, copy_folder
+from tests.support.runs import finish, outcome_of
+from tests.support.small_run import EVENTS, Observer, ledger_lines, small
+from tests.support.tried import TRIED
 
 SEED = 1
 
@@ -81,7 +81,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, data: Path, undisturbed: dict
     with disk, observer.watching(watched / "run"):
         finish(small(watched / "run", data))
     assert outcome_of(watched / "run" / "release") == undisturbed, "the watching itself changes the run"
-    assert len(observer.lines()) == RELEASES, "the observer does not see all"
+    assert len(observer.lines()) == EVENTS, "the observer does not see all"
     TRIED["faults operations watched"] += disk.number
     return states
 
@@ -134,9 +134,9 @@ def go_on_otherwise(state: Left, data: Path) -> None:
         release = finish(config)
     observer.check(run_dir, state.seen)
     certified = json.loads((release / "privacy.json").read_text())
-    charged = [line for line in ledger_lines(run_dir) if line["kind"] == "release"]
-    assert sum(row["count"] for row in certified["guarantee"]["releases"]) == len(charged)
-    assert certified["accounting"]["epsilon_of_releases"] <= config.privacy.epsilon
+    charged = [line for line in ledger_lines(run_dir) if line["kind"] == "charge"]
+    assert sum(row["count"] for row in certified["guarantee"]["events"]) == len(charged)
+    assert certified["accounting"]["epsilon_of_events"] <= config.privacy.epsilon
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(60, marks=pytest.mark.slow)])
@@ -144,9 +144,7 @@ def test_a_crash_followed_by_another_fingerprint_is_charged_in_full(
     left: list[Left], data: Path, count: int
 ) -> None:
     rng = random.Random(SEED + count)
-    begun = [
-        state for state in left if state.seen and "seal" not in str(state) and len(state.seen) < RELEASES
-    ]
+    begun = [state for state in left if state.seen and "seal" not in str(state) and len(state.seen) < EVENTS]
     for state in rng.sample(begun, min(count, len(begun))):
         if (
             not (state.folder / "seen").exists()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from curriculumdp.curriculum.run import export_run
-from curriculumdp.privacy.ledger import Ledger
-from tests.curriculum.runs import finish, in_child, kill_at
-from tests.faults.disk import Disk, Operation, copy_folder
-from tests.faults.refusal import refusal_of, run_or_refusal
-from tests.faults.small_run import Observer, ledger_lines, small
-from tests.tried import TRIED
+from curriculumdp.curriculum.train import export_run
+from curriculumdp.ledger.run_ledger import Ledger
+from tests.support.failing_disk import Disk, Operation, copy_folder
+from tests.support.refusal import refusal_of, run_or_refusal
+from tests.support.runs import finish, in_child, kill_at
+from tests.support.small_run import Observer, ledger_lines, small
+from tests.support.tried import TRIED
 
 SEED = 5
 FILES = ("ledger.jsonl", "ledger.key", "secret", "config.json", "checkpoint.json", "state.safetensors")

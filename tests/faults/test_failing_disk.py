@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.curriculum.runs import finish, in_child, outcome_of
-from tests.faults.disk import Disk, Operation, copy_folder
-from tests.faults.refusal import run_or_refusal
-from tests.faults.small_run import Observer, small
-from tests.tried import TRIED
+from tests.support.failing_disk import Disk, Operation, copy_folder
+from tests.support.refusal import run_or_refusal
+from tests.support.runs import finish, in_child, outcome_of
+from tests.support.small_run import Observer, small
+from tests.support.tried import TRIED
 
 SEED = 2
 # What needs room; the rest works on a full disk.

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from curriculumdp.clipping.capture import PerUnitGradients
+from curriculumdp.clipping.per_unit import PerUnitGradients
 from curriculumdp.command import INTERRUPTED, one_line_errors
-from curriculumdp.config import Config
-from curriculumdp.curriculum import phase, private
-from curriculumdp.curriculum.run import PREEMPTED, run_curriculum
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.randomness import RunSecret
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum import private, run
+from curriculumdp.curriculum.train import PREEMPTED, run_curriculum
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, one_process
-from tests.curriculum.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of
-from tests.faults.small_run import Observer, small
-from tests.tried import TRIED
+from tests.support.runs import NONCE, SECRET, finish, in_child, in_world, kill_at, outcome_of
+from tests.support.small_run import Observer, small
+from tests.support.tried import TRIED
 
 SEED = 3
 
@@ -102,7 +102,7 @@ def killed_rank(rank: int, owner: Any, name: str, nth: int, after: bool = False)
 DEATHS = {
     "rank 1 before the first sum": killed_rank(1, World, "sum_", 1),
     "rank 1 inside a step": killed_rank(1, PerUnitGradients, "backward", 2),
-    "rank 1 with the noise's key, its noise not drawn": killed_rank(1, phase.Run, "charge", 4, after=True),
+    "rank 1 with the noise's key, its noise not drawn": killed_rank(1, run.Run, "charge", 4, after=True),
     "rank 1 with the noise drawn": killed_rank(1, private, "add_noise", 2, after=True),
     "rank 0 while it charges": killed_rank(0, Ledger, "charge", 3),
     "rank 0 charged, the verdict not told": killed_rank(0, Ledger, "charge", 4, after=True),

@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curriculumdp.clipping.capture import PerUnitGradients
-from curriculumdp.curriculum import run
-from curriculumdp.curriculum.phase import Run, State
+from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.curriculum import train
+from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.state import State
 from curriculumdp.curriculum.warmup import WarmupPhase
-from tests.curriculum.runs import finish, outcome_of
-from tests.faults.refusal import refusal_of
-from tests.faults.small_run import Observer, ledger_lines, small
-from tests.tried import TRIED
+from tests.support.refusal import refusal_of
+from tests.support.runs import finish, outcome_of
+from tests.support.small_run import Observer, ledger_lines, small
+from tests.support.tried import TRIED
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -40,11 +41,13 @@ def test_units_whose_gradients_are_no_numbers_are_left_out_or_clipped(
         return result
 
     monkeypatch.setattr(PerUnitGradients, "add_clipped_grads", spoiled)
-    monkeypatch.setattr(run, "dry_step", lambda *_: None)  # made images, too, would have such gradients here
+    monkeypatch.setattr(
+        train, "dry_step", lambda *_: None
+    )  # made images, too, would have such gradients here
     release = finish(small(tmp_path / "run", data))
     assert calls >= 3
     assert all(tensor.isfinite().all() for tensor in load_file(release / WEIGHTS).values())
-    assert sum(line["kind"] == "release" for line in ledger_lines(tmp_path / "run")) == 5
+    assert sum(line["kind"] == "charge" for line in ledger_lines(tmp_path / "run")) == 5
     TRIED["faults runs with spoiled gradients"] += 1
 
 
@@ -64,7 +67,7 @@ def test_weights_that_the_warm_up_ruined_stop_the_run_before_dp_sgd_spends(
         message = refusal_of(lambda: finish(small(tmp_path / "run", data, warmup__steps=3)))
         assert message is not None
         assert "warmup.learning_rate" in message
-    charged = {line["phase"] for line in ledger_lines(tmp_path / "run") if line["kind"] == "release"}
+    charged = {line["phase"] for line in ledger_lines(tmp_path / "run") if line["kind"] == "charge"}
     assert charged == {"central"}
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curriculumdp.config import Config
-from curriculumdp.curriculum.run import export_run
-from curriculumdp.privacy.ledger import Ledger, RunLock
-from tests.curriculum.runs import finish, in_child, kill_at
-from tests.faults.disk import copy_folder
-from tests.faults.refusal import refusal_of
-from tests.faults.small_run import UNITS, data_file, small
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum.train import export_run
+from curriculumdp.ledger.run_ledger import Ledger, RunLock
+from tests.support.failing_disk import copy_folder
+from tests.support.refusal import refusal_of
+from tests.support.runs import finish, in_child, kill_at
+from tests.support.small_run import UNITS, data_file, small
 
 Refused = Callable[[Path, Path], Config]  # from a run's folder and its data, both of which it may damage
 

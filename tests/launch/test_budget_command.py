@@ -30,10 +30,10 @@ def test_a_ledger_is_made_once_and_shown(
 ) -> None:
     state = tmp_path / "state"
     assert budget(monkeypatch, state, "data.budget=50", "--create") == 0
-    made = f"no earlier run on 'wards' is known at {state}: made a new ledger with data.budget = 50"
+    made = f"no earlier run on 'wards' is recorded in {state}: created a new ledger with data.budget = 50"
     assert capsys.readouterr().out.startswith(made)
     assert budget(monkeypatch, state, "--create", "data.budget=50") == 0
-    assert "exists already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert budget(monkeypatch, state, "data.budget=50") == 0
     assert "100.00%" in capsys.readouterr().out.splitlines()[-1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluated_run import write_run
+from tests.support.evaluated_run import write_run
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "compare.py"
 
@@ -30,9 +30,9 @@ def test_runs_are_printed_and_what_cannot_be_drawn_is_said(
     run = write_run(tmp_path / "tiny")
     assert compare(monkeypatch, run, run) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["run", "stages", "ε", "δ", "FD", "KID", "hours"]
+    assert lines[0].split() == ["run", "phases", "ε", "δ", "FD", "KID", "hours"]
     assert lines[1].split() == ["tiny", "central+warmup+private", "6", "0.0001", "–", "–", "0.01"]
-    assert lines[3].startswith("mean of 2 like tiny")
+    assert lines[3].startswith("mean of 2 runs like tiny")
     assert "PRIVATE" in lines[4]
 
     with pytest.raises(SystemExit) as ended:

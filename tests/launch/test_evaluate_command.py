@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curriculumdp.evaluation import fidelity
-from tests.evaluated_run import CLASSES, QUICK, digits, write_npz, write_run
+from tests.support.evaluated_run import CLASSES, QUICK, digits, write_npz, write_run
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "evaluate.py"
 
@@ -45,17 +45,17 @@ def test_a_table_is_printed_and_figures_lie_beside_the_release(
     assert not (run / "evaluation").exists()
 
     assert evaluate(monkeypatch, run / "release", *options, "--public-real", "--out", tmp_path / "out") == 0
-    assert "It may leave" in capsys.readouterr().out
+    assert "May be shared" in capsys.readouterr().out
     assert (tmp_path / "out" / "evaluation" / "utility.png").is_file()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--real", "mnist"), "names no set of images"),
+        (("--real", "mnist"), "is not a set of images"),
         (("--real", "npz:/nowhere.npz"), "/nowhere.npz: cannot be read"),
-        (("--real", "digits", "--classifiers", "tree"), "choose among logistic"),
-        (("--real", "digits", "--seeds", 0), "at least one image and one seed"),
+        (("--real", "digits", "--classifiers", "tree"), "choose from logistic"),
+        (("--real", "digits", "--seeds", 0), "must both be at least 1"),
     ],
 )
 def test_a_bad_input_ends_in_one_line(

@@ -9,13 +9,13 @@ from types import ModuleType
 
 import pytest
 
-from curriculumdp.export import ExportError
+from curriculumdp.release.export import ExportError
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "export.py"
 
 
 def export(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Path], *arguments: str) -> int:
-    stand_in = ModuleType("curriculumdp.curriculum.run")
+    stand_in = ModuleType("curriculumdp.curriculum.train")
     stand_in.export_run = work  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     monkeypatch.setattr(sys, "argv", ["export.py", *arguments])

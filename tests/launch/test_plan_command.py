@@ -70,7 +70,7 @@ def test_the_table_of_a_papers_run_takes_less_than_fifteen_seconds_of_cpu() -> N
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "private" in done.stdout
-    assert "together: ε = " in done.stdout
+    assert "total: ε = " in done.stdout
     assert after.ru_utime - before.ru_utime < 15
 
 
@@ -81,9 +81,9 @@ def test_help_answers_before_anything_heavy_is_imported() -> None:
 
 
 def test_it_runs_from_a_bare_checkout_and_finds_that_checkouts_code(tmp_path: Path) -> None:
-    for folder in ("launch", "curriculumdp"):
+    for folder in ("launch", "curriculumdp", "kernels"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    marked = tmp_path / "curriculumdp" / "config_file.py"
+    marked = tmp_path / "curriculumdp" / "config" / "yaml_file.py"
     marked.write_text(marked.read_text().replace("cannot read the config file", "bare checkout"))
     done = run(tmp_path / "launch" / "plan.py", "missing.yaml", cwd=tmp_path)
     assert done.returncode == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluated_run import write_run
+from tests.support.evaluated_run import write_run
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "report.py"
 

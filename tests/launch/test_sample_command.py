@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny_release import write_release
+from tests.support.tiny_release import write_release
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "sample.py"
 
@@ -75,7 +75,7 @@ def test_other_samplers_sample(
     "case",
     [
         (("--num", "0"), "must be at least 1"),
-        (("--num", "1", "--labels", "0,3"), "label 3 is not a class: the release has 0 to 2"),
+        (("--num", "1", "--labels", "0,3"), "label 3 is not a class: the release has classes 0 to 2"),
         (("--num", "1", "--labels", "cats"), "numbers separated by commas"),
         (("--num", "1", "--steps", "1"), "at least 2"),
         (("--num", "1", "--seed", "-1"), "seed is -1"),

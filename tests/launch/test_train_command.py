@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.curriculum.runs import tiny
+from tests.support.runs import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = {1: "cpu", 2: "two_cpu_processes"}

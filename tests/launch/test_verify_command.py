@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_release import write_keys, write_release
+from tests.support.tiny_release import write_keys, write_release
 
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "verify.py"
 

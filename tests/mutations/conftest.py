@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from curriculumdp import export
-from curriculumdp.curriculum import folder, run
+from curriculumdp.curriculum import folder, train
 from curriculumdp.data.sources import load_images
-from tests.curriculum.runs import finish, plan_of, tiny
+from curriculumdp.release import export
+from tests.support.runs import finish, plan_of, tiny
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "plan_curriculum", plan_of)
-        patch.setattr(run, "SpentSoFar", lambda _: lambda *_: 0.0)
+        patch.setattr(train, "SpentSoFar", lambda _: lambda *_: 0.0)
         patch.setattr(export, "account", lru_cache(export.account))
         finish(tiny(tmp_path_factory.mktemp("clean"), private__clip_norm=0.5))
         digits = load_images(source="digits", units=1437, classes=10, channels=1, size=8)

@@ -3,10 +3,10 @@
 from dpkernels import device
 from tests.mutations.planting import Check, Fault
 
-FUSED = "tests.clipping.test_fused:"
-ENGINE = "curriculumdp.clipping.fused:FusedGradients"
+FUSED = "tests.clipping.test_triton_gradients:"
+ENGINE = "curriculumdp.clipping.triton_gradients:FusedGradients"
 CAPTURED = Check(
-    "tests.clipping.test_captured:"
+    "tests.clipping.test_cuda_graph:"
     "test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_before"
 )
 UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
@@ -37,14 +37,14 @@ GPU_FAULTS = [
     ),
     Fault(
         "the warm-up of a graph counts",
-        "curriculumdp.curriculum.microbatch:Microbatch.add",
+        "curriculumdp.curriculum.clipped_sum:Microbatch.add",
         "self.total.copy_(before)",
         "pass",
         CAPTURED,
     ),
     Fault(
         "a graph replayed on the units of the microbatch before",
-        "curriculumdp.clipping.captured:Captured.__call__",
+        "curriculumdp.clipping.cuda_graph:Captured.__call__",
         "self._inputs.take(inputs)",
         "pass",
         CAPTURED,

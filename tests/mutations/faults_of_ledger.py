@@ -1,21 +1,21 @@
 """Faults of the books: what is charged, when, how often, and what a resumed, copied or rolled back run may do."""
 
-from curriculumdp.privacy.chain import LedgerError
+from curriculumdp.ledger.chain import LedgerError
 from tests.mutations.planting import Check, Fault
 
 P2 = "tests.curriculum.test_noise_of_step:"
 FOLDER = "tests.curriculum.test_folder:"
-LEDGER = "tests.privacy.test_ledger:"
-DATASET = "tests.privacy.test_dataset_ledger:"
+LEDGER = "tests.ledger.test_run_ledger:"
+DATASET = "tests.ledger.test_dataset_ledger:"
 DATA_SET = "tests.curriculum.test_dataset:"
-BUDGET = "tests.privacy.test_budget:"
-CHAIN = "tests.privacy.test_chain:"
+BUDGET = "tests.ledger.test_budget:"
+CHAIN = "tests.ledger.test_chain:"
 RUIN = "tests.curriculum.test_ruin:"
-RANDOMNESS = "tests.privacy.test_randomness:"
+RANDOMNESS = "tests.privacy.test_streams:"
 REFUSALS = "tests.curriculum.test_refusals:"
 RESUME = "tests.curriculum.test_resume:"
 OPEN = "curriculumdp.curriculum.folder:RunFolder.open_ledger"
-APPLY = "curriculumdp.privacy.ledger:Ledger._apply"
+APPLY = "curriculumdp.ledger.run_ledger:Ledger._apply"
 
 GOES_ON = Check(LEDGER + "test_a_run_is_planned_charged_reopened_and_goes_on")
 BEFORE_NOISE = Check(P2 + "test_the_entry_is_on_disk_before_its_noise_is_drawn")
@@ -24,21 +24,21 @@ LEDGER_FAULTS = [
     Fault(
         "the ledger written after the work",
         "curriculumdp.curriculum.private:PrivatePhase.step",
-        "key = run.charge(self.release, step, self.config.clip_norm, total)\n    self.update(state, step, total, key)",
+        "key = run.charge(self.event, step, self.config.clip_norm, total)\n    self.update(state, step, total, key)",
         "self.update(state, step, total.clone(), run.secret.key('noise', phase=self.name, step=step));"
-        " run.charge(self.release, step, self.config.clip_norm, total)",
+        " run.charge(self.event, step, self.config.clip_norm, total)",
         BEFORE_NOISE,
     ),
     Fault(
         "an entry that is not synced",
-        "curriculumdp.privacy.chain:Chain.append",
+        "curriculumdp.ledger.chain:Chain.append",
         "_write(self._descriptor, line)\n        os.fsync(self._descriptor)",
         "_write(self._descriptor, line)",
         Check(CHAIN + "test_append_returns_only_what_was_synced"),
     ),
     Fault(
         "the ledger restarted on resume",
-        "curriculumdp.privacy.ledger:Ledger.__init__",
+        "curriculumdp.ledger.run_ledger:Ledger.__init__",
         "in enumerate(chain.bodies(), start=1):",
         "in list(enumerate(chain.bodies(), start=1))[:3]:",
         GOES_ON,
@@ -60,43 +60,43 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a replay with another sum and the same noise",
-        "curriculumdp.privacy.ledger:Ledger._replayed",
+        "curriculumdp.ledger.run_ledger:Ledger._replayed",
         'if not hmac.compare_digest(entry["sum_mac"], before["sum_mac"]):',
         'if len(entry["sum_mac"]) != len(before["sum_mac"]):',
         Check(LEDGER + "test_a_replay_with_another_sum_is_a_mismatch_and_writes_nothing", {"place": 17}),
     ),
     Fault(
         "other arithmetic under the same keys",
-        "curriculumdp.privacy.ledger:Ledger.begin",
+        "curriculumdp.ledger.run_ledger:Ledger.begin",
         "if changed:",
         "if len(changed) > 9:",
         Check(LEDGER + "test_an_equal_fingerprint_goes_on_and_another_begins_anew"),
     ),
     Fault(
         "a budget that nobody asks about",
-        "curriculumdp.privacy.spending:Spending.admit",
-        "if self._is_within_bound(wanted):",
-        "if self._is_within_bound(wanted) or wanted:",
+        "curriculumdp.ledger.spending:Spending.admit",
+        "if self._is_within_bound(counts):",
+        "if self._is_within_bound(counts) or counts:",
         Check(LEDGER + "test_within_the_plan_nobody_is_asked_and_beyond_it_the_budget_ends_the_run"),
     ),
     Fault(
         "an extension that reserves less than the run may do",
-        "curriculumdp.privacy.spending:Spending.admit",
+        "curriculumdp.ledger.spending:Spending.admit",
         "if self._allowance(_listed(wider)) and reserve(_listed(wider)):",
-        "if self._allowance(_listed(wider)) and reserve(_listed(self._counts | {row: most})):",
+        "if self._allowance(_listed(wider)) and reserve(_listed(self._counts | {row: limit})):",
         Check(BUDGET + "test_an_extension_keeps_the_plan_that_is_still_to_come"),
     ),
     Fault(
         "steps given up that the run may do all the same",
-        "curriculumdp.privacy.spending:Spending._trade",
+        "curriculumdp.ledger.spending:Spending._trade",
         "self._bound = _cut(counts, kept, unused - cut)",
         "self._bound = _cut(counts, kept, unused)",
         Check(BUDGET + "test_where_plan_and_extension_do_not_fit_the_fewest_steps_are_given_up"),
     ),
     Fault(
         "a plan taken for reserved after an extension gave up a part of it",
-        "curriculumdp.privacy.dataset_ledger:DatasetLedger._settle",
-        "settled = ledger.keep_within(before.releases)",
+        "curriculumdp.ledger.dataset_ledger:DatasetLedger._settle",
+        "settled = ledger.keep_within(before.events)",
         "settled = True",
         Check(
             BUDGET + "test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_reserved"
@@ -104,7 +104,7 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a ledger that lies where the run is started",
-        "curriculumdp.config_checks:_data_problems",
+        "curriculumdp.config.checks:_data_problems",
         "if data.ledger is not None and not os.path.isabs(data.ledger):",
         "if data.ledger is not None and not data.ledger:",
         Check(
@@ -114,21 +114,21 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a budget given anew by every ledger that is not found",
-        "curriculumdp.privacy.dataset_ledger:DatasetLedger.open",
+        "curriculumdp.ledger.dataset_ledger:DatasetLedger.open",
         'if definition.get("budget") is None:',
         "if definition:",
         Check(DATA_SET + "test_a_run_with_a_budget_makes_no_ledger_wherever_it_looks", {"home": "one"}),
     ),
     Fault(
         "a budget that a run replaces by its own",
-        "curriculumdp.privacy.dataset_ledger:DatasetLedger.open",
+        "curriculumdp.ledger.dataset_ledger:DatasetLedger.open",
         'lambda before: before.get("budget") is None)',
         "lambda before: before is not None)",
         Check(DATA_SET + "test_a_ledger_that_no_run_has_used_is_defined_anew_and_one_in_use_is_not"),
     ),
     Fault(
         "a budget that is raised after runs have used it",
-        "curriculumdp.privacy.dataset_ledger:DatasetLedger._define_anew",
+        "curriculumdp.ledger.dataset_ledger:DatasetLedger._define_anew",
         "if self._reservations():",
         "if len(self._reservations()) > 9:",
         Check(BUDGET + "test_the_budget_is_the_first_runs_for_ever", {"budget": 2.1}),
@@ -150,49 +150,63 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a secret reused under another config",
-        "curriculumdp.privacy.ledger:Ledger._require_fact",
+        "curriculumdp.ledger.run_ledger:Ledger._require_fact",
         "if canonical(was) != canonical(now):",
         "if type(was) is not type(now):",
         Check(FOLDER + "test_a_secret_never_serves_another_config", {"key": "private__clip_norm"}),
     ),
     Fault(
         "other data under the same keys",
-        "curriculumdp.privacy.ledger:Ledger.open",
+        "curriculumdp.ledger.run_ledger:Ledger.open",
         'if data is not None and ledger._first["data"] != data_mac(subkey(key, "data"), *data):',
         "if data is not None and len(data) > 9:",
         Check(LEDGER + "test_changed_data_are_refused", {"array": 0}),
     ),
     Fault(
         "a rate or noise that was not planned",
-        "curriculumdp.privacy.spending:Spending.row",
+        "curriculumdp.ledger.spending:Spending.row",
         "if (row.sample_rate, row.noise_multiplier) == (sample_rate, noise_multiplier):",
         "if row.sample_rate == sample_rate:",
         Check(LEDGER + "test_what_was_not_planned_cannot_be_charged"),
     ),
     Fault(
         "ledger and checkpoint rolled back together",
-        "curriculumdp.privacy.dataset_ledger:DatasetLedger.attach",
+        "curriculumdp.ledger.dataset_ledger:DatasetLedger.attach",
         "mirror.check(ledger.macs)",
         "pass",
         Check(DATASET + "test_a_run_folder_rolled_back_by_one_whole_line_is_refused"),
     ),
     Fault(
         "a ledger shorter than its checkpoint saw",
-        "curriculumdp.privacy.ledger:Ledger.check_prefix",
+        "curriculumdp.ledger.run_ledger:Ledger.check_prefix",
         "if not 0 < count <= len(self.macs) or not hmac.compare_digest(self.macs[count - 1], mac):",
         "if count <= 0:",
         Check(LEDGER + "test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint"),
     ),
     Fault(
         "a run folder copied and both resumed",
-        "curriculumdp.privacy.mirror:RunMirror.advance",
+        "curriculumdp.ledger.mirror:RunMirror.advance",
         "if mirrored[0] != count - 1 or not hmac.compare_digest(mirrored[1], previous):",
         "if mirrored[0] > count:",
         Check(DATASET + "test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused"),
     ),
     Fault(
+        "a stale process that reserves for the copy that was resumed",
+        "curriculumdp.ledger.mirror:RunMirror._require_head",
+        "if mirrored[0] != count or not hmac.compare_digest(mirrored[1], mac):",
+        "if mirrored[0] < 0:",
+        Check(DATASET + "test_a_stale_process_cannot_change_what_the_copy_that_was_resumed_has_reserved"),
+    ),
+    Fault(
+        "a cut ledger behind a damaged checkpoint",
+        "curriculumdp.curriculum.folder:RunFolder.latest",
+        "for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key):",
+        "for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key)[:-1]:",
+        Check("tests.curriculum.test_refusals:test_a_damaged_checkpoint_still_tells_that_the_ledger_was_cut"),
+    ),
+    Fault(
         "copies resumed in turn",
-        "curriculumdp.privacy.mirror:RunMirror.check",
+        "curriculumdp.ledger.mirror:RunMirror.check",
         "if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):",
         "if len(macs) > count + 1:",
         Check(DATASET + "test_of_two_copies_that_are_resumed_in_turn_the_second_is_refused"),
@@ -207,7 +221,7 @@ LEDGER_FAULTS = [
     Fault(
         "a run resumed without the ledger that knows it",
         "curriculumdp.curriculum.dataset:attach",
-        "if shared is None and ledger.sealed is None and (data is not None or ledger.releases()):",
+        "if shared is None and ledger.sealed is None and (data is not None or ledger.events()):",
         "if shared is None and ledger.sealed is None and not ledger.macs:",
         Check(
             DATA_SET + "test_an_unsealed_run_that_has_spent_is_refused_without_its_ledger_and_makes_none",
@@ -216,30 +230,30 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a line's MAC that forgets the lines before",
-        "curriculumdp.privacy.chain:Chain._mac",
-        "before = self.macs[-1] if self.macs else self._start",
+        "curriculumdp.ledger.chain:Chain._mac",
+        "before = self.macs[index - 1] if index else self._start",
         "before = self._start",
         Check(CHAIN + "test_moved_removed_and_doubled_lines_are_refused", {"order": [0, 2]}),
     ),
     Fault(
         "a secret that shows itself",
-        "curriculumdp.privacy.randomness:RunSecret.__repr__",
+        "curriculumdp.privacy.secret:RunSecret.__repr__",
         'return "RunSecret(hidden)"',
         'return f"RunSecret({self._held.hex()})"',
         Check(RANDOMNESS + "test_the_secret_shows_in_no_text_pickle_or_copy"),
     ),
     Fault(
         "keys that forget what they are for",
-        "curriculumdp.privacy.randomness:RunSecret.key",
+        "curriculumdp.privacy.secret:RunSecret.key",
         "[PROTOCOL, purpose, context], sort_keys=True",
         "[PROTOCOL, sorted(context.items())], sort_keys=True",
         Check(RANDOMNESS + "test_keys_are_hkdf_sha256_of_purpose_and_context"),
     ),
     Fault(
         "a sealed run that is charged on",
-        "curriculumdp.privacy.ledger:Ledger._require_open",
+        "curriculumdp.ledger.run_ledger:Ledger._require_open",
         "if self.sealed is not None:",
-        "if self.sealed is not None and not self.releases():",
+        "if self.sealed is not None and not self.events():",
         Check(LEDGER + "test_a_sealed_ledger_takes_nothing_more"),
     ),
     Fault(
@@ -251,7 +265,7 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a secret kept until the release is written",
-        "curriculumdp.curriculum.run:finish",
+        "curriculumdp.curriculum.train:finish",
         "folder.seal(reason)",
         "folder.ledger.seal(reason)",
         Check(RESUME + "test_the_secret_is_erased_before_anything_is_published"),
@@ -278,9 +292,9 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "an export that ends the run before it looks",
-        "curriculumdp.curriculum.run:export_run",
-        "config, state = folder.checkpointed(initial_state)",
-        "folder.seal('operator'); config, state = folder.checkpointed(initial_state)",
+        "curriculumdp.curriculum.train:export_run",
+        "config, state = folder.checkpointed(untrained_state)",
+        "folder.seal('operator'); config, state = folder.checkpointed(untrained_state)",
         Check(
             REFUSALS + "test_an_export_that_is_refused_does_not_end_the_run",
             {"kind": "a place that is taken"},
@@ -305,14 +319,14 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a checkpoint of a ruined network",
-        "curriculumdp.curriculum.run:save",
+        "curriculumdp.curriculum.train:save",
         "run.world.from_main(lambda: require_sound(state, phase.name, run.config.run_dir))",
         "pass",
         Check(RUIN + "test_a_run_that_ends_otherwise_saves_no_ruined_network_either", {"why": "preempted"}),
     ),
     Fault(
         "weights that are no numbers trained on until the next checkpoint",
-        "curriculumdp.curriculum.run:train",
+        "curriculumdp.curriculum.train:train",
         "require_weights(run, state, phase)",
         "pass",
         Check(RUIN + "test_checkpoints_that_are_farther_apart_do_not_let_a_ruined_run_spend_on"),
@@ -326,7 +340,7 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "a dry step after the ledger is made",
-        "curriculumdp.curriculum.run:run_curriculum",
+        "curriculumdp.curriculum.train:run_curriculum",
         "dry_step(config, world, state)",
         "pass",
         Check(
@@ -335,7 +349,7 @@ LEDGER_FAULTS = [
     ),
     Fault(
         "noise for an entry that the mirror refused",
-        "curriculumdp.privacy.ledger:Ledger._append",
+        "curriculumdp.ledger.run_ledger:Ledger._append",
         "self._interrupted = True",
         "self._interrupted = False",
         Check(LEDGER + "test_without_the_mirrors_consent_no_entry_is_returned_and_it_is_still_counted"),

@@ -2,21 +2,21 @@
 
 import torch
 
-from curriculumdp.privacy.noise import add_noise
-from curriculumdp.privacy.randomness import gaussian
+from curriculumdp.privacy.grid_noise import add_noise
+from curriculumdp.privacy.streams import gaussian
 from tests.mutations.planting import Check, Fault
 
 P2 = "tests.curriculum.test_noise_of_step:"
 CENTRAL = "tests.curriculum.test_central:"
-RANDOMNESS = "tests.privacy.test_randomness:"
-ADD = "curriculumdp.privacy.noise:add_noise"
-GAUSSIAN = "curriculumdp.privacy.randomness:gaussian"
+RANDOMNESS = "tests.privacy.test_streams:"
+ADD = "curriculumdp.privacy.grid_noise:add_noise"
+GAUSSIAN = "curriculumdp.privacy.streams:gaussian"
 UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
-QUERY = "curriculumdp.curriculum.phase:Run.release_sum"
-CHARGE = "curriculumdp.curriculum.phase:Run._charge"
+QUERY = "curriculumdp.curriculum.run:Run.noisy_sum"
+CHARGE = "curriculumdp.curriculum.run:Run._charge"
 NOISY = "noisy = add_noise(total, sigma, key)"
-NOISY_QUERY = "return add_noise(total, release.noise_multiplier, key)"
+NOISY_QUERY = "return add_noise(total, event.noise_multiplier, key)"
 NOISE_KEY = 'self.secret.key("noise", incarnation=self.incarnation, nonce=nonce, entry=entry.hex())'
 
 VARIANCE = Check(P2 + "test_all_noise_together_has_the_promised_variance")
@@ -45,14 +45,14 @@ NOISE_FAULTS = [
         "central images drawn per rank",
         QUERY,
         NOISY_QUERY,
-        "return add_noise(total, release.noise_multiplier, self.secret.key('noise', e=key.hex(), r=self.world.rank))",
+        "return add_noise(total, event.noise_multiplier, self.secret.key('noise', e=key.hex(), r=self.world.rank))",
         CENTRAL_RANKS,
     ),
     Fault(
         "noise over the world's size",
         QUERY,
         NOISY_QUERY,
-        "return add_noise(total, release.noise_multiplier / self.world.size, key)",
+        "return add_noise(total, event.noise_multiplier / self.world.size, key)",
         RANKS,
     ),
     Fault(
@@ -74,10 +74,10 @@ NOISE_FAULTS = [
     ),
     Fault(
         "noise before the reduce",
-        "curriculumdp.curriculum.phase:Run.charge",
+        "curriculumdp.curriculum.run:Run.charge",
         "self.world.sum_(total)",
-        "total.copy_(add_noise(total, release.noise_multiplier / self.world.size**0.5,"
-        " self.secret.key('noise', phase=release.name, step=step, rank=self.world.rank))); self.world.sum_(total)",
+        "total.copy_(add_noise(total, event.noise_multiplier / self.world.size**0.5,"
+        " self.secret.key('noise', phase=event.name, step=step, rank=self.world.rank))); self.world.sum_(total)",
         RANKS,
         uses={"add_noise": add_noise},
     ),
@@ -128,7 +128,7 @@ NOISE_FAULTS = [
         "noise repeated across steps",
         CHARGE,
         NOISE_KEY,
-        'self.secret.key("noise", phase=release.name)',
+        'self.secret.key("noise", phase=event.name)',
         STEPS,
     ),
     Fault("noise repeated across phases", CHARGE, NOISE_KEY, 'self.secret.key("noise", step=step)', STEPS),
@@ -149,14 +149,14 @@ NOISE_FAULTS = [
     Fault(
         "the keystream begun again in every chunk",
         GAUSSIAN,
-        "start // WORDS_A_BLOCK)",
+        "start // WORDS_PER_BLOCK)",
         "0)",
         Check(RANDOMNESS + "test_gaussians_are_uncorrelated_within_and_between_keys"),
     ),
     Fault(
         "the block counter wraps and repeats",
-        "curriculumdp.privacy.randomness:keystream",
-        "if words < 0 or first_block < 0 or first_block + blocks > MOST_BLOCKS:",
+        "curriculumdp.privacy.streams:keystream",
+        "if words < 0 or first_block < 0 or first_block + blocks > MAX_BLOCKS:",
         "if words < 0 or first_block < 0:",
         Check(RANDOMNESS + "test_the_keystream_refuses_to_wrap_and_repeat"),
         raises=(MemoryError,),
@@ -165,14 +165,14 @@ NOISE_FAULTS = [
         "noise not bound to the sum",
         CHARGE,
         NOISE_KEY,
-        'self.secret.key("noise", phase=release.name, step=step, nonce=nonce, incarnation=self.incarnation)',
+        'self.secret.key("noise", phase=event.name, step=step, nonce=nonce, incarnation=self.incarnation)',
         Check(P2 + "test_another_sum_never_meets_the_same_noise"),
     ),
     Fault(
         "a ledger entry that is not bound to the sum",
-        "curriculumdp.privacy.ledger:Ledger.charge",
-        '"sum_mac": data_mac(subkey(self._key, "sum"), total),',
-        '"sum_mac": data_mac(subkey(self._key, "sum"), total[:0]),',
+        "curriculumdp.ledger.run_ledger:Ledger.charge",
+        'sum_mac = data_mac(subkey(self._key, "sum"), total)',
+        'sum_mac = data_mac(subkey(self._key, "sum"), total[:0])',
         Check(P2 + "test_another_sum_never_meets_the_same_noise"),
     ),
     Fault(
@@ -186,14 +186,14 @@ NOISE_FAULTS = [
         "one key for the rows and the noise",
         CHARGE,
         NOISE_KEY,
-        "self.rows_key(release.name, step)",
+        "self.rows_key(event.name, step)",
         STREAMS,
     ),
     Fault(
         "noise from the config's seed",
         CHARGE,
         NOISE_KEY,
-        "f'{self.config.seed} {release.name} {step} {self.ledger.incarnation}'.encode().ljust(32)",
+        "f'{self.config.seed} {event.name} {step} {self.ledger.incarnation}'.encode().ljust(32)",
         Check(P2 + "test_equal_steps_of_two_runs_have_no_noise_in_common"),
     ),
     Fault(

@@ -4,20 +4,20 @@ import dataclasses
 
 import numpy as np
 
-from curriculumdp.certificate import CertificateError
-from curriculumdp.export import ExportError
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.noise import add_noise, from_grid
+from curriculumdp.privacy.grid_noise import add_noise, from_grid
+from curriculumdp.release.certificate import CertificateError
+from curriculumdp.release.export import ExportError
 from tests.mutations.planting import Check, Fault
 
 P3 = "tests.curriculum.test_purity:"
 CENTRAL = "tests.curriculum.test_central:"
 QUERY = "curriculumdp.curriculum.central:CentralPhase.step"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
-PROMISE = "curriculumdp.curriculum.publish:guarantee_of"
-CERTIFIED = "releases=certified_releases(ledger.releases(), clip_norms),"
+PROMISE = "curriculumdp.curriculum.release:guarantee_of"
+CERTIFIED = "events=certified_events(ledger.events(), clip_norms),"
 IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
-SHARES = "shares = data.class_counts or (data.units / data.classes,) * data.classes"
+SHARES = "counts = data.class_counts or (data.units / data.classes,) * data.classes"
 
 WHOLE_RUN = Check(
     P3 + "test_all_that_leaves_a_run_is_equal_to_the_bit_for_other_data",
@@ -42,10 +42,24 @@ UNTILTED = Check(
     {"part": (0.02, 4.790737539, 400_000), "slope": 2.0**-8},
 )
 
-VERIFY = "tests.test_verify:"
+VERIFY = "tests.release.test_verify:"
 COURSE = VERIFY + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
 
 RELEASE_FAULTS = [
+    Fault(
+        "a noise multiplier that nobody holds against the budget",
+        "curriculumdp.release.verify:noise_problems",
+        "if cost >= guarantee.epsilon * (1 - LEFT_BY_SOLVING):",
+        "if cost <= guarantee.epsilon:",
+        Check(VERIFY + "test_more_noise_than_the_plan_was_solved_for_is_refused", {"stopped": "planned"}),
+    ),
+    Fault(
+        "an infinite loss that is forgotten where the finite ones cost nothing",
+        "curriculumdp.privacy.composition:Direction.epsilon",
+        "math.log(delta - self.infinite)",
+        "math.log(delta)",
+        Check(COMPOSED + "test_an_infinite_loss_counts_where_the_finite_ones_cost_nothing"),
+    ),
     Fault(
         "an EMA before the noise",
         STEP,
@@ -92,7 +106,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a label histogram on the console",
-        "curriculumdp.curriculum.run:run_curriculum",
+        "curriculumdp.curriculum.train:run_curriculum",
         'world.require_equal("the data", content_digest(images))',
         'world.require_equal("the data", content_digest(images)); world.print(f"{np.bincount(images.labels)}")',
         WHOLE_RUN,
@@ -100,7 +114,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a digest of the data in the release",
-        "curriculumdp.curriculum.run:finish",
+        "curriculumdp.curriculum.train:finish",
         "folder.seal(reason)",
         "folder.seal(reason); (folder.path / 'data.txt').write_text(folder.ledger._first['data'])",
         WHOLE_RUN,
@@ -109,7 +123,7 @@ RELEASE_FAULTS = [
         "a label histogram released without charge",
         "curriculumdp.curriculum.central:CentralPhase.__init__",
         SHARES,
-        "shares = tuple(np.bincount(run.images.labels, minlength=data.classes).tolist())",
+        "counts = tuple(np.bincount(run.images.labels, minlength=data.classes).tolist())",
         STEPS,
         uses={"np": np},
     ),
@@ -136,16 +150,16 @@ RELEASE_FAULTS = [
     Fault(
         "an empty sample that is skipped",
         STEP,
-        "key = run.charge(self.release, step, self.config.clip_norm, total)",
-        "key = run.charge(self.release, step, self.config.clip_norm, total) if total.any() else bytes(32)",
+        "key = run.charge(self.event, step, self.config.clip_norm, total)",
+        "key = run.charge(self.event, step, self.config.clip_norm, total) if total.any() else bytes(32)",
         CHARGES,
     ),
     Fault(
         "one ledger entry for many queries",
         QUERY,
-        "noisy = run.release_sum(self.release, step, self.query.clip_norm, mine)",
-        "noisy = run.release_sum(self.release, step, self.query.clip_norm, mine) if step == 0 else"
-        " add_noise(mine, self.release.noise_multiplier, run.secret.key('noise', query=step))",
+        "noisy = run.noisy_sum(self.event, step, self.query.clip_norm, mine)",
+        "noisy = run.noisy_sum(self.event, step, self.query.clip_norm, mine) if step == 0 else"
+        " add_noise(mine, self.event.noise_multiplier, run.secret.key('noise', query=step))",
         ONE_CHARGE,
         uses={"add_noise": add_noise},
     ),
@@ -153,17 +167,19 @@ RELEASE_FAULTS = [
         "a certificate that names fewer steps than were taken",
         PROMISE,
         CERTIFIED,
-        "releases=certified_releases([replace(row, count=min(row.count, 2))"
-        " for row in ledger.releases()], clip_norms),",
+        "events=certified_events([replace(row, count=min(row.count, 2))"
+        " for row in ledger.events()], clip_norms),",
         WHOLE_LEDGER,
         uses={"replace": dataclasses.replace},
+        raises=(CertificateError,),
     ),
     Fault(
-        "a certificate without the central stage",
+        "a certificate without the central phase",
         PROMISE,
         CERTIFIED,
-        CERTIFIED.replace("ledger.releases()", "ledger.releases()[1:]"),
+        CERTIFIED.replace("ledger.events()", "ledger.events()[1:]"),
         WHOLE_LEDGER,
+        raises=(CertificateError,),
     ),
     Fault(
         "a certificate that is silent on the weights that training began from",
@@ -177,7 +193,7 @@ RELEASE_FAULTS = [
         "private metrics that are shown before they are marked",
         "curriculumdp.curriculum.folder:RunFolder.accept",
         "if config.logging.show_private_metrics:",
-        "if config.logging.show_private_metrics and self.ledger.releases():",
+        "if config.logging.show_private_metrics and self.ledger.events():",
         Check(
             "tests.curriculum.test_resume:"
             "test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_do"
@@ -185,17 +201,18 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "another run's release replaced",
-        "curriculumdp.export:_check_place",
+        "curriculumdp.release.export:_check_target",
         "if difference := other_release(folder, guarantee, weights):",
         "if difference := other_release(folder, guarantee, None):",
         Check(
-            "tests.test_export:test_a_release_of_another_run_is_never_replaced", {"other": "other weights"}
+            "tests.release.test_export:test_a_release_of_another_run_is_never_replaced",
+            {"other": "other weights"},
         ),
     ),
     Fault(
         "another run's release pointed to",
-        "curriculumdp.curriculum.run:publish_sealed",
-        "elif problem := folder.release_problem(initial_state):",
+        "curriculumdp.curriculum.train:publish_sealed",
+        "elif problem := folder.release_problem(untrained_state):",
         "elif problem := None:",
         Check(
             "tests.curriculum.test_refusals:test_a_finished_run_points_to_no_release_but_its_own_and_whole",
@@ -212,7 +229,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a stated figure that may lie below the recomputed one",
-        "curriculumdp.verify:_agrees",
+        "curriculumdp.release.verify:_agrees",
         "return found * (1 - SLACK) <= stated <= found + above",
         "return abs(stated - found) <= above",
         Check(
@@ -222,40 +239,40 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a figure left out of a certificate is taken for one that was not found",
-        "curriculumdp.verify:figure_problems",
+        "curriculumdp.release.verify:figure_problems",
         "if len(was) != len(now) or any(",
         "if was and now and any(",
         Check(VERIFY + "test_a_figure_left_out_or_put_in_is_noticed"),
     ),
     Fault(
         "a release that says it has spent nothing",
-        "curriculumdp.verify:_course_problems",
+        "curriculumdp.release.verify:_course_problems",
         "if not any(done.values()):",
         "if False:",
         Check(
             COURSE,
-            {"stages": ("private",), "stopped": "operator", "counts": {}, "picture": False}
-            | {"wrong": "lists no release"},
+            {"phases": ("private",), "stopped": "operator", "counts": {}, "picture": False}
+            | {"wrong": "lists no event"},
         ),
     ),
     Fault(
         "steps of DP-SGD without the queries before them",
-        "curriculumdp.verify:_course_problems",
+        "curriculumdp.release.verify:_course_problems",
         'if done.get("private") and "central" in planned and "central" not in reached:',
         'if guarantee.stopped == "planned" and "central" not in reached:',
         Check(
             COURSE,
-            {"stages": ("central", "private"), "stopped": "operator", "counts": {"private": 7}}
+            {"phases": ("central", "private"), "stopped": "operator", "counts": {"private": 7}}
             | {"picture": False, "wrong": "not all the queries"},
         ),
     ),
     Fault(
         "an ε printed to the nearest digit",
-        "curriculumdp.privacy.release:rounded_up",
+        "curriculumdp.privacy.event:rounded_up",
         "ROUND_CEILING",
         "'ROUND_HALF_EVEN'",
         Check(
-            "tests.privacy.test_release:test_a_figure_is_never_printed_below_its_value",
+            "tests.privacy.test_event:test_a_figure_is_never_printed_below_its_value",
             {"value": 1.0000049, "digits": 6, "text": "1.00001"},
         ),
     ),
@@ -279,18 +296,18 @@ RELEASE_FAULTS = [
         ),
     ),
     Fault(
-        "calibration without stage 1",
+        "calibration without phase 1",
         "curriculumdp.privacy.calibrate:_solved",
         "return epsilon_of_losses(spent.compose(more), delta)",
         "return epsilon_of_losses(more, delta)",
-        Check("tests.curriculum.test_plan:test_both_stages_together_spend_the_budget_and_no_more"),
+        Check("tests.curriculum.test_plan:test_both_phases_together_spend_the_budget_and_no_more"),
         raises=(RuntimeError,),
     ),
     Fault(
         "a convolution taken for exact",
         "curriculumdp.privacy.composition:Tilted.delta",
-        "most = found + math.exp(-FAR) + math.exp(_log_factor(self.slope)) * rounding",
-        "most = abs(found) + math.exp(-FAR)",
+        "bound = found + math.exp(-FAR) + math.exp(_log_factor(self.slope)) * rounding",
+        "bound = abs(found) + math.exp(-FAR)",
         UNTILTED,
     ),
     Fault(
@@ -303,15 +320,15 @@ RELEASE_FAULTS = [
     Fault(
         "a convolution without a tilt",
         "curriculumdp.privacy.composition:Direction.epsilon",
-        "slope = _least(bound)",
+        "slope = _best_slope(bound)",
         "slope = 2.0**-8",
         LONG_RUN,
     ),
     Fault(
         "a window that loses mass",
         "curriculumdp.privacy.composition:Direction._window",
-        "above = (self.log_moment(slope + step) - here - math.log(OUTSIDE)) / step",
-        "above = (self.log_moment(slope + step) - here) / step",
+        "above = (self.log_moment(slope + step) - moment - math.log(OUTSIDE)) / step",
+        "above = (self.log_moment(slope + step) - moment) / step",
         Check(COMPOSED + "test_mass_that_a_narrow_window_would_lose_or_fold_is_counted"),
     ),
     Fault(

@@ -5,13 +5,13 @@ import hashlib
 import numpy as np
 
 from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.privacy.randomness import keystream
+from curriculumdp.privacy.streams import keystream
 from tests.mutations.planting import Check, Fault
 
 P4 = "tests.curriculum.test_sampler:"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
-ROWS_KEY = "curriculumdp.curriculum.phase:Run.rows_key"
-ROWS = "rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.release.sample_rate)"
+ROWS_KEY = "curriculumdp.curriculum.run:Run.rows_key"
+ROWS = "rows = poisson_rows(run.rows_key(self.name, step), run.config.data.units, self.event.sample_rate)"
 KEYED = 'self.secret.key("rows", incarnation=self.incarnation, nonce=nonce, phase=phase, step=step)'
 
 SIZES = Check(P4 + "test_the_number_of_units_in_a_step_has_the_binomials_variance", {"param": "private"})
@@ -46,7 +46,7 @@ SAMPLE_FAULTS = [
         STEP,
         ROWS,
         "rows = poisson_rows(run.secret.key('rows', phase=self.name, step=step, rank=run.world.rank),"
-        " run.config.data.units, self.release.sample_rate)",
+        " run.config.data.units, self.event.sample_rate)",
         RANKS,
     ),
     Fault(
@@ -58,7 +58,7 @@ SAMPLE_FAULTS = [
     ),
     Fault(
         "ranks that cut the sample into microbatches of their own size",
-        "curriculumdp.curriculum.run:run_curriculum",
+        "curriculumdp.curriculum.train:run_curriculum",
         'world.require_equal("the config", common_options(config))',
         "pass",
         Check(
@@ -68,7 +68,7 @@ SAMPLE_FAULTS = [
     ),
     Fault(
         "images that name no patient, protected one by one and certified for patients",
-        "curriculumdp.curriculum.run:load_declared",
+        "curriculumdp.curriculum.train:load_declared",
         "unit=data.unit,",
         "",
         Check(
@@ -79,7 +79,7 @@ SAMPLE_FAULTS = [
         "a higher rate than is charged",
         STEP,
         ROWS,
-        ROWS.replace("self.release.sample_rate", "2 * self.release.sample_rate"),
+        ROWS.replace("self.event.sample_rate", "2 * self.event.sample_rate"),
         Check(P4 + "test_every_unit_is_in_a_step_at_the_rate_that_is_charged", {"param": "private"}),
     ),
     Fault("the same rows in every step", ROWS_KEY, KEYED, KEYED.replace("step=step", "step=0"), LAGS),
@@ -92,7 +92,7 @@ SAMPLE_FAULTS = [
     ),
     Fault(
         "keys of an incarnation's number, which copies of a run folder share",
-        "curriculumdp.curriculum.phase:Run._keys",
+        "curriculumdp.curriculum.run:Run._keys",
         "json.dumps([ledger.incarnation_mac, ",
         "json.dumps([str(ledger.incarnation), ",
         Check(
@@ -108,21 +108,21 @@ SAMPLE_FAULTS = [
     ),
     Fault(
         "draws of units that copies of a run folder share",
-        "curriculumdp.curriculum.phase:Run.draws_key",
+        "curriculumdp.curriculum.run:Run.draws_key",
         "nonce=nonce, ",
         "",
         COPIES,
     ),
     Fault(
         "one nonce for all processes",
-        "curriculumdp.curriculum.phase:Run.begin",
+        "curriculumdp.curriculum.run:Run.begin",
         "nonce or secrets.token_hex(32)",
         "nonce or self.secret.key('nonce').hex()",
         COPIES,
     ),
     Fault(
         "a nonce from the config's seed",
-        "curriculumdp.curriculum.phase:Run.begin",
+        "curriculumdp.curriculum.run:Run.begin",
         "nonce or secrets.token_hex(32)",
         "nonce or hashlib.sha256(str(self.config.seed).encode()).hexdigest()",
         Check(RESUME + "test_every_process_has_a_nonce_of_its_own_whatever_the_seed"),
@@ -130,7 +130,7 @@ SAMPLE_FAULTS = [
     ),
     Fault(
         "a replay under another nonce than the first time's",
-        "curriculumdp.curriculum.phase:Run.nonce_of",
+        "curriculumdp.curriculum.run:Run.nonce_of",
         "return self.nonce if charged is None else charged.nonce",
         "return self.nonce",
         Check(RESUME + "test_what_was_charged_is_replayed_to_the_bit_and_the_rest_is_drawn_anew"),

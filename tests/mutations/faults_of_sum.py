@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from curriculumdp.privacy.noise import round_to_grid
+from curriculumdp.privacy.grid_noise import round_to_grid
 from tests.mutations.planting import Check, Fault
 
 P1 = "tests.curriculum.test_sensitivity:"
 CENTRAL = "tests.curriculum.test_central:"
-NOISE = "tests.privacy.test_noise:"
+NOISE = "tests.privacy.test_grid_noise:"
 CLIP = "curriculumdp.clipping.clip:add_clipped_rows"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.clipped_sum"
 NORMS = "norms = squared_norms(grads).sqrt()"
@@ -70,7 +70,7 @@ SUM_FAULTS = [
     ),
     Fault(
         "clipping per layer",
-        "curriculumdp.clipping.capture:PerUnitGradients.add_clipped_grads",
+        "curriculumdp.clipping.per_unit:PerUnitGradients.add_clipped_grads",
         "return add_clipped_rows(self.grads, total, clip_norm, present)",
         "return [add_clipped_rows(v.flatten(1), total[s.offset : s.offset + s.shape.numel()], clip_norm, present)"
         " for v, s in zip(self._views, self.parameters)][-1]",
@@ -78,14 +78,14 @@ SUM_FAULTS = [
     ),
     Fault(
         "clipping after averaging",
-        "curriculumdp.clipping.capture:PerUnitGradients.add_clipped_grads",
+        "curriculumdp.clipping.per_unit:PerUnitGradients.add_clipped_grads",
         "return add_clipped_rows(self.grads, total, clip_norm, present)",
         "return add_clipped_rows(self.grads.mean(0, keepdim=True).repeat(self.units, 1), total, clip_norm, present)",
         HOSTILE,
     ),
     Fault(
         "padded rows that count",
-        "curriculumdp.curriculum.private:draw_batch",
+        "curriculumdp.curriculum.batch:draw_batch",
         "present = (units >= 0) & (counts > 0)",
         "present = counts > 0",
         Check(P1 + "test_padding_and_empty_places_contribute_exactly_nothing"),
@@ -125,7 +125,7 @@ SUM_FAULTS = [
     ),
     Fault(
         "the clip margin removed from central queries",
-        "curriculumdp.privacy.noise:clip_and_sum",
+        "curriculumdp.privacy.grid_noise:clip_and_sum",
         "aim = _require_clip_norm(clip_norm) * AIM",
         "aim = _require_clip_norm(clip_norm)",
         Check(NOISE + "test_a_clipped_unit_never_exceeds_the_sensitivity", {"clip_norm": 0.3, "width": 1000}),
@@ -142,7 +142,7 @@ SUM_FAULTS = [
     Fault("a factor of zero times infinity", CLIP, "grads[row].zero_()", "pass", INFINITE),
     Fault(
         "zero times infinity in a central query",
-        "curriculumdp.privacy.noise:clip_and_sum",
+        "curriculumdp.privacy.grid_noise:clip_and_sum",
         "clipped = torch.where(kept[:, None], vectors * factors[:, None], 0.0)",
         "clipped = vectors * (factors * kept)[:, None]",
         Check(NOISE + "test_a_unit_without_a_finite_norm_contributes_nothing", {"bad": float("inf")}),
@@ -156,14 +156,14 @@ SUM_FAULTS = [
     ),
     Fault(
         "units of a query summed before rounding",
-        "curriculumdp.privacy.noise:clip_and_sum",
+        "curriculumdp.privacy.grid_noise:clip_and_sum",
         "return round_to_grid(clipped, clip_norm).sum(0)",
         "return round_to_grid(clipped.sum(0, keepdim=True), clip_norm)[0]",
         Check(NOISE + "test_the_sum_is_one_to_the_bit_in_any_order_and_packing"),
     ),
     Fault(
         "gradients pile up over microbatches",
-        "curriculumdp.clipping.capture:PerUnitGradients.backward",
+        "curriculumdp.clipping.per_unit:PerUnitGradients.backward",
         "self._written.clear()",
         "pass",
         ADDITIVE,
@@ -184,9 +184,9 @@ SUM_FAULTS = [
     ),
     Fault(
         "unit draws by the place in the batch",
-        "curriculumdp.curriculum.private:draw_batch",
-        "words = unit_words(key, step, _sent(places, device), draws, HEAD_WORDS + pixels + pixels % 2)",
-        "words = unit_words(key, step, torch.arange(len(places)), draws, HEAD_WORDS + pixels + pixels % 2)",
+        "curriculumdp.curriculum.batch:draw_batch",
+        "words = unit_words(key, step, _sent(indices, device), draws, HEAD_WORDS + pixels + pixels % 2)",
+        "words = unit_words(key, step, torch.arange(len(indices)), draws, HEAD_WORDS + pixels + pixels % 2)",
         NEIGHBOURS,
     ),
     Fault(
@@ -228,8 +228,8 @@ SUM_FAULTS = [
     Fault(
         "a unit's central images summed, not averaged, and trusted",
         "curriculumdp.curriculum.central:unit_vectors",
-        "share = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)",
-        "share = torch.ones(len(owners), dtype=torch.float64)",
+        "weight = 1.0 / torch.from_numpy(images.counts[units.numpy()])[owners].to(torch.float64)",
+        "weight = torch.ones(len(owners), dtype=torch.float64)",
         Check(CENTRAL + "test_a_units_vector_is_the_mean_of_its_images_by_class"),
     ),
 ]

@@ -55,7 +55,7 @@ class Check:
 class Fault:
     """`old`, once in `function`'s source, becomes `new`; `check` must then fail.
 
-    function: "curriculumdp.privacy.noise:add_noise". uses: names that the new line needs and an import would bring.
+    function: "curriculumdp.privacy.grid_noise:add_noise". uses: names that the new line needs, as an import brings.
     raises: the error of this package by which the code itself may refuse the fault, where that is the check.
     """
 

@@ -9,7 +9,7 @@ from tests.mutations.faults_of_release import RELEASE_FAULTS
 from tests.mutations.faults_of_sample import SAMPLE_FAULTS
 from tests.mutations.faults_of_sum import SUM_FAULTS
 from tests.mutations.planting import Fault, outcome
-from tests.tried import PLANTED
+from tests.support.tried import PLANTED
 
 FAULTS = [*SUM_FAULTS, *GPU_FAULTS, *SAMPLE_FAULTS, *NOISE_FAULTS, *RELEASE_FAULTS, *LEDGER_FAULTS]
 CHECKS = list({str(fault.check): fault.check for fault in FAULTS}.values())

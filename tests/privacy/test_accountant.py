@@ -28,15 +28,15 @@ from curriculumdp.privacy.accountant import (
     epsilon_replace_one,
     rdp_curve,
 )
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from tests.privacy.losses_by_fft import epsilon_by_fft
 
 
-def dp_sgd(rate: float, sigma: float, count: int, name: str = "private") -> Release:
-    return Release(name, "subsampled_gaussian", rate, sigma, count)
+def dp_sgd(rate: float, sigma: float, count: int, name: str = "private") -> PrivacyEvent:
+    return PrivacyEvent(name, "subsampled_gaussian", rate, sigma, count)
 
 
-def central(sigma: float, rate: float, count: int) -> Release:
+def central(sigma: float, rate: float, count: int) -> PrivacyEvent:
     return dp_sgd(rate, sigma, count, "central")
 
 
@@ -47,7 +47,7 @@ RUNS = {
     "many queries": ([central(5, 0.1, 50), dp_sgd(1 / 15, 14.123, 2250)], 1e-5, 1.0),
     "rare queries": ([central(5, 0.0083, 50), dp_sgd(4096 / 60000, 12.004, 2197)], 1e-5, 1.0),
 }
-each_run = pytest.mark.parametrize(("releases", "delta", "known"), RUNS.values(), ids=RUNS.keys())
+each_run = pytest.mark.parametrize(("events", "delta", "known"), RUNS.values(), ids=RUNS.keys())
 
 small_runs = st.builds(
     dp_sgd,
@@ -59,48 +59,48 @@ small_runs = st.builds(
 
 @each_run
 def test_pld_gives_the_known_cost_of_the_papers_runs(
-    releases: list[Release], delta: float, known: float
+    events: list[PrivacyEvent], delta: float, known: float
 ) -> None:
-    assert epsilon(releases, delta) == pytest.approx(known, rel=5e-4)
+    assert epsilon(events, delta) == pytest.approx(known, rel=5e-4)
 
 
 @each_run
 def test_a_calculation_that_shares_no_code_agrees(
-    releases: list[Release], delta: float, known: float
+    events: list[PrivacyEvent], delta: float, known: float
 ) -> None:
-    parts = [(r.sample_rate, r.noise_multiplier, r.count) for r in releases]
-    assert epsilon(releases, delta) == pytest.approx(epsilon_by_fft(parts, delta, 8 + 4 * known), rel=1e-3)
+    parts = [(r.sample_rate, r.noise_multiplier, r.count) for r in events]
+    assert epsilon(events, delta) == pytest.approx(epsilon_by_fft(parts, delta, 8 + 4 * known), rel=1e-3)
 
 
 @each_run
-def test_opacus_prv_agrees_within_two_percent(releases: list[Release], delta: float, known: float) -> None:
-    low, estimate, high = epsilon_prv(releases, delta)
-    assert low <= epsilon(releases, delta) <= high
+def test_opacus_prv_agrees_within_two_percent(events: list[PrivacyEvent], delta: float, known: float) -> None:
+    low, estimate, high = epsilon_prv(events, delta)
+    assert low <= epsilon(events, delta) <= high
     assert estimate == pytest.approx(known, rel=0.02)
     assert high - low < max(0.03, 0.005 * known)
 
 
 @each_run
 def test_the_two_rdp_accountants_agree_and_are_looser(
-    releases: list[Release], delta: float, known: float
+    events: list[PrivacyEvent], delta: float, known: float
 ) -> None:
-    assert epsilon_rdp(releases, delta) == pytest.approx(epsilon_opacus_rdp(releases, delta), rel=0.01)
-    assert known < epsilon_rdp(releases, delta) < 1.2 * known
+    assert epsilon_rdp(events, delta) == pytest.approx(epsilon_opacus_rdp(events, delta), rel=0.01)
+    assert known < epsilon_rdp(events, delta) < 1.2 * known
 
 
 @pytest.mark.parametrize(
-    ("release", "delta", "by_rdp"),
+    ("event", "delta", "by_rdp"),
     [
         (central(5, 0.1, 5), 1e-5, 0.188),
         (central(10, 0.0657, 250), 1e-6, 0.455),
         (central(10, 0.04, 250), 1e-6, 0.270),
     ],
 )
-def test_the_central_stage_of_the_papers_runs_costs_what_is_known(
-    release: Release, delta: float, by_rdp: float
+def test_the_central_phase_of_the_papers_runs_costs_what_is_known(
+    event: PrivacyEvent, delta: float, by_rdp: float
 ) -> None:
-    assert epsilon_rdp([release], delta) == pytest.approx(by_rdp, abs=6e-4)
-    assert 0.5 * by_rdp < epsilon([release], delta) < by_rdp
+    assert epsilon_rdp([event], delta) == pytest.approx(by_rdp, abs=6e-4)
+    assert 0.5 * by_rdp < epsilon([event], delta) < by_rdp
 
 
 def test_the_moments_accountant_of_abadi_et_al_is_reproduced() -> None:
@@ -116,23 +116,21 @@ def test_the_moments_accountant_of_abadi_et_al_is_reproduced() -> None:
 def test_without_sampling_the_exact_gaussian_curve_holds(sigma: float) -> None:
     # Balle and Wang 2018, theorem 8: δ(ε) = Φ(1/2s − εs) − e^ε Φ(−1/2s − εs), for s = σ/√count.
     spread = sigma / math.sqrt(7)
-    found = epsilon([Release("central", "gaussian", 1.0, sigma, 7)], 1e-5)
+    found = epsilon([PrivacyEvent("central", "gaussian", 1.0, sigma, 7)], 1e-5)
     exact = ndtr(0.5 / spread - found * spread) - math.exp(found) * ndtr(-0.5 / spread - found * spread)
     assert exact == pytest.approx(1e-5, rel=1e-3)
     assert exact <= 1e-5
 
 
 def test_zero_out_costs_what_add_or_remove_does_and_replace_one_about_twice() -> None:
-    for (releases, delta, known), twice in zip(list(RUNS.values())[:2], (2.1, 21), strict=True):
+    for (events, delta, known), twice in zip(list(RUNS.values())[:2], (2.1, 21), strict=True):
         zero_out = PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
-        for release in releases:
-            gaussian = dp_accounting.GaussianDpEvent(release.noise_multiplier)
-            zero_out.compose(
-                dp_accounting.PoissonSampledDpEvent(release.sample_rate, gaussian), release.count
-            )
-        assert zero_out.get_epsilon(delta) == pytest.approx(epsilon(releases, delta), rel=1e-6)
-        assert epsilon_replace_one(releases, delta) == pytest.approx(twice, rel=0.03)
-        assert epsilon_replace_one(releases, delta) > known
+        for event in events:
+            gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+            zero_out.compose(dp_accounting.PoissonSampledDpEvent(event.sample_rate, gaussian), event.count)
+        assert zero_out.get_epsilon(delta) == pytest.approx(epsilon(events, delta), rel=1e-6)
+        assert epsilon_replace_one(events, delta) == pytest.approx(twice, rel=0.03)
+        assert epsilon_replace_one(events, delta) > known
 
 
 def test_both_directions_of_adjacency_count() -> None:
@@ -153,7 +151,7 @@ def test_nothing_released_costs_nothing() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(run=small_runs, other=small_runs)
-def test_pld_never_passes_rdp_and_composition_has_no_order(run: Release, other: Release) -> None:
+def test_pld_never_passes_rdp_and_composition_has_no_order(run: PrivacyEvent, other: PrivacyEvent) -> None:
     together = epsilon([run, other], 1e-5)
     assert together <= epsilon_rdp([run, other], 1e-5) + 1e-9
     assert together == pytest.approx(epsilon([other, run], 1e-5), rel=1e-6, abs=1e-9)
@@ -163,7 +161,7 @@ def test_pld_never_passes_rdp_and_composition_has_no_order(run: Release, other: 
 
 @settings(max_examples=8, deadline=None)
 @given(run=small_runs, more=st.floats(1.01, 3.0))
-def test_more_noise_costs_less_and_more_of_anything_else_costs_more(run: Release, more: float) -> None:
+def test_more_noise_costs_less_and_more_of_anything_else_costs_more(run: PrivacyEvent, more: float) -> None:
     cost, slack = epsilon([run], 1e-5), 1e-9
     assert epsilon([replace(run, noise_multiplier=run.noise_multiplier * more)], 1e-5) <= cost + slack
     assert epsilon([replace(run, count=run.count + 1)], 1e-5) >= cost - slack
@@ -173,7 +171,7 @@ def test_more_noise_costs_less_and_more_of_anything_else_costs_more(run: Release
 
 @settings(max_examples=8, deadline=None)
 @given(run=small_runs, share=st.floats(0, 1))
-def test_a_release_in_two_entries_costs_what_it_does_in_one(run: Release, share: float) -> None:
+def test_a_release_in_two_entries_costs_what_it_does_in_one(run: PrivacyEvent, share: float) -> None:
     first = round(share * run.count)
     split = [replace(run, count=first), replace(run, count=run.count - first)]
     assert epsilon(split, 1e-5) == pytest.approx(epsilon([run], 1e-5), rel=1e-5, abs=1e-8)
@@ -192,19 +190,19 @@ def test_a_path_gives_the_cost_of_each_prefix() -> None:
     "method", [epsilon, epsilon_rdp, epsilon_opacus_rdp, epsilon_prv, epsilon_replace_one]
 )
 def test_a_delta_that_libraries_answer_wrongly_is_refused_in_one_line(
-    method: Callable[[list[Release], float], object], delta: float
+    method: Callable[[list[PrivacyEvent], float], object], delta: float
 ) -> None:
     with pytest.raises(AccountingError, match="δ is") as refusal:
         method([dp_sgd(0.1, 5.0, 5)], delta)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("releases", [[dp_sgd(1.0, 0.1, 10**6)], [dp_sgd(0.5, 0.5, 10**5)] * 3])
-def test_hopeless_runs_are_refused_at_once(releases: list[Release]) -> None:
+@pytest.mark.parametrize("events", [[dp_sgd(1.0, 0.1, 10**6)], [dp_sgd(0.5, 0.5, 10**5)] * 3])
+def test_hopeless_runs_are_refused_at_once(events: list[PrivacyEvent]) -> None:
     for method in (epsilon, epsilon_prv, epsilon_replace_one):
         began = time.process_time()
         with pytest.raises(AccountingError, match="ε = 300"):
-            method(releases, 1e-5)
+            method(events, 1e-5)
         assert time.process_time() - began < 10
 
 
@@ -217,9 +215,9 @@ def test_accounting_needs_no_torch() -> None:
         "import sys\n"
         "from curriculumdp.privacy.calibrate import solve_noise_multiplier\n"
         "from curriculumdp.privacy.accountant import epsilon\n"
-        "from curriculumdp.privacy.release import Release\n"
-        "print(epsilon([Release('central', 'gaussian', 1.0, 5.0, 1)], 1e-5))\n"
-        "assert not {'torch', 'opacus', 'curriculumdp.config'} & set(sys.modules)\n"
+        "from curriculumdp.privacy.event import PrivacyEvent\n"
+        "print(epsilon([PrivacyEvent('central', 'gaussian', 1.0, 5.0, 1)], 1e-5))\n"
+        "assert not {'torch', 'opacus', 'curriculumdp.config.config'} & set(sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from curriculumdp.certificate import CertificateError, CertifiedRelease, Guarantee, PublicFacts, account
 from curriculumdp.privacy.accountant import (
     DISCRETISATION,
     MAX_EPSILON_RDP,
@@ -26,22 +25,29 @@ from curriculumdp.privacy.accountant import (
     rdp_curve,
 )
 from curriculumdp.privacy.calibrate import MAX_BUDGET, solve_noise_multiplier
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import PrivacyEvent
+from curriculumdp.release.certificate import (
+    CertificateError,
+    CertifiedEvent,
+    Guarantee,
+    PublicFacts,
+    account,
+)
 from tests.privacy.losses_by_fft import epsilon_by_fft
 
 DELTA = 1e-5
 RATES = (1e-4, 1e-3, 0.01, 0.1, 0.5, 1.0)
 MULTIPLIERS = (0.3, 0.6, 1.0, 2.0, 5.0, 12.0, 50.0)
 STEPS = (1, 10, 100, 1000, 10_000, 100_000)
-CENTRAL = Release("central", "subsampled_gaussian", 0.1, 5.0, 5)
+CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 5.0, 5)
 
 
-def dp_sgd(rate: float, sigma: float, steps: int) -> Release:
-    return Release("private", "subsampled_gaussian", rate, sigma, steps)
+def dp_sgd(rate: float, sigma: float, steps: int) -> PrivacyEvent:
+    return PrivacyEvent("private", "subsampled_gaussian", rate, sigma, steps)
 
 
-def runs() -> list[list[Release]]:
-    """Every run of the grid, every second one with a central stage before it."""
+def runs() -> list[list[PrivacyEvent]]:
+    """Every run of the grid, every second one with a central phase before it."""
     cells = itertools.product(enumerate(RATES), enumerate(MULTIPLIERS), enumerate(STEPS))
     return [
         [CENTRAL, dp_sgd(rate, sigma, steps)] if (i + j + k) % 2 else [dp_sgd(rate, sigma, steps)]
@@ -49,13 +55,13 @@ def runs() -> list[list[Release]]:
     ]
 
 
-def name_of(run: list[Release]) -> str:
+def name_of(run: list[PrivacyEvent]) -> str:
     last = run[-1]
     before = "central+" if len(run) > 1 else ""
     return f"{before}{last.sample_rate:g}-{last.noise_multiplier:g}-{last.count}"
 
 
-def agrees(run: list[Release]) -> None:
+def agrees(run: list[PrivacyEvent]) -> None:
     """Both libraries say the same of a run, or both that it protects nobody."""
     above = epsilon_opacus_rdp(run, DELTA)
     if epsilon_rdp(run, DELTA) > MAX_EPSILON_RDP:
@@ -66,19 +72,19 @@ def agrees(run: list[Release]) -> None:
         return
     ours, (low, estimate, high) = epsilon(run, DELTA), epsilon_prv(run, DELTA)
     # Losses are rounded up to the grid so that their mean stays: what is left of it adds up like a random walk.
-    grid = DISCRETISATION * math.sqrt(sum(release.count for release in run))
+    grid = DISCRETISATION * math.sqrt(sum(event.count for event in run))
     assert low <= ours
     assert ours <= min(high, above) + grid
     if estimate > 0.05 and grid < 0.02 * estimate:
         assert ours == pytest.approx(estimate, rel=0.02, abs=0.011)
 
 
-# Corners and a diagonal: cheap, expensive, refused, weaker than the grid's step, with and without a first stage.
+# Corners and a diagonal: cheap, expensive, refused, weaker than the grid's step, with and without a first phase.
 QUICK = [run for number, run in enumerate(runs()) if number % 23 == 7]
 
 
 @pytest.mark.parametrize("run", QUICK, ids=map(name_of, QUICK))
-def test_two_libraries_agree_on_a_run(run: list[Release]) -> None:
+def test_two_libraries_agree_on_a_run(run: list[PrivacyEvent]) -> None:
     agrees(run)
 
 
@@ -115,7 +121,7 @@ def test_an_interval_that_rounding_has_moved_is_not_taken_for_proof(delta: float
     rate, sigma = 0.38500255443157483, 2.092203371814163
     step = dp_sgd(rate, sigma, 1)
     assert exact_delta(rate, sigma, epsilon([step], delta)) <= delta
-    with pytest.raises(AccountingError, match="PRV is exact enough from 1e-08 on") as refusal:
+    with pytest.raises(AccountingError, match="PRV is accurate only from 1e-08 up") as refusal:
         epsilon_prv([step], delta)
     assert "\n" not in str(refusal.value)
 
@@ -127,14 +133,14 @@ def test_a_run_that_only_the_first_library_can_account_for_is_still_certified() 
     promise = guarantee(2.0, delta, sigma)
     found = account(promise)
     assert found.opacus_prv is None
-    assert found.epsilon_of_releases <= 2.0 < found.opacus_rdp
+    assert found.epsilon_of_events <= 2.0 < found.opacus_rdp
     with pytest.raises(CertificateError, match="by PLD"):
         account(guarantee(1.99, delta, sigma))
 
 
 def guarantee(promised: float, delta: float, sigma: float) -> Guarantee:
     rows = [
-        CertifiedRelease(
+        CertifiedEvent(
             name=r.name,
             mechanism=r.mechanism,
             sample_rate=r.sample_rate,
@@ -149,7 +155,7 @@ def guarantee(promised: float, delta: float, sigma: float) -> Guarantee:
         delta=delta,
         unit="one image",
         public=PublicFacts(units=100, classes=2, image_shape=(1, 8, 8)),
-        releases=tuple(rows),
+        events=tuple(rows),
         stopped="planned",
         private_metrics_shown=False,
     )
@@ -186,7 +192,7 @@ def test_what_the_papers_runs_truly_cost_at_the_noise_that_rdp_asked_for(
 ) -> None:
     sigma, query_rate, queries = central
     run = [
-        Release("central", "subsampled_gaussian", query_rate, sigma, queries),
+        PrivacyEvent("central", "subsampled_gaussian", query_rate, sigma, queries),
         dp_sgd(rate, by_rdp, steps),
     ]
     assert epsilon(run, DELTA) == pytest.approx(true, rel=1e-3)
@@ -230,13 +236,13 @@ def test_solved_noise_falls_with_the_budget_and_rises_with_all_else(
     ),
     order=st.randoms(use_true_random=False),
 )
-def test_many_stages_cost_the_same_in_any_order_and_never_more_than_apart(
+def test_many_phases_cost_the_same_in_any_order_and_never_more_than_apart(
     parts: list[tuple[float, float, int]], order: object
 ) -> None:
-    stages = [Release(f"stage{i}", "subsampled_gaussian", *part) for i, part in enumerate(parts)]
-    together = epsilon(stages, DELTA)
-    order.shuffle(stages)  # type: ignore[attr-defined]
-    assert epsilon(stages, DELTA) == pytest.approx(together, rel=1e-6, abs=1e-8)
-    assert together <= sum(epsilon([stage], DELTA / len(stages)) for stage in stages) + 1e-9
-    assert together >= max(epsilon([stage], DELTA) for stage in stages) - 1e-9
-    assert epsilon(stages[:-1], DELTA) <= together + 1e-9
+    phases = [PrivacyEvent(f"phase{i}", "subsampled_gaussian", *part) for i, part in enumerate(parts)]
+    together = epsilon(phases, DELTA)
+    order.shuffle(phases)  # type: ignore[attr-defined]
+    assert epsilon(phases, DELTA) == pytest.approx(together, rel=1e-6, abs=1e-8)
+    assert together <= sum(epsilon([phase], DELTA / len(phases)) for phase in phases) + 1e-9
+    assert together >= max(epsilon([phase], DELTA) for phase in phases) - 1e-9
+    assert epsilon(phases[:-1], DELTA) <= together + 1e-9

@@ -1,4 +1,4 @@
-"""Calibration gives the least noise that keeps the whole run, central stage included, within the budget."""
+"""Calibration gives the least noise that keeps the whole run, central phase included, within the budget."""
 
 import math
 
@@ -9,18 +9,17 @@ from hypothesis import strategies as st
 from curriculumdp.privacy.accountant import AccountingError, epsilon
 from curriculumdp.privacy.calibrate import (
     BudgetTooSmall,
-    most_steps,
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import PrivacyEvent
 
 
-def dp_sgd(rate: float, sigma: float, count: int, name: str = "private") -> Release:
-    return Release(name, "subsampled_gaussian", rate, sigma, count)
+def dp_sgd(rate: float, sigma: float, count: int, name: str = "private") -> PrivacyEvent:
+    return PrivacyEvent(name, "subsampled_gaussian", rate, sigma, count)
 
 
-def central(sigma: float, rate: float, count: int) -> list[Release]:
+def central(sigma: float, rate: float, count: int) -> list[PrivacyEvent]:
     return [dp_sgd(rate, sigma, count, "central")]
 
 
@@ -37,7 +36,7 @@ KNOWN = [
 
 @pytest.mark.parametrize(("fixed", "rate", "steps", "budget", "by_pld", "by_rdp"), KNOWN)
 def test_the_noise_of_the_papers_runs_is_the_known_one(
-    fixed: list[Release], rate: float, steps: int, budget: float, by_pld: float, by_rdp: float
+    fixed: list[PrivacyEvent], rate: float, steps: int, budget: float, by_pld: float, by_rdp: float
 ) -> None:
     found = solve_noise_multiplier(fixed, rate, steps, budget, 1e-5)
     assert found == pytest.approx(by_pld, rel=3e-4)
@@ -46,7 +45,7 @@ def test_the_noise_of_the_papers_runs_is_the_known_one(
     assert epsilon([*fixed, dp_sgd(rate, 0.999 * found, steps)], 1e-5) > budget
 
 
-def test_the_central_stage_raises_the_noise_by_what_it_costs() -> None:
+def test_the_central_phase_raises_the_noise_by_what_it_costs() -> None:
     alone = solve_noise_multiplier([], 1 / 15, 2250, 1, 1e-5)
     for fixed, price in ((central(5, 0.1, 5), 1.015), (central(5, 0.1, 50), 1.19)):
         with_it = solve_noise_multiplier(fixed, 1 / 15, 2250, 1, 1e-5)
@@ -109,8 +108,6 @@ def test_a_budget_that_is_no_budget_is_refused(budget: float) -> None:
     for ask in (solve_noise_multiplier, solve_noise_multiplier_rdp):
         with pytest.raises(AccountingError, match="budget ε is"):
             ask([], 0.1, 10, budget, 1e-5)
-    with pytest.raises(AccountingError, match="budget ε is"):
-        most_steps([], dp_sgd(0.1, 2, 0), budget, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -127,21 +124,3 @@ def test_parameters_out_of_range_are_refused_by_name(
 ) -> None:
     with pytest.raises(AccountingError, match=named):
         solve_noise_multiplier([], rate, steps, 1.0, delta)
-
-
-def test_the_most_steps_are_those_that_the_noise_was_solved_for() -> None:
-    fixed, steps = central(5, 0.1, 5), 400
-    release = dp_sgd(1 / 15, solve_noise_multiplier(fixed, 1 / 15, steps, 2, 1e-5), 0)
-    assert most_steps(fixed, release, 2, 1e-5) == steps
-    assert most_steps([], release, 2, 1e-5) > steps
-
-
-def test_no_step_fits_a_budget_that_is_too_small_and_a_spent_one_is_refused() -> None:
-    fixed, spent = central(5, 0.1, 5), epsilon(central(5, 0.1, 5), 1e-5)
-    assert most_steps(fixed, dp_sgd(0.5, 1.0, 7), spent + 0.01, 1e-5) == 0
-    with pytest.raises(BudgetTooSmall, match="central alone costs"):
-        most_steps(fixed, dp_sgd(0.5, 1.0, 7), spent - 0.01, 1e-5)
-
-
-def test_a_budget_for_more_steps_than_can_be_counted_gives_the_last_that_can() -> None:
-    assert most_steps([], dp_sgd(1e-4, 1000.0, 0), 50, 1e-5) == 10**6

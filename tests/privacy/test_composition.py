@@ -20,16 +20,16 @@ from curriculumdp.privacy.accountant import (
     epsilon_replace_one,
     losses,
 )
-from curriculumdp.privacy.calibrate import most_steps, solve_noise_multiplier
+from curriculumdp.privacy.calibrate import solve_noise_multiplier
 from curriculumdp.privacy.composition import Direction, Part, convolved
-from curriculumdp.privacy.release import Release
+from curriculumdp.privacy.event import PrivacyEvent
 from tests.privacy.epsilon_by_contour import REPLACE, Contour, Uses, delta_by_contour, epsilon_by_contour
 
 LONG = [((0.02, 4.790737539, 400_000), 20.047), ((0.02, 6.153008858, 200_000), 10.0037)]
 
 
-def released(parts: Sequence[Uses]) -> list[Release]:
-    return [Release(f"stage{i}", "subsampled_gaussian", *part) for i, part in enumerate(parts)]
+def released(parts: Sequence[Uses]) -> list[PrivacyEvent]:
+    return [PrivacyEvent(f"phase{i}", "subsampled_gaussian", *part) for i, part in enumerate(parts)]
 
 
 def grids_share(parts: Sequence[Uses], delta: float) -> float:
@@ -65,7 +65,7 @@ def test_gaussians_cost_what_their_closed_form_says(count: int, sigma: float, de
 
     exact = brentq(over, 1e-3, 100, xtol=1e-13)
     assert epsilon_by_contour([(1.0, sigma, count)], delta) == pytest.approx(exact, rel=1e-6)
-    found = epsilon([Release("central", "gaussian", 1.0, sigma, count)], delta)
+    found = epsilon([PrivacyEvent("central", "gaussian", 1.0, sigma, count)], delta)
     assert exact * (1 - 1e-9) <= found <= exact * (1 + 1e-6)
 
 
@@ -109,13 +109,12 @@ def test_replacing_a_unit_and_every_prefix_are_certified_from_above() -> None:
     assert true <= half <= true * (1 + 1e-4)
 
 
-def test_solved_noise_and_solved_steps_keep_to_the_budget_where_untilted_convolutions_did_not() -> None:
+def test_solved_noise_keeps_to_the_budget_where_untilted_convolutions_did_not() -> None:
     sigma = solve_noise_multiplier([], 0.02, 400_000, 20.0, 1e-10)
     assert 19.99 < epsilon_by_contour([(0.02, sigma, 400_000)], 1e-10) <= 20.0
-    rare = Release("private", "subsampled_gaussian", 0.02, 6.0, 1)
-    steps = most_steps([], rare, 1.0, 1e-10)
+    steps = 2530  # the largest number at σ = 6
     true = [epsilon_by_contour([(0.02, 6.0, count)], 1e-10) for count in (steps, steps + 2)]
-    assert true[0] <= 1.0 < true[1] + 1e-4
+    assert true[0] <= epsilon(released([(0.02, 6.0, steps)]), 1e-10) <= 1.0 < true[1] + 1e-4
 
 
 @pytest.mark.parametrize("part", [LONG[0][0], (0.5, 1000.0, 10**6)])
@@ -143,7 +142,7 @@ def test_what_rounding_adds_is_next_to_nothing_at_the_slope_that_is_used() -> No
 
 
 def test_a_convolutions_rounding_is_counted_once_for_each_use() -> None:
-    """A transform of 2¹⁶ cells has 16 stages of 8 units, and a power adds 16; no spectrum is smaller than 1."""
+    """A transform of 2¹⁶ cells has 16 phases of 8 units, and a power adds 16; no spectrum is smaller than 1."""
     (one,) = losses(*released([(0.02, 6.0, 1)])).parts[0]
     share, _ = one.tilted(2.0)
     for uses in (4000, 400_000):
@@ -174,3 +173,14 @@ def test_mass_that_a_narrow_window_would_lose_or_fold_is_counted() -> None:
         sums = [(-10 * uses + 5000 * k) * 1e-4 for k in range(uses + 1)]
         exact = sum(w * -math.expm1(at - s) for w, s in zip(weights, sums, strict=True) if s > at)
         assert exact * (1 - 1e-12) <= found.delta(at) <= exact * (1 + 1e-5)
+
+
+def test_an_infinite_loss_counts_where_the_finite_ones_cost_nothing() -> None:
+    for part, delta in (
+        (Part(9e-6, 1, np.array([1 - 0.9e-5]), 0.9e-5, 1), 1e-5),
+        (Part(0.2, 1, np.array([0.7]), 0.3, 1), 0.35),
+    ):
+        direction = Direction([part])
+        found = direction.epsilon(delta)
+        assert found > 0
+        assert direction.delta(found) <= delta * (1 + 1e-9)

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from curriculumdp.privacy.randomness import RunSecret, keystream
 from curriculumdp.privacy.sampling import microbatches, poisson_rows
+from curriculumdp.privacy.secret import RunSecret
+from curriculumdp.privacy.streams import keystream
 
 SECRET = RunSecret.from_bytes(bytes(range(7, 39)))
 UNITS, STEPS, RATE = 400, 5000, 0.1

@@ -1,6 +1,6 @@
 """P2 by statistics: what the real path adds to a sum is Gaussian to its farthest tail, and independent of all else.
 
-The noise comes from `Run.release_sum` on sums of zeros: ledger entry, key, ChaCha20, Box-Muller, grid.
+The noise comes from `Run.noisy_sum` on sums of zeros: ledger entry, key, ChaCha20, Box-Muller, grid.
 """
 
 import itertools
@@ -15,30 +15,25 @@ import torch
 from scipy.stats import kstest, norm
 from scipy.stats import t as student
 
-from curriculumdp.curriculum.phase import Run
 from curriculumdp.curriculum.plan import Plan
+from curriculumdp.curriculum.run import Run
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy import randomness
-from curriculumdp.privacy.ledger import Ledger
-from curriculumdp.privacy.noise import GRID, add_noise
-from curriculumdp.privacy.randomness import RunSecret, gaussian
-from curriculumdp.privacy.release import Release
+from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.privacy import streams
+from curriculumdp.privacy.event import PrivacyEvent
+from curriculumdp.privacy.grid_noise import GRID, add_noise
+from curriculumdp.privacy.secret import RunSecret
+from curriculumdp.privacy.streams import gaussian
 from curriculumdp.world import one_process
-from tests.curriculum.runs import NONCE, tiny
-from tests.statistics.levels import (
-    LEVEL,
-    Floats,
-    binomial_p,
-    farthest_normal,
-    largest_correlation,
-)
+from tests.support.levels import LEVEL, Floats, binomial_p, farthest_normal, largest_correlation
+from tests.support.runs import NONCE, tiny
 
 PARAMETERS = 2**17
-CENTRAL = Release("central", "subsampled_gaussian", 0.1, 6.0, 10)
-PRIVATE = Release("private", "subsampled_gaussian", 0.02, 1.7, 10)
+CENTRAL = PrivacyEvent("central", "subsampled_gaussian", 0.1, 6.0, 10)
+PRIVATE = PrivacyEvent("private", "subsampled_gaussian", 0.02, 1.7, 10)
 SECRET = bytes(range(100, 132))
 # What a radius word of 0 comes to, the farthest normal of all.
-FARTHEST = math.sqrt(2 * 65 * math.log(2))
+MAX_NORMAL = math.sqrt(2 * 65 * math.log(2))
 
 Noises = dict[tuple[int, str, int], Floats]
 
@@ -47,7 +42,7 @@ def zero_sums(folder: Path, parameters: int) -> Noises:
     """The noise, in units of its σ, of each (incarnation, phase, step) of a run whose sums are all zero."""
     nobody = ImageSet(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
     secret = RunSecret.from_bytes(SECRET)
-    plan = {"releases": [asdict(CENTRAL), asdict(PRIVATE)]}
+    plan = {"events": [asdict(CENTRAL), asdict(PRIVATE)]}
     ledger = Ledger.create(folder, secret, plan, list(nobody.content_arrays().values()))
     run = Run(
         config=tiny(folder),
@@ -63,9 +58,9 @@ def zero_sums(folder: Path, parameters: int) -> Noises:
             run.begin_incarnation({"threads": 1}, "a replayed sum differs")
         else:
             run.begin({"threads": 1}, NONCE)
-        for release, step in itertools.product((CENTRAL, PRIVATE), range(4)):
-            noisy = run.release_sum(release, step, 0.7, torch.zeros(parameters, dtype=torch.int64))
-            found[incarnation, release.name, step] = noisy.numpy() / (release.noise_multiplier * GRID)
+        for event, step in itertools.product((CENTRAL, PRIVATE), range(4)):
+            noisy = run.noisy_sum(event, step, 0.7, torch.zeros(parameters, dtype=torch.int64))
+            found[incarnation, event.name, step] = noisy.numpy() / (event.noise_multiplier * GRID)
     ledger.close()
     return found
 
@@ -158,7 +153,7 @@ def of_words(monkeypatch: pytest.MonkeyPatch, pairs: list[tuple[int, int]]) -> F
     """The first normal of each (radius word, angle word), by the real function on chosen keystream words."""
     words = np.array(pairs, dtype=np.uint64).reshape(-1)
     with monkeypatch.context() as patched:
-        patched.setattr(randomness, "keystream", lambda _, count, first: words[first * 8 :][:count])
+        patched.setattr(streams, "keystream", lambda _, count, first: words[first * 8 :][:count])
         return gaussian(bytes(32), len(words))[0::2]
 
 
@@ -189,12 +184,12 @@ def test_a_normals_own_tail_is_right_where_its_words_can_be_counted(
 
 def test_the_farthest_normals_are_reached_in_every_direction(monkeypatch: pytest.MonkeyPatch) -> None:
     quarter = 2**62
-    assert of_words(monkeypatch, [(0, 0)])[0] == pytest.approx(FARTHEST, rel=1e-15)
-    assert of_words(monkeypatch, [(0, 2 * quarter)])[0] == pytest.approx(-FARTHEST, rel=1e-15)
+    assert of_words(monkeypatch, [(0, 0)])[0] == pytest.approx(MAX_NORMAL, rel=1e-15)
+    assert of_words(monkeypatch, [(0, 2 * quarter)])[0] == pytest.approx(-MAX_NORMAL, rel=1e-15)
     for side, angle in ((1, quarter), (-1, 3 * quarter)):
         words = np.array([0, angle], dtype=np.uint64)
-        monkeypatch.setattr(randomness, "keystream", lambda *_, w=words: w)
-        assert gaussian(bytes(32), 2)[1] == pytest.approx(side * FARTHEST, rel=1e-15)
+        monkeypatch.setattr(streams, "keystream", lambda *_, w=words: w)
+        assert gaussian(bytes(32), 2)[1] == pytest.approx(side * MAX_NORMAL, rel=1e-15)
 
 
 @pytest.mark.parametrize("distance", [6.0, 7.0, 8.0, 9.0, 9.4])
@@ -204,7 +199,7 @@ def test_a_tail_of_chosen_words_arrives_in_the_sum_whole(
 ) -> None:
     word = max(0, round(math.exp(-(distance**2) / 2) * 2.0**64) - 1)
     words = np.array([word, 0], dtype=np.uint64)
-    monkeypatch.setattr(randomness, "keystream", lambda *_: words)
+    monkeypatch.setattr(streams, "keystream", lambda *_: words)
     total = torch.tensor([123, -456])
     moved = add_noise(total, sigma, bytes(32)) - total
     assert moved[0].item() / GRID >= distance * sigma
@@ -215,7 +210,7 @@ def test_a_tail_of_chosen_words_arrives_in_the_sum_whole(
 
 
 def test_noise_of_other_phases_steps_and_incarnations_is_uncorrelated_at_every_shift(noises: Noises) -> None:
-    """Pairs of releases, over all 2¹⁷ shifts: a keystream used twice shows wherever its second use begins."""
+    """Pairs of events, over all 2¹⁷ shifts: a keystream used twice shows wherever its second use begins."""
     pairs = list(itertools.combinations(noises.values(), 2))
     most = max(largest_correlation(one, other) for one, other in pairs)
     assert most < farthest_normal(len(pairs) * PARAMETERS)

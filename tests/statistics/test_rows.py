@@ -8,14 +8,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom, chi2, geom
 
-from curriculumdp.curriculum.phase import Run
 from curriculumdp.curriculum.plan import Plan
+from curriculumdp.curriculum.run import Run
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.randomness import RunSecret
 from curriculumdp.privacy.sampling import poisson_rows
+from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import one_process
-from tests.curriculum.runs import tiny
-from tests.statistics.levels import LEVEL, binomial_p, chi_square_p
+from tests.support.levels import LEVEL, binomial_p, chi_square_p
+from tests.support.runs import tiny
 
 UNITS, STEPS, RATE = 500, 6000, 0.08
 Table = NDArray[np.bool_]

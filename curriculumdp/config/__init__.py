@@ -1,0 +1,1 @@
+"""A run's options, their validation, and the file they are read from."""

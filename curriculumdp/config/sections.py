@@ -1,0 +1,322 @@
+"""Every option of a run, as frozen pydantic models; an error is one line that names the option and the fix.
+
+A config file describes one complete run. Each option states how resume treats a change of it: *neutral* (changes
+nothing that is released), *fresh* (a new incarnation of the keys, design D1) or, by default, *refused*. Everything
+here is public. Imports neither torch nor numpy: `launch/plan.py` runs without them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from curriculumdp.phases import PHASE_NAMES, PhaseName
+from curriculumdp.printable import require_line
+from curriculumdp.privacy.event import CLIP_NORMS, MAX_CERTIFIED_CLIP_NORM
+from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
+
+NEUTRAL: dict[str, Any] = {"resume": "neutral"}
+
+
+FRESH: dict[str, Any] = {"resume": "fresh"}
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # YAML reads yes and on as true, which pydantic would take for 1
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number)]
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+
+
+Count = Annotated[Int, Field(ge=1)]
+
+
+Positive = Annotated[Float, Field(gt=0)]
+
+
+NotNegative = Annotated[Float, Field(ge=0)]
+
+
+Rate = Annotated[Float, Field(gt=0, le=1)]
+
+
+Share = Annotated[Float, Field(ge=0, lt=1)]
+
+
+# What the clipped sums can carry and a certificate can state: a value outside would fail after it was paid for.
+CentralClipNorm = Annotated[Float, Field(ge=CLIP_NORMS[0], le=min(CLIP_NORMS[1], MAX_CERTIFIED_CLIP_NORM))]
+
+
+PrivateClipNorm = Annotated[Float, Field(ge=MIN_CLIP_NORM, le=min(MAX_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
+
+
+# The same pattern as in `dataset_ledger.state_folder`, where it names a folder.
+DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+Line = Annotated[str, Field(min_length=1), AfterValidator(require_line)]
+
+
+class Section(BaseModel):
+    """A section of the config: frozen; unknown keys, NaN and infinity are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class DataConfig(Section):
+    """The sensitive set. Its declared shape and counts are public, and the data must match them exactly."""
+
+    source: Literal["digits", "idx", "npz", "image_folder"] = Field(
+        description="reader: digits (scikit-learn's), idx (MNIST's format), npz or image_folder"
+    )
+    path: str | None = Field(
+        default=None, description="folder (idx, image_folder) or file (npz)", json_schema_extra=NEUTRAL
+    )
+    csv: str | None = Field(
+        default=None,
+        description="CSV file that lists image_folder's images, with the columns path,label[,unit]",
+        json_schema_extra=NEUTRAL,
+    )
+    roster: str | None = Field(
+        default=None,
+        description="public file of all unit ids, one per line: line i is unit i",
+        json_schema_extra=NEUTRAL,
+    )
+    units: Count = Field(description="number of units: people, or images where no units are given")
+    unit: Annotated[Line, Field(max_length=200)] = Field(
+        "one image",
+        description="what a unit is, as the certificate states it, e.g. 'all images of one patient'",
+    )
+    classes: Count = Field(description="number of classes; labels are 0..classes-1")
+    channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB")
+    size: Annotated[Int, Field(ge=4, le=1024)] = Field(
+        description="height and width of the model's images, in pixels"
+    )
+    class_counts: tuple[Annotated[Int, Field(ge=0, le=10**12)], ...] | None = Field(
+        default=None, description="units per class; give them only if they are public"
+    )
+    window: tuple[Float, Float] | None = Field(
+        default=None, description="[low, high]: 16-bit values that become black and white"
+    )
+    name: DataName | None = Field(
+        default=None, description="name of the data set, whose own ledger composes all runs on it"
+    )
+    ledger: str | None = Field(
+        default=None,
+        description="absolute path of that ledger's folder (default: the user's state folder)",
+        json_schema_extra=NEUTRAL,
+    )
+    budget: Annotated[Float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="max ε of all runs on the named data set together; launch/budget.py creates its ledger",
+    )
+
+
+class PrivacyConfig(Section):
+    """The budget of the whole run, all phases together."""
+
+    epsilon: Positive = Field(description="the budget ε of the whole run, central queries included")
+    delta: Annotated[Float, Field(gt=0, lt=1)] = Field(description="δ of the whole run, well below 1/units")
+
+
+class ModelConfig(Section):
+    """The U-Net."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        description="channels of each level, finest first"
+    )
+    blocks: Annotated[Int, Field(ge=1, le=64)] = Field(default=2, description="residual blocks per level")
+    attention: tuple[Count, ...] = Field(
+        default=(), description="resolutions, in pixels, of the levels with self-attention"
+    )
+    groups: Count | None = Field(
+        default=None, description="number of groups of every GroupNorm (default: narrowest level / 4)"
+    )
+
+    @property
+    def norm_groups(self) -> int:
+        """Return the number of groups of every GroupNorm: `groups`, or EDM's default."""
+        return self.groups or max(1, min(self.channels) // 4)
+
+
+class CentralConfig(Section):
+    """The central phase: noisy aggregates of Poisson samples of units."""
+
+    statistic: Literal["mean", "mode"] = Field(
+        default="mean", description="mean of the images, or the most frequent bin of each pixel"
+    )
+    sample_rate: Rate = Field(description="probability that a unit is in a query, independent per query")
+    noise_multiplier: Positive = Field(description="noise standard deviation divided by the clip norm")
+    queries: Count = Field(description="number of queries; each gives one image per class")
+    size: Annotated[Int, Field(ge=1)] = Field(
+        description="height and width at which images are aggregated, in pixels"
+    )
+    clip_norm: CentralClipNorm | None = Field(
+        default=None, description="max L2 norm of a unit's vector (default: 0.5·√d for mean, √d for mode)"
+    )
+    bins: Annotated[Int, Field(ge=2, le=256)] = Field(default=16, description="bins of the mode's histogram")
+    count_weight: NotNegative = Field(
+        default=0.0,
+        description="weight of one noisy count per class in the mean's vector; 0: divide by public counts",
+    )
+    count_floor: Positive = Field(default=1.0, description="min denominator of a class's mean")
+    median: Count = Field(
+        default=3, description="width of the median filter after up-sampling: odd, 1 for none"
+    )
+
+
+class AugmentConfig(Section):
+    """Mild random augmentation of the central images."""
+
+    operations: Annotated[Int, Field(ge=1, le=7)] = Field(
+        default=2, description="operations applied to each image"
+    )
+    magnitude: Annotated[Int, Field(ge=0, le=30)] = Field(default=3, description="strength, from 0 to 30")
+
+
+class WarmupConfig(Section):
+    """The warm-up: training on the central images, which is post-processing and costs no privacy."""
+
+    steps: Count = Field(description="number of steps")
+    batch: Count = Field(default=64, description="images per step")
+    learning_rate: Positive = Field(description="Adam's learning rate")
+    label_dropout: Share = Field(default=0.1, description="fraction of labels replaced by the null class")
+    ema: Share = Field(default=0.999, description="decay of the moving average of the weights")
+    augment: AugmentConfig = Field(
+        default_factory=AugmentConfig, description="augmentation of the central images"
+    )
+
+
+class PrivateConfig(Section):
+    """The private phase: DP-SGD. Its noise multiplier is solved from the budget, never set."""
+
+    steps: Count = Field(description="number of steps")
+    sample_rate: Rate = Field(
+        description="probability that a unit is in a step; times data.units, the expected batch"
+    )
+    draws: Count = Field(description="noise multiplicity K: draws of image and noise level per unit and step")
+    clip_norm: PrivateClipNorm = Field(default=1.0, description="C: max L2 norm of a unit's gradient")
+    learning_rate: Positive = Field(description="Adam's learning rate")
+    decay: Annotated[Float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="fraction of the steps, at the end, over which the learning rate decays linearly to 0",
+    )
+    ema: Share = Field(
+        default=0.999, description="decay of the moving average of the weights, which is what is released"
+    )
+    p_mean: Float = Field(
+        default=-1.2, description="mean of ln σ of the diffusion noise (EDM), in the warm-up too"
+    )
+    p_std: Positive = Field(default=1.2, description="standard deviation of ln σ (EDM), in the warm-up too")
+    sigma_data: Positive = Field(default=3**-0.5, description="standard deviation of pixels in [-1, 1] (EDM)")
+    label_dropout: Share = Field(
+        default=0.0, description="fraction of draws whose label is replaced by the null class"
+    )
+
+
+class ComputeConfig(Section):
+    """How the work is done. Changing a fresh option means new keys on resume, and repeated steps are charged again."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where to train", json_schema_extra=FRESH
+    )
+    threads: Annotated[Int, Field(ge=1, le=1024)] = Field(
+        default=2, description="CPU threads of each process", json_schema_extra=FRESH
+    )
+    microbatch: Annotated[Int, Field(ge=1, le=MAX_UNITS)] = Field(
+        description="units per microbatch, whose gradients are computed at once", json_schema_extra=FRESH
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="fp32, or bf16 by autocast", json_schema_extra=FRESH
+    )
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        default="contiguous", description="memory layout of the images", json_schema_extra=FRESH
+    )
+    capture: bool = Field(
+        default=True,
+        description="on a GPU, replay each microbatch as one CUDA graph",
+        json_schema_extra=FRESH,
+    )
+    processes: Count | None = Field(
+        default=None,
+        description="number of processes that must have started (default: any number)",
+        json_schema_extra=NEUTRAL,
+    )
+
+
+class CheckpointConfig(Section):
+    """How often the state is saved, and how long it is kept."""
+
+    every: Count = Field(default=100, description="steps between checkpoints", json_schema_extra=NEUTRAL)
+    keep: Count = Field(
+        default=2, description="number of newest checkpoints to keep", json_schema_extra=NEUTRAL
+    )
+
+
+class LoggingConfig(Section):
+    """What is reported during training."""
+
+    tensorboard: bool = Field(
+        default=False, description="also write TensorBoard files", json_schema_extra=NEUTRAL
+    )
+    show_private_metrics: bool = Field(
+        default=False,
+        description="show losses on the console; the certificate then states it",
+        json_schema_extra=NEUTRAL,
+    )
+
+
+class SamplingConfig(Section):
+    """The sample grid of the release: post-processing."""
+
+    sampler: Literal["dpm", "heun", "euler", "churn"] = Field(
+        default="dpm",
+        description="EDM sampler; churn is Heun with fresh noise added at each step",
+        json_schema_extra=NEUTRAL,
+    )
+    steps: Annotated[Int, Field(ge=2, le=1000)] = Field(
+        default=18, description="sampling steps", json_schema_extra=NEUTRAL
+    )
+    per_class: Annotated[Int, Field(ge=1, le=1000)] = Field(
+        default=10, description="images per class in samples.png", json_schema_extra=NEUTRAL
+    )
+
+
+class Options(Section):
+    """All options of one run, not yet checked against each other."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        description="name of the run: letters, digits, dot, dash, underscore", json_schema_extra=NEUTRAL
+    )
+    run_dir: str = Field(
+        default="", description="the run's folder (default: runs/<name>)", json_schema_extra=NEUTRAL
+    )
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="seed of all that touches no sensitive row: initial weights, warm-up, sampling"
+    )
+    curriculum: tuple[PhaseName, ...] = Field(default=PHASE_NAMES, description="the phases, in order")
+    init_from: Line | None = Field(
+        default=None, description="folder of a PUBLIC diffusers model to start from"
+    )
+    data: DataConfig = Field(description="the sensitive set")
+    privacy: PrivacyConfig = Field(description="the budget")
+    model: ModelConfig = Field(description="the U-Net")
+    central: CentralConfig | None = Field(
+        default=None, description="queries for central images; null leaves the phase out"
+    )
+    warmup: WarmupConfig | None = Field(
+        default=None, description="training on the central images; null leaves the phase out"
+    )
+    private: PrivateConfig = Field(description="DP-SGD; the warm-up uses its noise levels too")
+    compute: ComputeConfig = Field(description="devices, threads, precision")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoints")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="logs")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="the sample grid")
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every option with its value, in JSON types."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""What may leave a run: the release folder, its certificate, and the code that checks them."""

@@ -1,0 +1,1 @@
+"""Runs as HTML pages and tables for people to read."""

@@ -1,0 +1,280 @@
+"""A report's public sections, made from the release folder and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+
+from curriculumdp.diffusion.pictures import GAP
+from curriculumdp.evaluation.labelled import EvaluationError
+from curriculumdp.evaluation.released import Released
+from curriculumdp.phases import title_of
+from curriculumdp.plots import curve_plot, png_bytes
+from curriculumdp.privacy.accountant import compose, epsilon_path, losses
+from curriculumdp.privacy.event import rounded_up
+from curriculumdp.release.certificate import CertifiedEvent, Guarantee, statement
+from curriculumdp.release.verify import CERTIFICATE, WEIGHTS, file_sha256
+from curriculumdp.report.page import Html, columns, facts, html, paragraph, picture, section, table, tag
+
+ALARMS = (0.001, 0.01, 0.1)  # false alarm rates
+MAX_STRIPS = 20  # with more classes, samples are shown as one picture
+PATH_POINTS = 6
+CURVE_POINTS = 60
+SMALL_PRINT = {
+    "adjacency": "adjacency",
+    "public": "treated as public",
+    "conditional_on": "conditional on",
+    "private_metrics": "private metrics",
+    "stopped": "how the run ended",
+    "scope": "covers",
+    "proof": "what can be checked",
+}
+
+
+def detection_bound(promised: Guarantee, alarms: Sequence[float]) -> list[float]:
+    """Return the highest detection rate of any test for a unit's presence, one for each false alarm rate α.
+
+    It is the minimum of e^ε·α + δ(ε) and 1 − e^−ε·(1 − δ(ε) − α) over points on the events' curve δ(ε) (Kairouz et
+    al. 2015, theorem 2.1), which is tighter than at the promised (ε, δ) alone. Takes seconds.
+    """
+    total = compose([losses(row.event) for row in promised.events])
+    epsilons = np.linspace(0.0, 2 * promised.epsilon, CURVE_POINTS)
+    deltas = np.array([total.get_delta_for_epsilon(epsilon) for epsilon in epsilons])
+    growth = np.exp(np.minimum(epsilons, 700.0))  # e^700 is close to the largest float
+    return [
+        float(np.minimum(growth * rate + deltas, 1 - (1 - deltas - rate) / growth).clip(0, 1).min())
+        for rate in alarms
+    ]
+
+
+def guarantee_section(released: Released) -> Html:
+    """Return the section on the guarantee, in words and in numbers."""
+    promised, cost = released.certificate.guarantee, released.certificate.accounting
+    stated = statement(promised, cost)
+    rows: list[tuple[str, object]] = [
+        ("promised ε", rounded_up(promised.epsilon)),
+        ("δ", rounded_up(promised.delta)),
+        ("what is protected", promised.unit),
+        (f"ε by {cost.accountant}", rounded_up(cost.epsilon_of_events)),
+        (f"ε by Opacus {cost.opacus}, RDP", rounded_up(cost.opacus_rdp)),
+    ]
+    if cost.opacus_prv is not None:
+        low, middle, high = map(rounded_up, cost.opacus_prv)
+        rows.append((f"ε by Opacus {cost.opacus}, PRV", f"{middle} ({low} to {high})"))
+    if cost.epsilon_replace_one is not None:
+        rows.append(("ε under replace-one", rounded_up(cost.epsilon_replace_one)))
+    return section(
+        "What is guaranteed",
+        paragraph(tag("strong", stated["guarantee"])),
+        columns(facts(rows), _meaning(promised)),
+        tag("h3", "The small print"),
+        facts([(name, stated[key]) for key, name in SMALL_PRINT.items()]),
+    )
+
+
+def _meaning(promised: Guarantee) -> Html:
+    found = detection_bound(promised, ALARMS)
+    rows = [(f"{alarms:.1%}", _at_most(rate)) for alarms, rate in zip(ALARMS, found, strict=True)]
+    return tag(
+        "div",
+        paragraph(
+            "What that means: someone who knows every other unit examines this release and guesses whether "
+            "one unit was in the data. Whatever method they use:"
+        ),
+        table(["false alarms", "detected, at most"], rows),
+        tag("p", "A worst-case bound, computed from the events below.", class_="note"),
+    )
+
+
+def _at_most(rate: float) -> str:
+    return "nearly all" if rate > 0.999 else f"{rate:.1%}"
+
+
+@dataclass(frozen=True)
+class Spending:
+    """ε over the run: `path` lists (events so far, ε); `central` is the cost of the central phase alone."""
+
+    path: Sequence[tuple[int, float]]
+    central: float
+    total: float
+    promised: float
+
+
+def spending(promised: Guarantee) -> Spending:
+    """Recompute how the budget was spent from the certificate's events. Takes seconds."""
+    rows = promised.events
+    central = sum(row.count for row in rows if row.name == "central")
+    total = sum(row.count for row in rows)
+    points = (central + (total - central) * part // PATH_POINTS for part in range(PATH_POINTS))
+    done = sorted({0, central, total, *points})
+    # The first phase is spent first, in whatever order the certificate lists the events.
+    ordered = sorted(rows, key=lambda row: row.name != "central")
+    found = epsilon_path([row.event for row in ordered], done, promised.delta)
+    at = dict(zip(done, found, strict=True))
+    return Spending(tuple(at.items()), at[central], at[total], promised.epsilon)
+
+
+def budget_section(released: Released) -> Html:
+    """Return the section on how the phases spent the budget, with a picture and a table."""
+    spent = spending(released.certificate.guarantee)
+    added, left = spent.total - spent.central, max(0.0, spent.promised - spent.total)
+    parts = (
+        ("easy", "central images", spent.central),
+        ("hard", "DP-SGD on top of that" if spent.central else "DP-SGD", added),
+        ("left", "not spent", left),
+    )
+    shown = [part for part in parts if part[2] >= spent.promised / 1000]
+    label = ", ".join(f"{name}: ε {_part(kind, cost)}" for kind, name, cost in shown)
+    bar = tag(
+        "div",
+        *(Html(f'<i class="{kind}" style="flex:{cost:.6f}"></i>') for kind, _, cost in shown),
+        class_="bar", role="img", aria_label=f"the budget of {rounded_up(spent.promised)}: {label}",
+    )  # fmt: skip
+    key = tag(
+        "ul",
+        *(tag("li", tag("i", class_=kind), f"{name}: ε {_part(kind, cost)} ({cost / spent.promised:.0%})")
+          for kind, name, cost in shown),
+        class_="key",
+    )  # fmt: skip
+    turn = next(index for index, (_, cost) in enumerate(spent.path) if cost >= spent.central)
+    phases = {"DP-SGD": spent.path[turn:], "central images": spent.path[: turn + 1]}
+    plot = curve_plot(
+        {name: path for name, path in phases.items() if len(path) > 1}, "queries and steps so far", "ε spent"
+    )
+    return section(
+        "Where the budget went",
+        bar,
+        key,
+        columns(
+            _event_table(released.certificate.guarantee.events),
+            picture(plot, f"ε grows with the steps, from 0 to {rounded_up(spent.total)}", "ε over the run."),
+        ),
+        tag(
+            "p",
+            "Training on central images, sampling and anything else done with the noisy results costs nothing more. "
+            "Costs do not simply add up: the private phase alone would cost more than its part here.",
+            class_="note",
+        ),
+    )
+
+
+def _part(kind: str, epsilon: float) -> str:
+    """Return a part of the budget as text: what was spent is rounded up, what is left is not."""
+    return f"{epsilon:.3g}" if kind == "left" else rounded_up(epsilon, 3)
+
+
+def _event_table(rows: Sequence[CertifiedEvent]) -> Html:
+    head = ["event", "rate q", "noise σ", "clip C", "count"]
+    cells = [
+        (title_of(row.name), f"{row.sample_rate:.4g}", f"{row.noise_multiplier:.4g}",
+         f"{row.clip_norm:.4g}", row.count)
+        for row in rows
+    ]  # fmt: skip
+    return table(head, cells, "Everything that was ever computed from the sensitive images")
+
+
+def images_section(released: Released) -> Html:
+    """Return the section of samples.png, one row per class, and central.png where there is one."""
+    samples = _strips(_read_picture(released.folder / "samples.png"), released.classes)
+    parts = [tag("div", tag("h3", "Samples, one class per row"), samples)]
+    central = released.folder / "central.png"
+    if central.is_file():
+        grid = picture(
+            png_bytes(_read_picture(central)),
+            f"noisy averages of random subsets of the images, {released.classes} classes side by side",
+            "What the warm-up trains on: noisy aggregates, covered by the same guarantee.",
+            "pixels",
+        )
+        parts.append(tag("div", tag("h3", "Central images"), grid))
+    return section("Images", columns(*parts))
+
+
+def _read_picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            opened.load()
+            return opened.copy()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise EvaluationError(f"{path} cannot be read as a PNG: name a complete release") from None
+
+
+def _strips(sheet: Image.Image, classes: int) -> Html:
+    width, height = sheet.size
+    step, rest = divmod(height - GAP, classes)
+    if rest or classes > MAX_STRIPS:
+        return picture(png_bytes(sheet), "synthetic images, one class per row", kind="pixels")
+    rows = []
+    for label in range(classes):
+        strip = sheet.crop((0, label * step, width, (label + 1) * step + GAP))
+        rows.append(picture(png_bytes(strip), f"synthetic images of class {label}", str(label), "pixels"))
+    return tag("div", *rows, class_="classes")
+
+
+def cost_facts(released: Released) -> list[tuple[str, object]]:
+    """Return the run's planned work. PUBLIC, unlike the time it took, which depends on private batch sizes."""
+    promised, training = released.certificate.guarantee, released.config["private"]
+    draws = int(training["draws"])
+    steps = sum(row.count for row in promised.events if row.name == "private")
+    expected = sum(
+        row.count * row.sample_rate * promised.public.units
+        for row in promised.events
+        if row.name == "private"
+    )
+    rows: list[tuple[str, object]] = [("parameters", f"{_parameters(released.folder):,}")]
+    warmup = released.config.get("warmup")
+    if warmup:
+        rows.append(("steps on central images", f"{int(warmup['steps']):,}, {warmup['batch']} images each"))
+    rows.append(("DP-SGD steps", f"{steps:,}"))
+    if steps:
+        rows.append(("units per step, expected", f"{expected / steps:,.0f} of {promised.public.units:,}"))
+        rows.append(("draws per unit and step", str(draws)))
+        rows.append(("network passes, expected", f"{expected * draws / 1e6:,.2f} million"))
+    return rows
+
+
+def _parameters(folder: Path) -> int:
+    with safe_open(folder / WEIGHTS, framework="numpy") as weights:
+        sizes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - not a mapping
+    total = 0
+    for shape in sizes:
+        count = 1
+        for size in shape:
+            count *= size
+        total += count
+    return total
+
+
+def settings_section(released: Released) -> Html:
+    """Return the section on the run's config, the versions and how to check the release."""
+    flat = list(_flattened(released.config))
+    versions = sorted(released.certificate.versions.items())
+    digest = file_sha256(released.folder / CERTIFICATE)
+    return section(
+        "Configuration and versions",
+        columns(
+            tag("div", tag("h3", "Versions"), facts(versions)),
+            tag(
+                "div",
+                tag("h3", "Check it yourself"),
+                paragraph("This recomputes ε and checks every file of the release:"),
+                paragraph(tag("code", "python launch/verify.py RELEASE")),
+                paragraph("SHA-256 of the certificate that this page was generated from:"),
+                paragraph(tag("code", digest)),
+            ),
+        ),
+        tag("details", tag("summary", f"All {len(flat)} settings"), facts(flat)),
+    )
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flattened(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", html("–" if value is None else value)))
+    return rows
