@@ -100,7 +100,9 @@ def _rows_of_csv(folder: Path, table: Path) -> tuple[list[Path], list[int], list
 
 
 def _label(text: str, where: str) -> int:
-    if not (text.strip().isascii() and text.strip().isdigit()):
+    if not (
+        text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 19
+    ):  # int64 holds 18 digits
         raise DataError(f"{where}: label {text[:40]!r} must be one of 0, 1, 2, ...")
     return int(text)
 

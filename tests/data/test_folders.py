@@ -123,6 +123,8 @@ def test_without_owners_each_row_is_a_unit(folder: Path) -> None:
         ("path,label\ncats/a.png,1,2\n", "line 2: must have 2 fields"),
         ("path,label\ncats/a.png,one\n", "line 2: label 'one'"),
         ("path,label\ncats/a.png,-1\n", "line 2: label '-1'"),
+        (f"path,label\ncats/a.png,{10**19}\n", "line 2: label '10000"),
+        (f"path,label\ncats/a.png,{'9' * 5000}\n", "line 2: label '99999"),
         ("path,label\ncats/a.png,2\n", "data.classes = 2"),
         ("path,label,unit\ncats/a.png,1,\n", "line 2: the unit is empty"),
         ("path,label,unit\ncats/a.png,1,3\n", "data.units = 3"),
