@@ -210,7 +210,7 @@ def accounted(solve_once: None, tmp_path_factory: pytest.TempPathFactory) -> Non
     finish(config)
 
 
-@pytest.mark.parametrize("share", [10, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [10, pytest.param(20, marks=pytest.mark.slow)])
 def test_whatever_one_option_is_a_run_trains_or_is_refused_before_it_is_charged(tmp_path, accounted, share):
     found = Counter()
     for number, (key, value) in enumerate(islice(legal_changes(random.Random(5), 5), share)):
