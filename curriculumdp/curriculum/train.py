@@ -136,7 +136,10 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
             if state.step == 0:
                 phase.begin(run, state)
             while state.step < phase.steps:
-                require_weights(run, state, phase)
+                if (
+                    run.plan.phase(phase.name).event is not None
+                ):  # a check waits for the GPU: only where it saves ε
+                    require_weights(run, state, phase)
                 if run.world.any(run.stopping.is_set() or launcher_is_gone()):
                     save(run, phase, state, folder)
                     raise Preempted

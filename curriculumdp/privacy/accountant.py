@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 DISCRETISATION = 1e-4
-ACCOUNTANT = f"dp_accounting {version('dp-accounting')} PLD, discretisation 1e-4"
+ACCOUNTANT = f"dp_accounting {version('dp-accounting')} PLD, discretisation 1e-4, tilted convolution"
 # Opacus's convolutions lose precision earlier: at 1e-10 its interval has missed an ε known in closed form.
 MIN_DELTA_PRV = 1e-8
 MAX_EPSILON_RDP = 300.0

@@ -1,4 +1,4 @@
-"""ε is what three libraries, a fourth calculation made for this test, and published figures say it is."""
+"""ε is what two libraries, a calculation made for this test, and published figures say it is."""
 
 import math
 import subprocess
@@ -207,7 +207,9 @@ def test_hopeless_runs_are_refused_at_once(events: list[PrivacyEvent]) -> None:
 
 
 def test_the_accountants_name_states_library_version_and_grid() -> None:
-    assert f"dp_accounting {version('dp-accounting')} PLD, discretisation 1e-4" == ACCOUNTANT
+    assert (
+        f"dp_accounting {version('dp-accounting')} PLD, discretisation 1e-4, tilted convolution" == ACCOUNTANT
+    )
 
 
 def test_accounting_needs_no_torch() -> None:

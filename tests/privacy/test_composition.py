@@ -142,7 +142,7 @@ def test_what_rounding_adds_is_next_to_nothing_at_the_slope_that_is_used() -> No
 
 
 def test_a_convolutions_rounding_is_counted_once_for_each_use() -> None:
-    """A transform of 2¹⁶ cells has 16 phases of 8 units, and a power adds 16; no spectrum is smaller than 1."""
+    """A transform of 2¹⁶ cells has 16 stages of 8 units, and a power adds 16; no spectrum is smaller than 1."""
     (one,) = losses(*released([(0.02, 6.0, 1)])).parts[0]
     share, _ = one.tilted(2.0)
     for uses in (4000, 400_000):
