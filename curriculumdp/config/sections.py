@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from curriculumdp.phases import PHASE_NAMES, PhaseName
 from curriculumdp.printable import require_line
-from curriculumdp.privacy.event import CLIP_NORMS, MAX_CERTIFIED_CLIP_NORM
+from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM
 from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
 
 NEUTRAL: dict[str, Any] = {"resume": "neutral"}
@@ -48,10 +48,7 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
 # What the clipped sums can carry and a certificate can state: a value outside would fail after it was paid for.
-CentralClipNorm = Annotated[Float, Field(ge=CLIP_NORMS[0], le=min(CLIP_NORMS[1], MAX_CERTIFIED_CLIP_NORM))]
-
-
-PrivateClipNorm = Annotated[Float, Field(ge=MIN_CLIP_NORM, le=min(MAX_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
+ClipNorm = Annotated[Float, Field(ge=MIN_CLIP_NORM, le=min(MAX_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
 
 
 # The same pattern as in `dataset_ledger.state_folder`, where it names a folder.
@@ -155,7 +152,7 @@ class CentralConfig(Section):
     size: Annotated[Int, Field(ge=1)] = Field(
         description="height and width at which images are aggregated, in pixels"
     )
-    clip_norm: CentralClipNorm | None = Field(
+    clip_norm: ClipNorm | None = Field(
         default=None, description="max L2 norm of a unit's vector (default: 0.5·√d for mean, √d for mode)"
     )
     bins: Annotated[Int, Field(ge=2, le=256)] = Field(default=16, description="bins of the mode's histogram")
@@ -199,7 +196,7 @@ class PrivateConfig(Section):
         description="probability that a unit is in a step; times data.units, the expected batch"
     )
     draws: Count = Field(description="noise multiplicity K: draws of image and noise level per unit and step")
-    clip_norm: PrivateClipNorm = Field(default=1.0, description="C: max L2 norm of a unit's gradient")
+    clip_norm: ClipNorm = Field(default=1.0, description="C: max L2 norm of a unit's gradient")
     learning_rate: Positive = Field(description="Adam's learning rate")
     decay: Annotated[Float, Field(ge=0, le=1)] = Field(
         default=0.0,

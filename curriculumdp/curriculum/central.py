@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from curriculumdp.clipping.clip import add_clipped_rows
 from curriculumdp.config.sections import CentralConfig, DataConfig
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.grid_noise import clip_and_sum, from_grid
+from curriculumdp.privacy.grid_noise import from_grid
 from curriculumdp.privacy.sampling import poisson_rows
 
 UNITS_AT_ONCE = 128
@@ -88,7 +89,7 @@ def query_sum(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
     for part in units.split(UNITS_AT_ONCE):
         vectors = unit_vectors(query, images, part)
         present = torch.from_numpy(images.counts[part.numpy()] > 0)
-        total += clip_and_sum(vectors, query.clip_norm, present)
+        add_clipped_rows(vectors, total, query.clip_norm, present)
     return total
 
 

@@ -14,8 +14,7 @@ MIN_NOISE_MULTIPLIER = 0.1
 # Above these, accountants lose precision or take too long (dp_accounting raises an int to the count's power).
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_COUNT = 10**6
-# The range that the grid's float64 scales can represent, and the max that a certificate states.
-CLIP_NORMS = 1e-30, 1e30
+# The max that a certificate states.
 MAX_CERTIFIED_CLIP_NORM = 1e12
 # The losses of one use are truncated where e⁻⁵⁰ of their mass is left, up to 4e-16 in 10⁶ uses: negligible
 # for a δ of at least this.

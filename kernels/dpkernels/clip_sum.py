@@ -41,7 +41,7 @@ def add_rounded_rows(grads: Tensor, scale: Tensor, total: Tensor) -> None:
             f"the microbatch has {len(grads)} units, but at most {MAX_UNITS} can be summed exactly"
         )
     factor = scale.to(grads.dtype)[:, None]
-    width = max(1, SUM_ELEMENTS // len(grads))
+    width = max(1, SUM_ELEMENTS // max(1, len(grads)))
     for part, sums in zip(grads.split(width, 1), total.split(width), strict=True):
         # Float64 sums of integers below 2^53 are exact, at a quarter of the cost of int64 sums (measured).
         sums.add_(part.mul(factor).round_().sum(0, dtype=torch.float64).long())

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from curriculumdp.clipping.clip import ClipResult, add_clipped_rows
@@ -13,6 +15,7 @@ from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
 
 LIMIT = 2**72
 CLIP = 0.75
+HOSTILE = [0.0, 1e-320, 1.0, -1.0, 1e150, -1e308, math.inf, -math.inf, math.nan]
 WIDTHS = [1, 7, NORM_CHUNK, 3 * NORM_CHUNK + 5]
 
 
@@ -64,11 +67,30 @@ def test_a_larger_gradient_keeps_its_direction_and_comes_to_just_under_the_clip_
 
 @pytest.mark.parametrize("clip_norm", [MIN_CLIP_NORM, 2.0**-10, 0.1, 1.0, 17.3, MAX_CLIP_NORM])
 @pytest.mark.parametrize("scale", [1 - 2**-12, 1 - 2**-20, 1.0, 1 + 2**-20, 2.0, 1e4])
-def test_no_gradient_adds_more_than_the_clip_norm_at_any_clip_norm(clip_norm, scale):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_gradient_adds_more_than_the_clip_norm_at_any_clip_norm(clip_norm, scale, dtype):
     for width in (1, 2, 1000, 20_000):
-        flat = torch.full((1, width), clip_norm * scale / math.sqrt(width))  # all roundings go one way
+        each = clip_norm * scale / math.sqrt(width)
+        flat = torch.full((1, width), each, dtype=dtype)  # all roundings go one way
         total, _ = added(flat, clip_norm)
         assert squared_steps(total) <= LIMIT
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    hostile=st.lists(
+        st.sampled_from(HOSTILE) | st.floats(allow_nan=True, allow_infinity=True), min_size=4, max_size=4
+    ),
+    clip_norm=st.sampled_from([1.0, 0.01, 3.7, 1e10]),
+    offset=st.integers(0, 3),
+)
+def test_p1_one_hostile_vector_in_float64_moves_the_sum_by_at_most_c(hostile, clip_norm, offset):
+    generator = torch.Generator().manual_seed(4)
+    others = torch.randn(3, 4, dtype=torch.float64, generator=generator) * clip_norm
+    row = torch.tensor([hostile], dtype=torch.float64)
+    together = torch.cat([others[:offset], row, others[offset:]])
+    moved = added(together, clip_norm)[0] - added(others, clip_norm)[0]
+    assert squared_steps(moved) <= LIMIT
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -12,8 +12,9 @@ from torch import Tensor
 from curriculumdp.curriculum import central
 from curriculumdp.curriculum.central import CentralPhase, CentralQuery, clip_norm_of, images_of_sum, query_sum
 from curriculumdp.data.images import ImageSet
-from curriculumdp.privacy.grid_noise import GRID, from_grid
+from curriculumdp.privacy.grid_noise import from_grid
 from curriculumdp.world import World
+from dpkernels.grid import GRID
 from tests.support.one_step import charged_run, noisy_sum_of_query
 from tests.support.runs import bare_run, in_world, tiny
 

@@ -23,10 +23,11 @@ from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.privacy import grid_noise as noise_module
 from curriculumdp.privacy import sampling, streams
-from curriculumdp.privacy.grid_noise import GRID, from_grid
+from curriculumdp.privacy.grid_noise import from_grid
 from curriculumdp.privacy.sampling import poisson_rows
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import World, one_process
+from dpkernels.grid import GRID
 from tests.support.one_step import (
     charged_run,
     forget_rows,

@@ -3,15 +3,15 @@
 import numpy as np
 import torch
 
-from curriculumdp.privacy.grid_noise import round_to_grid
+from dpkernels.grid import GRID
 from tests.mutations.planting import Check, Fault
 
 P1 = "tests.curriculum.test_sensitivity:"
 CENTRAL = "tests.curriculum.test_central:"
-NOISE = "tests.privacy.test_grid_noise:"
 CLIP = "curriculumdp.clipping.clip:add_clipped_rows"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.clipped_sum"
 NORMS = "norms = squared_norms(grads).sqrt()"
+QUERY = "add_clipped_rows(vectors, total, query.clip_norm, present)"
 PACKED = "for units in microbatches(rows, compute.microbatch)[world.rank :: world.size]"
 
 HOSTILE = Check(P1 + "test_a_hostile_unit_moves_the_sum_by_at_most_the_clip_norm", {"factor": 1e4})
@@ -124,13 +124,6 @@ SUM_FAULTS = [
         ),
     ),
     Fault(
-        "the clip margin removed from central queries",
-        "curriculumdp.privacy.grid_noise:clip_and_sum",
-        "aim = _require_clip_norm(clip_norm) * AIM",
-        "aim = _require_clip_norm(clip_norm)",
-        Check(NOISE + "test_a_clipped_unit_never_exceeds_the_sensitivity", {"clip_norm": 0.3, "width": 1000}),
-    ),
-    Fault(
         "a norm from factors that fp32 sums pass",
         "dpkernels.linear_triton:linear_squares",
         "return torch.where(terms < 2.0**127, bound, torch.inf).square_()",
@@ -141,25 +134,11 @@ SUM_FAULTS = [
     ),
     Fault("a factor of zero times infinity", CLIP, "grads[row].zero_()", "pass", INFINITE),
     Fault(
-        "zero times infinity in a central query",
-        "curriculumdp.privacy.grid_noise:clip_and_sum",
-        "clipped = torch.where(kept[:, None], vectors * factors[:, None], 0.0)",
-        "clipped = vectors * (factors * kept)[:, None]",
-        Check(NOISE + "test_a_unit_without_a_finite_norm_contributes_nothing", {"bad": float("inf")}),
-    ),
-    Fault(
         "units summed before rounding",
         "dpkernels.clip_sum:add_rounded_rows",
         "sums.add_(part.mul(factor).round_().sum(0, dtype=torch.float64).long())",
         "sums.add_(part.mul(factor).sum(0, dtype=torch.float64).round_().long())",
         ADDITIVE,
-    ),
-    Fault(
-        "units of a query summed before rounding",
-        "curriculumdp.privacy.grid_noise:clip_and_sum",
-        "return round_to_grid(clipped, clip_norm).sum(0)",
-        "return round_to_grid(clipped.sum(0, keepdim=True), clip_norm)[0]",
-        Check(NOISE + "test_the_sum_is_one_to_the_bit_in_any_order_and_packing"),
     ),
     Fault(
         "gradients pile up over microbatches",
@@ -199,27 +178,28 @@ SUM_FAULTS = [
     Fault(
         "central images unclipped",
         "curriculumdp.curriculum.central:query_sum",
-        "total += clip_and_sum(vectors, query.clip_norm, present)",
-        "total += round_to_grid(vectors, query.clip_norm).sum(0)",
+        QUERY,
+        "total += (vectors * (GRID / query.clip_norm)).round().long().sum(0)",
         Check(P1 + "test_a_central_query_clips_all_classes_as_one_vector"),
-        uses={"round_to_grid": round_to_grid},
+        uses={"GRID": GRID},
     ),
     Fault(
         "a colour histogram with a grey one's sensitivity",
         "curriculumdp.curriculum.central:query_sum",
-        "total += clip_and_sum(vectors, query.clip_norm, present)",
-        "total += round_to_grid(vectors, query.size).sum(0)",
+        QUERY,
+        "total += (vectors * (GRID / query.size)).round().long().sum(0)",
         Check(
             CENTRAL + "test_no_unit_of_coloured_images_moves_a_query_by_more_than_its_clip_norm",
             {"clip_norm": 100.0, "statistic": "mode"},
         ),
-        uses={"round_to_grid": round_to_grid},
+        uses={"GRID": GRID},
     ),
     Fault(
         "central images clipped class by class",
         "curriculumdp.curriculum.central:query_sum",
-        "total += clip_and_sum(vectors, query.clip_norm, present)",
-        "total += torch.cat([clip_and_sum(v, query.clip_norm, present) for v in vectors.chunk(query.classes, 1)])",
+        QUERY,
+        "for v, part in zip(vectors.chunk(query.classes, 1), total.chunk(query.classes)): "
+        "add_clipped_rows(v.clone(), part, query.clip_norm, present)",
         Check(
             CENTRAL + "test_no_unit_of_coloured_images_moves_a_query_by_more_than_its_clip_norm",
             {"clip_norm": 1e-3, "statistic": "mode"},

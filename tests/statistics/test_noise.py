@@ -21,10 +21,11 @@ from curriculumdp.data.images import ImageSet
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy import streams
 from curriculumdp.privacy.event import PrivacyEvent
-from curriculumdp.privacy.grid_noise import GRID, add_noise
+from curriculumdp.privacy.grid_noise import add_noise
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.privacy.streams import gaussian
 from curriculumdp.world import one_process
+from dpkernels.grid import GRID
 from tests.support.levels import LEVEL, Floats, binomial_p, farthest_normal, largest_correlation
 from tests.support.runs import NONCE, tiny
 
