@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 PhaseName = Literal["central", "warmup", "private"]
 PHASE_NAMES: tuple[PhaseName, ...] = get_args(PhaseName)
+# The phase whose noise is solved from the budget; every other charged phase has its own `noise_multiplier` option.
+SOLVED: PhaseName = "private"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ certificate, hence nothing that could be exported: its weights are as private as
 import torch
 
 from curriculumdp.config.config import Config
+from curriculumdp.curriculum.declared import load_declared
 from curriculumdp.curriculum.state import State, module_tensors
-from curriculumdp.curriculum.train import initial_state, load_declared
+from curriculumdp.curriculum.train import initial_state
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from dpkernels.noise_step import adam_step

@@ -13,7 +13,7 @@ from curriculumdp.config.sections import (
     PrivateConfig,
 )
 from curriculumdp.config.yaml_file import shown
-from curriculumdp.phases import PHASE_NAMES
+from curriculumdp.phases import PHASE_NAMES, SOLVED
 from curriculumdp.privacy.event import MIN_DELTA, as_typed
 
 # Normals made from 32-bit words stay below MAX_LEVEL; e^±80, the square of e^±40, is well inside fp32's range.
@@ -44,7 +44,7 @@ def _curriculum_problems(options: Options) -> Iterator[str]:
             f"curriculum is {list(phases)}: central and warmup go together (warmup trains on the "
             "central images); allowed: [central, warmup, private], [central, warmup], [private]"
         )
-    for phase in ("central", "warmup"):
+    for phase in (name for name in PHASE_NAMES if name != SOLVED):
         given = getattr(options, phase) is not None
         if phase in phases and not given:
             yield f"{phase} is missing but curriculum lists it: add the section, or set curriculum=[private]"

@@ -51,6 +51,9 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 ClipNorm = Annotated[Float, Field(ge=MIN_CLIP_NORM, le=min(MAX_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
 
 
+SamplerName = Literal["dpm", "heun", "euler", "churn"]
+
+
 # The same pattern as in `dataset_ledger.state_folder`, where it names a folder.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
@@ -270,7 +273,7 @@ class LoggingConfig(Section):
 class SamplingConfig(Section):
     """The sample grid of the release: post-processing."""
 
-    sampler: Literal["dpm", "heun", "euler", "churn"] = Field(
+    sampler: SamplerName = Field(
         default="dpm",
         description="EDM sampler; churn is Heun with fresh noise added at each step",
         json_schema_extra=NEUTRAL,

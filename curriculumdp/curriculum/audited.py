@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from curriculumdp.config.config import Config
+from curriculumdp.curriculum.declared import load_declared
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.curriculum.run import Run
-from curriculumdp.curriculum.train import load_declared
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.world import one_process

@@ -164,5 +164,13 @@ class CentralPhase:
         )
         return {"units": float(len(units))}
 
+    def rehearse(self, run: Run, state: State) -> str | None:
+        units = torch.arange(min(UNITS_AT_ONCE, run.config.data.units))
+        norms = torch.linalg.vector_norm(unit_vectors(self.query, run.images, units[:1]), dim=1)
+        if not bool(norms.isfinite().all()):
+            return "a unit's vector is not finite and would be excluded: lower central.count_weight"
+        images_of_sum(self.query, query_sum(self.query, run.images, units), self.size, self.config.median)
+        return None
+
     def sync(self, run: Run, state: State) -> None:
         """Do nothing: every rank has added the same noise to the same sum."""

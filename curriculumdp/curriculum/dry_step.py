@@ -6,7 +6,7 @@ of its own, so a config always gets the same answer on the same machine. It leav
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,26 +14,18 @@ import numpy as np
 import torch
 
 from curriculumdp.config.config import Config
-from curriculumdp.curriculum.central import (
-    UNITS_AT_ONCE,
-    CentralPhase,
-    images_of_sum,
-    query_sum,
-    unit_vectors,
-)
+from curriculumdp.curriculum.central import UNITS_AT_ONCE
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
-from curriculumdp.curriculum.private import PrivatePhase
-from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.run import Phase, Run
 from curriculumdp.curriculum.soundness import fault_of
-from curriculumdp.curriculum.state import CentralImages, State
-from curriculumdp.curriculum.warmup import WarmupPhase
+from curriculumdp.curriculum.state import State
 from curriculumdp.data.images import ImageSet
-from curriculumdp.diffusion.sample import denoise
+from curriculumdp.diffusion.sample import SAMPLERS, denoise
 from curriculumdp.errors import UserError
+from curriculumdp.phases import PHASES
 from curriculumdp.privacy.event import Mechanism
 from curriculumdp.privacy.secret import KEY_BYTES, RunSecret
 from curriculumdp.world import World
-from dpkernels.noise_step import noise_step
 
 GIB = 2**30
 # Close to the max noise that the grid can hold: the plan is not solved yet, and Adam copes with any.
@@ -95,16 +87,18 @@ def _machine_memory() -> int:
     return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
-def dry_step(config: Config, world: World, state: State) -> None:
+def dry_step(
+    config: Config, world: World, state: State, phases: Mapping[str, Callable[[Run], Phase]]
+) -> None:
     """Do one step per phase on dummy images; raise DryStepError or another UserError on every rank if any fails.
 
-    It costs about one microbatch, one warm-up step and one query on each rank. Weights, moments, generators and flags
-    are restored afterwards.
+    phases: how to make each phase. It costs about one microbatch, one warm-up step and one query on each rank.
+    Weights, moments, generators and flags are restored afterwards.
     """
     error: Exception | None = None
     try:
         with _no_trace(state):
-            _each_phase(config, world.device, state)
+            _each_phase(config, world.device, state, phases)
     except ValueError as raised:
         error = raised
     if world.any(error is not None):
@@ -113,28 +107,30 @@ def dry_step(config: Config, world: World, state: State) -> None:
         )
 
 
-def _each_phase(config: Config, device: torch.device, state: State) -> None:
+def _each_phase(
+    config: Config, device: torch.device, state: State, phases: Mapping[str, Callable[[Run], Phase]]
+) -> None:
     _require_tensorboard(config)
     _require_room_for_gradients(config, state)
     run = _dummy_run(config, device)
     for phase in config.curriculum:
         with _one_line_errors(phase):
-            _require(
-                fault_of(state), phase, "another init_from" if config.init_from else "other options of model"
-            )
-            DRY[phase](run, state)
+            if (fault := fault_of(state)) is not None:
+                instead = "another init_from" if config.init_from else "other options of model"
+                raise DryStepError(f"{phase}: before its first step {fault}: use {instead}")
+            if (fault := phases[phase](run).rehearse(run, state)) is not None:
+                raise DryStepError(f"{phase}: {fault}")
     with _one_line_errors("sampling"):
         _sample(config, state)
 
 
 def _dummy_run(config: Config, device: torch.device) -> Run:
     """Return a run of the config on dummy images under a fixed secret, in a world of one, without a ledger."""
-    private, central = config.private, config.central
-    rows = [PlannedPhase("private", MECHANISM, private.sample_rate, STAND_IN_NOISE, 1, 0.0, None)]
-    if central is not None:
-        rows.append(
-            PlannedPhase("central", MECHANISM, central.sample_rate, central.noise_multiplier, 1, 0.0, None)
-        )
+    charged = {name: getattr(config, name) for name in config.curriculum if PHASES[name].charged}
+    rows = [
+        PlannedPhase(name, MECHANISM, options.sample_rate, STAND_IN_NOISE, 1, 0.0, None)
+        for name, options in charged.items()
+    ]
     count = max(config.compute.microbatch, min(UNITS_AT_ONCE, config.data.units))
     return Run(
         config,
@@ -155,81 +151,29 @@ def _dummy_images(config: Config, count: int) -> ImageSet:
     )
 
 
-def _central(run: Run, state: State) -> None:
-    phase = CentralPhase(run)
-    query, units = phase.query, torch.arange(min(UNITS_AT_ONCE, run.config.data.units))
-    norms = torch.linalg.vector_norm(unit_vectors(query, run.images, units[:1]), dim=1)
-    if not bool(norms.isfinite().all()):
-        raise DryStepError(
-            "central: a unit's vector is not finite and would be excluded: lower central.count_weight"
-        )
-    images_of_sum(query, query_sum(query, run.images, units), phase.size, phase.config.median)
-
-
-def _warmup(run: Run, state: State) -> None:
-    images = run.images
-    state.central = CentralImages(torch.from_numpy(images.images[:1]), torch.from_numpy(images.labels[:1]))
-    phase = WarmupPhase(run)
-    phase.begin(run, state)
-    phase.step(run, state, 0)
-    _require(
-        _fault_after(state),
-        "warmup",
-        "a lower warmup.learning_rate, or other private.p_mean, p_std or sigma_data",
-    )
-
-
-def _private(run: Run, state: State) -> None:
-    phase = PrivatePhase(run)
-    phase.begin(run, state)
-    total, seen = phase.clipped_sum(run, state, 0, np.arange(run.config.compute.microbatch))
-    for part in seen:
-        if not bool(part.losses.isfinite().all() and part.norms.isfinite().all()):
-            raise DryStepError(
-                "private: the loss or gradient on dummy images is not finite: change private.p_mean, private.p_std or "
-                "private.sigma_data"
-            )
-    private = run.config.private
-    key, rate = bytes(KEY_BYTES), private.learning_rate
-    noise_step(
-        total, key, STAND_IN_NOISE, private.clip_norm, phase.expected_units, state, 0, rate, private.ema
-    )
-    _require(
-        _fault_after(state), "private", "a lower private.learning_rate or clip_norm, or a higher sample_rate"
-    )
-
-
-DRY: dict[str, Callable[[Run, State], None]] = {"central": _central, "warmup": _warmup, "private": _private}
-
-
 def _sample(config: Config, state: State) -> None:
     """Draw a sample as the release will, but in a few steps and from the untrained network."""
     net, sampling = state.net, config.sampling
-    shape = (1 + SAMPLED_STEPS, 1, config.data.channels, config.data.size, config.data.size)
+    steps = min(sampling.steps, SAMPLED_STEPS)
+    shape = (
+        SAMPLERS[sampling.sampler].normals(steps),
+        1,
+        config.data.channels,
+        config.data.size,
+        config.data.size,
+    )
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         image = denoise(
             net,
             noise,
             torch.zeros(1, dtype=torch.int64),
-            steps=min(sampling.steps, SAMPLED_STEPS),
+            steps=steps,
             sampler=sampling.sampler,
             sigma_data=config.private.sigma_data,
         )
-    finite = bool(image.isfinite().all())
-    _require(None if finite else "a sample is not finite", "sampling", "another private.sigma_data")
-
-
-def _fault_after(state: State) -> str | None:
-    """Return what is not finite in the state after a step, or None."""
-    if not bool(state.exp_avg.isfinite().all() and state.exp_avg_sq.isfinite().all()):
-        return "Adam's moments hold NaN or infinity"
-    return fault_of(state)
-
-
-def _require(fault: str | None, phase: str, instead: str) -> None:
-    if fault is not None:
-        raise DryStepError(f"{phase}: after one step on dummy images {fault}: use {instead}")
+    if not bool(image.isfinite().all()):
+        raise DryStepError("sampling: a sample on dummy images is not finite: use another private.sigma_data")
 
 
 def _require_tensorboard(config: Config) -> None:

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from curriculumdp.config.config import Config
+from curriculumdp.phases import PHASES, SOLVED, PhaseName
 from curriculumdp.privacy.accountant import ACCOUNTANT, check_delta, epsilon, epsilon_path
 from curriculumdp.privacy.calibrate import (
     MAX_BUDGET,
@@ -105,10 +106,10 @@ def plan_curriculum(config: Config) -> Plan:
     with _about("privacy.epsilon"):
         check_budget(budget)
     events: dict[str, PrivacyEvent] = {}
-    if "central" in config.curriculum:
-        events["central"] = _central(config)
-    if "private" in config.curriculum:
-        events["private"] = _private(config, list(events.values()))
+    for phase in config.curriculum:
+        if PHASES[phase].charged:
+            before = list(events.values())
+            events[phase] = _solved(config, before) if phase == SOLVED else _given(config, phase)
     total = epsilon(list(events.values()), delta)
     if not total <= budget:
         raise RuntimeError(f"the plan costs ε = {total!r}, more than its budget {budget!r}")
@@ -136,7 +137,7 @@ def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
     return [
         (budget, _noise_by_rdp(before, last, budget, plan.delta))
         for budget in (plan.budget / 4, plan.budget / 2, 2 * plan.budget)
-        if last.name == "private" and budget <= MAX_BUDGET
+        if last.name == SOLVED and budget <= MAX_BUDGET
     ]
 
 
@@ -187,35 +188,35 @@ def _noise_by_rdp(
         return None
 
 
-def _central(config: Config) -> PrivacyEvent:
-    central, privacy = config.central, config.privacy
-    assert central is not None  # checked when the config was loaded
-    event = PrivacyEvent(
-        "central", "subsampled_gaussian", central.sample_rate, central.noise_multiplier, central.queries
-    )
+def _given(config: Config, phase: PhaseName) -> PrivacyEvent:
+    """Return the event of a phase whose noise multiplier is an option."""
+    options, count, privacy = getattr(config, phase), PHASES[phase].count, config.privacy
+    uses, rate, noise = getattr(options, count), options.sample_rate, options.noise_multiplier
+    event = PrivacyEvent(phase, "subsampled_gaussian", rate, noise, uses)
     alone = epsilon([event], privacy.delta)
     if alone >= privacy.epsilon:
         raise BudgetTooSmall(
-            f"central.queries = {central.queries}, central.sample_rate = {central.sample_rate:g} and "
-            f"central.noise_multiplier = {central.noise_multiplier:g} cost ε = {rounded_up(alone)} alone, but "
-            f"privacy.epsilon is {as_typed(privacy.epsilon)}: lower the first two, or raise one of the others"
+            f"{phase}.{count} = {uses}, {phase}.sample_rate = {rate:g} and {phase}.noise_multiplier = {noise:g} cost "
+            f"ε = {rounded_up(alone)} alone, but privacy.epsilon is {as_typed(privacy.epsilon)}: lower the first two, "
+            "or raise one of the others"
         )
     return event
 
 
-def _private(config: Config, before: list[PrivacyEvent]) -> PrivacyEvent:
+def _solved(config: Config, before: list[PrivacyEvent]) -> PrivacyEvent:
+    """Return DP-SGD's event, with the smallest noise for which it and the events before it keep to the budget."""
     private, privacy = config.private, config.privacy
     with _about("private.steps and private.sample_rate"):
         noise = solve_noise_multiplier(
             before, private.sample_rate, private.steps, privacy.epsilon, privacy.delta
         )
-        return PrivacyEvent("private", "subsampled_gaussian", private.sample_rate, noise, private.steps)
+        return PrivacyEvent(SOLVED, "subsampled_gaussian", private.sample_rate, noise, private.steps)
 
 
-def _row(config: Config, phase: str, event: PrivacyEvent | None) -> PlannedPhase:
+def _row(config: Config, phase: PhaseName, event: PrivacyEvent | None) -> PlannedPhase:
     if event is None:
-        assert config.warmup is not None  # the only phase that spends nothing
-        return PlannedPhase(phase, "post_processing", None, None, config.warmup.steps, 0.0, None)
+        steps = getattr(getattr(config, phase), PHASES[phase].count)
+        return PlannedPhase(phase, "post_processing", None, None, steps, 0.0, None)
     return PlannedPhase(
         phase,
         event.mechanism,

@@ -18,11 +18,13 @@ from curriculumdp.curriculum.batch import UnitBatch, draw_batch
 from curriculumdp.curriculum.clipped_sum import Microbatch, Seen, figures_of, figures_table
 from curriculumdp.curriculum.engine import build_engine
 from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.soundness import spoilt
 from curriculumdp.curriculum.state import State
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from curriculumdp.privacy.grid_noise import add_noise, from_grid
 from curriculumdp.privacy.sampling import microbatches, poisson_rows
+from curriculumdp.privacy.secret import KEY_BYTES
 from dpkernels.noise_step import adam_step, noise_step
 
 
@@ -138,6 +140,18 @@ class PrivatePhase:
         with torch.autocast(run.world.device.type, torch.bfloat16, enabled=bf16):
             losses = edm_loss(denoiser, images, batch.labels, sigma, noise)
         return losses.view(-1, self.config.draws).mean(1)
+
+    def rehearse(self, run: Run, state: State) -> str | None:
+        self.begin(run, state)
+        total, seen = self.clipped_sum(run, state, 0, np.arange(run.config.compute.microbatch))
+        for part in seen:
+            if not bool(part.losses.isfinite().all() and part.norms.isfinite().all()):
+                return (
+                    "the loss or gradient on dummy images is not finite: change private.p_mean, private.p_std or "
+                    "private.sigma_data"
+                )
+        self.update(state, 0, total, bytes(KEY_BYTES))
+        return spoilt(state, "a lower private.learning_rate or clip_norm, or a higher sample_rate")
 
     def sync(self, run: Run, state: State) -> None:
         """Raise WorldError unless all ranks, having made the same updates, have the same weights to the bit."""

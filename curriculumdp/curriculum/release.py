@@ -8,7 +8,6 @@ from torch import Tensor
 
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
-from curriculumdp.curriculum.central import clip_norm_of
 from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.release.certificate import Guarantee, PublicFacts
@@ -20,10 +19,7 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
 
     An unsealed ledger counts as ended by the operator, which it will be once this is published.
     """
-    data, private = config.data, config.private
-    clip_norms = {"private": private.clip_norm}
-    if config.central is not None:
-        clip_norms["central"] = clip_norm_of(config.central, data)
+    data = config.data
     return Guarantee(
         epsilon=config.privacy.epsilon,
         delta=config.privacy.delta,
@@ -34,7 +30,7 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
             image_shape=(data.channels, data.size, data.size),
             initial_weights=without_paths(config)["init_from"],
         ),
-        events=certified_events(ledger.events(), clip_norms),
+        events=certified_events(ledger.events(), ledger.clip_norms()),
         stopped=cast('Literal["planned", "budget", "operator"]', ledger.sealed or "operator"),
         private_metrics_shown=metrics_shown,
     )

@@ -153,5 +153,8 @@ class Phase(Protocol):
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
         """Do one step and return its PRIVATE metrics; the caller advances `state.step`."""
 
+    def rehearse(self, run: Run, state: State) -> str | None:
+        """Do a step on the dummy images of `run` (see `dry_step`); return what is wrong and what to change, or None."""
+
     def sync(self, run: Run, state: State) -> None:
         """Ensure that every rank has rank 0's state; called before a checkpoint and at the end of the phase."""

@@ -30,6 +30,15 @@ def fault_of(state: State) -> str | None:
     return None
 
 
+def spoilt(state: State, instead: str) -> str | None:
+    """Return what is not finite in the state after a step on dummy images and what to use instead, or None."""
+    if bool(state.exp_avg.isfinite().all() and state.exp_avg_sq.isfinite().all()):
+        fault = fault_of(state)
+    else:
+        fault = "Adam's moments hold NaN or infinity"
+    return fault and f"after one step on dummy images {fault}: use {instead}"
+
+
 @torch.no_grad()
 def _answers(state: State, flat: torch.Tensor) -> torch.Tensor:
     """Return the network's output on public noise, one image per level of LEVELS, with `flat` as its weights."""

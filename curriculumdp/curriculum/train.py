@@ -4,7 +4,6 @@ Privacy depends on the order: the lock, the config, the data and the plan (solve
 entry), the secret, the checkpoint, the incarnation; then the steps, each charged before its noise is drawn.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import CentralPhase
+from curriculumdp.curriculum.declared import content_digest, load_declared
 from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
@@ -30,8 +30,6 @@ from curriculumdp.curriculum.soundness import require_finite, require_sound, rui
 from curriculumdp.curriculum.spent import SpentSoFar, counting_repeats
 from curriculumdp.curriculum.state import State, flat_state
 from curriculumdp.curriculum.warmup import WarmupPhase, public_seed
-from curriculumdp.data.images import DataError, ImageSet
-from curriculumdp.data.sources import load_images
 from curriculumdp.diffusion.networks import build_unet, check_trainable, load_public_weights
 from curriculumdp.diffusion.sample import SamplingError
 from curriculumdp.metrics import Metrics
@@ -42,7 +40,7 @@ from curriculumdp.release.export import ExportError
 from curriculumdp.release.signature import SignatureError
 from curriculumdp.world import World
 
-PHASES: dict[str, Callable[[Run], Phase]] = {
+PHASE_CLASSES: dict[str, Callable[[Run], Phase]] = {
     "central": CentralPhase,
     "warmup": WarmupPhase,
     "private": PrivatePhase,
@@ -100,7 +98,8 @@ def run_curriculum(
         images = load_declared(config, *kept)
         world.require_equal("the data", content_digest(images))
         state = initial_state(config, world.device)
-        dry_step(config, world, state)  # before the ledger: what cannot be trained is refused uncharged
+        # Before the ledger exists: what cannot be trained is refused uncharged.
+        dry_step(config, world, state, PHASE_CLASSES)
         size = state.weights.numel()
         record = world.from_main(lambda: folder.open_ledger(stack, config, images, size, secret))
         run = Run(
@@ -131,14 +130,13 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
     names, every = run.config.curriculum, run.config.checkpoint.every
     with open_metrics(run, state, folder) as metrics:
         while state.phase < len(names):
-            phase = PHASES[names[state.phase]](run)
+            phase = PHASE_CLASSES[names[state.phase]](run)
+            charged = run.plan.phase(phase.name).event is not None
             require_before(run, state, phase)
             if state.step == 0:
                 phase.begin(run, state)
             while state.step < phase.steps:
-                if (
-                    run.plan.phase(phase.name).event is not None
-                ):  # a check waits for the GPU: only where it saves ε
+                if charged:  # the check waits for the GPU: only where it saves ε
                     require_weights(run, state, phase)
                 if run.world.any(run.stopping.is_set() or launcher_is_gone()):
                     save(run, phase, state, folder)
@@ -254,48 +252,12 @@ def untrained_state(config: Config, device: torch.device) -> State:
     return flat_state(net, device)
 
 
-def load_declared(config: Config, cache: Path | None, pending: Path | None = None) -> ImageSet:
-    """Load the sensitive images (PRIVATE) and check them against what the config declares.
-
-    Raises DataError.
-    """
-    data = config.data
-    images = load_images(
-        source=data.source,
-        classes=data.classes,
-        channels=data.channels,
-        size=data.size,
-        units=data.units,
-        unit=data.unit,
-        path=data.path,
-        csv=data.csv,
-        roster=data.roster,
-        window=data.window,
-        cache=cache,
-        pending=pending,
-    )
-    if data.unit == "one image" and images.counts.max() > 1:
-        raise DataError(
-            "data.unit is 'one image', but some units own more than one image: set data.unit to what a unit is, "
-            "such as 'all images of one patient'"
-        )
-    return images
-
-
 def common_options(config: Config) -> bytes:
     """Return the options that all ranks must agree on: ranks that split a sample differently would repeat units.
 
     Paths may differ, as they do between nodes with their own disks.
     """
     return json.dumps([MECHANISM, without_paths(config)], sort_keys=True).encode()
-
-
-def content_digest(images: ImageSet) -> bytes:
-    """Return the SHA-256 of all images, labels and units. PRIVATE: compared between ranks, never stored."""
-    digest = hashlib.sha256()
-    for array in images.content_arrays().values():
-        digest.update(str(array.shape).encode() + array.tobytes())
-    return digest.digest()
 
 
 def finish(folder: RunFolder, config: Config, state: State, reason: str) -> None:

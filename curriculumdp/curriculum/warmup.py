@@ -11,7 +11,8 @@ from kornia.augmentation.auto import RandAugment
 from torch import Tensor
 
 from curriculumdp.curriculum.run import Run
-from curriculumdp.curriculum.state import State, module_tensors
+from curriculumdp.curriculum.soundness import spoilt
+from curriculumdp.curriculum.state import CentralImages, State, module_tensors
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from dpkernels.noise_step import adam_step
@@ -82,6 +83,15 @@ class WarmupPhase:
             dropped = torch.rand(len(rows)) < self.config.label_dropout
             labels = torch.where(dropped, torch.full_like(labels, classes), labels)
         return images * 2 - 1, labels
+
+    def rehearse(self, run: Run, state: State) -> str | None:
+        images = run.images
+        state.central = CentralImages(
+            torch.from_numpy(images.images[:1]), torch.from_numpy(images.labels[:1])
+        )
+        self.begin(run, state)
+        self.step(run, state, 0)
+        return spoilt(state, "a lower warmup.learning_rate, or other private.p_mean, p_std or sigma_data")
 
     def sync(self, run: Run, state: State) -> None:
         for buffer in (state.weights, state.exp_avg, state.exp_avg_sq, state.ema):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import ConsistencyModelPipeline, UNet2DModel
+from diffusers import ConsistencyModelPipeline, EDMDPMSolverMultistepScheduler, UNet2DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -29,7 +29,9 @@ def save_pipeline(
     )
     net.load_state_dict({name: value.detach().float().cpu() for name, value in weights.items()})
     net.eval()
-    pipeline = ConsistencyModelPipeline(unet=net, scheduler=build_scheduler("dpm", sigma_data))
+    pipeline = ConsistencyModelPipeline(
+        unet=net, scheduler=build_scheduler(EDMDPMSolverMultistepScheduler, sigma_data)
+    )
     # Always one file: the release's files are an allow-list.
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="1000GB")
     return net

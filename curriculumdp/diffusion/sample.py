@@ -1,6 +1,8 @@
 """Sampling of images from noise, with diffusers' EDM schedulers or EDM's own Heun solver, with or without churn."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,6 @@ from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.errors import UserError
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, table 1
-# heun and churn are EDM's algorithms 1 and 2 (below) over the noise levels of diffusers' Euler scheduler.
-SCHEDULERS: dict[str, Callable[..., Any]] = {
-    "dpm": EDMDPMSolverMultistepScheduler,
-    "euler": EDMEulerScheduler,
-    "heun": EDMEulerScheduler,
-    "churn": EDMEulerScheduler,
-}
 # Algorithm 2's S_churn, S_tmin, S_tmax and S_noise: the values for ImageNet in EDM's table 5.
 CHURN, CHURN_FROM, CHURN_TO, CHURN_NOISE = 40.0, 0.05, 50.0, 1.003
 
@@ -28,11 +23,9 @@ class SamplingError(UserError):
     """A request that cannot be sampled: an unknown sampler, too few steps, a network with non-finite output."""
 
 
-def build_scheduler(sampler: str, sigma_data: float) -> Any:
-    """Return `sampler`'s diffusers scheduler with EDM's noise levels; SamplingError unless it is in SCHEDULERS."""
-    if sampler not in SCHEDULERS:
-        raise SamplingError(f"no sampler {sampler!r}: choose from {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[sampler](sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=sigma_data, rho=RHO)
+def build_scheduler(kind: Callable[..., Any], sigma_data: float) -> Any:
+    """Return a diffusers scheduler, of the class `kind`, with EDM's noise levels."""
+    return kind(sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=sigma_data, rho=RHO)
 
 
 @torch.no_grad()
@@ -53,10 +46,11 @@ def sample_images(
     """
     if steps < 2:
         raise SamplingError(f"{steps} sampling steps: use at least 2 (one step gives the mean image)")
-    build_scheduler(sampler, sigma_data)  # refuse an unknown name even when there are no labels
+    if sampler not in SAMPLERS:
+        raise SamplingError(f"no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
     config = net.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
-    normals = 1 + steps if sampler == "churn" else 1
+    normals = SAMPLERS[sampler].normals(steps)
     parts = [np.zeros((0, shape[1], shape[2], shape[0]), np.uint8)]
     bar = tqdm(total=len(labels), desc="sampling", unit="image", leave=False, disable=None)
     for start in range(0, len(labels), batch):
@@ -75,20 +69,31 @@ def denoise(
 ) -> Tensor:
     """Turn noise into images, float [N, C, H, W], in [−1, 1] as trained.
 
-    noise: standard normal [D, N, C, H, W]. Each image starts from noise[0]; churn, which adds fresh noise at each
-    step, takes one more per step, so D is 1 + steps for churn and 1 otherwise. labels: int64 [N].
+    noise: standard normal [D, N, C, H, W], D = SAMPLERS[sampler].normals(steps). Each image starts from noise[0]; a
+    sampler that adds fresh noise takes one more per step. labels: int64 [N].
     """
-    scheduler = build_scheduler(sampler, sigma_data)
+    return SAMPLERS[sampler].denoise(net, noise.to(net.device), labels.to(net.device), steps, sigma_data)
+
+
+def _by_scheduler(
+    kind: Callable[..., Any], net: UNet2DModel, noise: Tensor, labels: Tensor, steps: int, sigma_data: float
+) -> Tensor:
+    """Denoise by a diffusers scheduler, one evaluation of the network per step."""
+    scheduler = build_scheduler(kind, sigma_data)
     scheduler.set_timesteps(steps)
-    noise, labels = noise.to(net.device), labels.to(net.device)
     x = noise[0] * scheduler.init_noise_sigma
-    if sampler in ("heun", "churn"):
-        fresh = noise[1:] if sampler == "churn" else noise[:0]
-        return heun(Denoiser(net, sigma_data), x, labels, scheduler.sigmas, fresh)
     for t in scheduler.timesteps:
         output = net(scheduler.scale_model_input(x, t), t, class_labels=labels, return_dict=False)[0]
         x = scheduler.step(output, t, x, return_dict=False)[0]
     return x
+
+
+def _by_heun(net: UNet2DModel, noise: Tensor, labels: Tensor, steps: int, sigma_data: float) -> Tensor:
+    """Denoise by EDM's algorithm 1 or, given a fresh normal per step, 2, over the Euler scheduler's noise levels."""
+    scheduler = build_scheduler(EDMEulerScheduler, sigma_data)
+    scheduler.set_timesteps(steps)
+    x = noise[0] * scheduler.init_noise_sigma
+    return heun(Denoiser(net, sigma_data), x, labels, scheduler.sigmas, noise[1:])
 
 
 def heun(denoiser: Denoiser, x: Tensor, labels: Tensor, sigmas: Tensor, fresh: Tensor) -> Tensor:
@@ -115,6 +120,26 @@ def heun(denoiser: Denoiser, x: Tensor, labels: Tensor, sigmas: Tensor, fresh: T
         else:
             x = euler
     return x
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """denoise(net, noise, labels, steps, sigma_data) -> images; fresh: whether it takes another normal per step."""
+
+    denoise: Callable[[UNet2DModel, Tensor, Tensor, int, float], Tensor]
+    fresh: bool = False
+
+    def normals(self, steps: int) -> int:
+        """Return the number D of standard normals per pixel that `denoise` takes."""
+        return 1 + steps if self.fresh else 1
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "dpm": Sampler(partial(_by_scheduler, EDMDPMSolverMultistepScheduler)),
+    "euler": Sampler(partial(_by_scheduler, EDMEulerScheduler)),
+    "heun": Sampler(_by_heun),
+    "churn": Sampler(_by_heun, fresh=True),
+}
 
 
 def _to_uint8(images: Tensor) -> np.ndarray:

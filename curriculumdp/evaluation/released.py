@@ -15,7 +15,8 @@ from curriculumdp.diffusion.sample import balanced_labels, sample_images
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.printable import printable
 from curriculumdp.release.certificate import Certificate
-from curriculumdp.release.verify import CERTIFICATE, CONFIG, file_sha256, read_certificate
+from curriculumdp.release.files import CERTIFICATE, CONFIG, file_sha256
+from curriculumdp.release.verify import read_certificate
 
 # The name of a kind of set on the command line, and the reader of curriculumdp.data for it.
 KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "folder": "image_folder"}

@@ -1,8 +1,8 @@
 """The ledger of one named data set: the costs of all runs on it, and the head of each run's own ledger.
 
-It is kept outside the run folders (in the user's state folder, or where the config says), so that a run folder
-that was rolled back or copied is detected. A run reserves its planned cost here before its first query, and
-mirrors its head (count, MAC) here after each entry of its own ledger, before the noise. Files in the folder:
+It is kept outside the run folders, in the user's state folder or where the config says, so that a copied or rolled
+back run folder is detected. A run reserves its planned cost here before its first query, and mirrors its head (count,
+MAC) here after each entry of its own ledger, before the noise. Files in the folder:
 
 | file         | holds                                                                               |
 |--------------|-------------------------------------------------------------------------------------|
@@ -46,10 +46,7 @@ KIND, VERSION = "dataset ledger", 1
 def state_folder(name: str) -> Path:
     """Return a data set's default ledger folder: ($XDG_STATE_HOME or ~/.local/state)/curriculumdp/name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise LedgerError(
-            f"data set name {name!r}: must be 1 to 100 letters, digits, dots, dashes or underscores, "
-            "starting with a letter or digit"
-        )
+        raise LedgerError(f"data set name {name!r}: use 1 to 100 letters, digits, . - and _, no sign first")
     root = os.environ.get("XDG_STATE_HOME", "")
     state = Path(root) if os.path.isabs(root) else Path.home() / ".local" / "state"
     return state / "curriculumdp" / name

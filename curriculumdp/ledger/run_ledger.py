@@ -186,20 +186,24 @@ class Ledger:
         Each of two copies of a run folder may start an incarnation of the same number; this tells them apart.
         """
         if self.incarnation is None:
-            raise LedgerError(f"{self._chain.path}: no incarnation has started: nothing may be drawn")
+            raise self._refused("no incarnation has started: nothing may be drawn")
         return self.macs[self._begun]
 
     def check_prefix(self, count: int, mac: str) -> None:
         """Raise LedgerError unless this ledger once had exactly this head: it was not truncated or replaced."""
         if not 0 < count <= len(self.macs) or not hmac.compare_digest(self.macs[count - 1], mac):
-            raise LedgerError(
-                f"{self._chain.path}: has {len(self.macs)} entries and does not start with the {count} that "
+            raise self._refused(
+                f"has {len(self.macs)} entries and does not start with the {count} that "
                 f"the checkpoint recorded: it was truncated, replaced or rolled back; restore it, {OR_START_NEW}"
             )
 
     def events(self) -> list[PrivacyEvent]:
         """Return everything charged, over all incarnations, one row per kind of event. PUBLIC."""
         return self._spending.events()
+
+    def clip_norms(self) -> dict[str, float]:
+        """Return the clip norm of each charged phase. PUBLIC."""
+        return dict(self._spending.clip_norms)
 
     def granted(self) -> list[PrivacyEvent]:
         """Return what this run may cost without asking again; for a sealed run, what it did cost. PUBLIC."""
@@ -252,9 +256,8 @@ class Ledger:
         if total.dtype != np.int64 or total.ndim != 1:
             raise TypeError(f"expected one flat int64 sum, got {total.dtype} {total.shape}")
         if not (self._started and self._chargeable):
-            raise LedgerError(
-                f"{self._chain.path}: nothing can be charged before the data are checked and an incarnation has "
-                "started"
+            raise self._refused(
+                "nothing can be charged before the data are checked and an incarnation has started"
             )
         sum_mac = data_mac(subkey(self._key, "sum"), total)
         numbers = sample_rate, noise_multiplier, clip_norm
@@ -262,6 +265,7 @@ class Ledger:
         recorded = self.charged.find(phase, step)
         if recorded is not None:
             return self._replayed(recorded.entry_of(step), entry)
+        self._spending.take_clip_norm(phase, clip_norm)
         self._spending.admit(self._spending.row(phase, sample_rate, noise_multiplier), self._reserve)
         return self._append(entry)
 
@@ -282,17 +286,12 @@ class Ledger:
         """Return the bytes of the entry at index `recorded` if the replayed step matches it exactly."""
         body = self._chain.body(recorded)
         before = json.loads(body)
+        where = f"phase {entry['phase']}, step {entry['step']}"
         for field, was in before.items():
             if entry[field] != was and field != "sum_mac":
-                raise LedgerError(
-                    f"{self._chain.path}: phase {entry['phase']}, step {entry['step']}: {field} is "
-                    f"{entry[field]!r}, but {was!r} was charged"
-                )
+                raise self._refused(f"{where}: {field} is {entry[field]!r}, but {was!r} was charged")
         if not hmac.compare_digest(entry["sum_mac"], before["sum_mac"]):
-            raise ReplayMismatch(
-                f"{self._chain.path}: phase {entry['phase']}, step {entry['step']}: the replayed sum "
-                "is not the recorded one"
-            )
+            raise ReplayMismatch(f"{self._chain.path}: {where}: the replayed sum is not the recorded one")
         return body
 
     def _append(self, entry: Mapping[str, object]) -> bytes:
@@ -320,30 +319,28 @@ class Ledger:
         elif kind == "start":
             self.nonce = str(entry["nonce"])
         elif kind == "charge" and entry["incarnation"] == self.incarnation and self.nonce is not None:
-            self._spending.add(
-                self._spending.row(entry["phase"], entry["sample_rate"], entry["noise_multiplier"])
-            )
-            self.charged.add(entry["phase"], entry["step"], self.nonce, index)
+            phase, spending = entry["phase"], self._spending
+            spending.take_clip_norm(phase, entry["clip_norm"])
+            spending.add(spending.row(phase, entry["sample_rate"], entry["noise_multiplier"]))
+            self.charged.add(phase, entry["step"], self.nonce, index)
         elif kind == "sealed":
             self.sealed = entry["reason"]
         else:
-            raise LedgerError(
-                f"{self._chain.path}: line {index + 1} was written by another version of this program"
-            )
+            raise self._refused(f"line {index + 1} was written by another version of this program")
+
+    def _refused(self, why: str) -> LedgerError:
+        return LedgerError(f"{self._chain.path}: {why}")
 
     def _require_open(self) -> None:
         if self._interrupted:
             # Otherwise the entry that the mirror refused would be returned as a replay.
-            raise LedgerError(f"{self._chain.path}: an earlier write failed: run the same command again")
+            raise self._refused("an earlier write failed: run the same command again")
         if self.sealed is not None:
-            raise LedgerError(
-                f"{self._chain.path}: the run is sealed ({self.sealed}): nothing more can be charged"
-            )
+            raise self._refused(f"the run is sealed ({self.sealed}): nothing more can be charged")
 
     def _require_fact(self, field: str, now: object) -> None:
         was = self.plan.get(field)
         if canonical(was) != canonical(now):
-            raise LedgerError(
-                f"{self._chain.path}: {field} is {now!r} but was {was!r} when the run started: "
-                f"change it back, {OR_START_NEW}"
+            raise self._refused(
+                f"{field} is {now!r} but was {was!r} when the run started: change it back, {OR_START_NEW}"
             )

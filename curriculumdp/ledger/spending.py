@@ -38,6 +38,13 @@ class Spending:
             row = replace(event, count=0)
             self._bound[row] = self._bound.get(row, 0) + event.count
         self._counts: dict[PrivacyEvent, int] = {}
+        self.clip_norms: dict[str, float] = {}
+
+    def take_clip_norm(self, phase: str, clip_norm: float) -> None:
+        """Record the clip norm of a phase's first event. Raises LedgerError if a later event has another one."""
+        first = self.clip_norms.setdefault(phase, clip_norm)
+        if clip_norm != first:
+            raise LedgerError(f"phase {phase}: clip_norm is {clip_norm!r}, but {first!r} was charged before")
 
     def row(self, phase: str, sample_rate: float, noise_multiplier: float) -> PrivacyEvent:
         """Return the planned row of an event. Raises LedgerError naming the field if nothing like it was planned."""

@@ -1,6 +1,6 @@
 """The PUBLIC artefact: a folder that stock diffusers loads, with a machine-checkable certificate.
 
-Files come from an allow-list (`verify.ALLOWED`); nothing else of a run can get into a release. The folder is written
+Files come from an allow-list (`files.ALLOWED`); nothing else of a run can get into a release. The folder is written
 next to its target, checked against its own certificate and renamed: there is a complete release or none.
 """
 
@@ -26,6 +26,7 @@ from curriculumdp.disk import sync, unfinished
 from curriculumdp.errors import UserError
 from curriculumdp.ledger.run_files import LEDGER
 from curriculumdp.privacy.event import PrivacyEvent
+from curriculumdp.release.agreement import config_problems
 from curriculumdp.release.certificate import (
     Certificate,
     CertificateError,
@@ -34,19 +35,18 @@ from curriculumdp.release.certificate import (
     account,
     certificate_bytes,
 )
-from curriculumdp.release.model_card import model_card
-from curriculumdp.release.signature import sign
-from curriculumdp.release.verify import (
+from curriculumdp.release.files import (
     CERTIFICATE,
     CONFIG,
     SIGNATURE,
     WEIGHTS,
-    config_problems,
     file_problems,
     file_sha256,
     list_files,
-    read_certificate,
 )
+from curriculumdp.release.model_card import model_card
+from curriculumdp.release.signature import sign
+from curriculumdp.release.verify import read_certificate
 
 SOFTWARE = ("curriculumdp", "torch", "diffusers", "safetensors", "dp-accounting", "opacus", "cryptography")
 

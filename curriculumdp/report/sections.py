@@ -17,7 +17,7 @@ from curriculumdp.plots import curve_plot, png_bytes
 from curriculumdp.privacy.accountant import compose, epsilon_path, losses
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import CertifiedEvent, Guarantee, statement
-from curriculumdp.release.verify import CERTIFICATE, WEIGHTS, file_sha256
+from curriculumdp.release.files import CERTIFICATE, WEIGHTS, file_sha256
 from curriculumdp.report.page import Html, columns, facts, html, paragraph, picture, section, table, tag
 
 ALARMS = (0.001, 0.01, 0.1)  # false alarm rates

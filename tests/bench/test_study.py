@@ -10,7 +10,7 @@ import torch
 from bench import study
 from bench.baselines import non_private
 from curriculumdp.config.config import load_config
-from curriculumdp.curriculum.train import load_declared
+from curriculumdp.curriculum.declared import load_declared
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
 from curriculumdp.diffusion.networks import build_unet

@@ -12,6 +12,7 @@ from curriculumdp.config.yaml_file import ConfigError
 from curriculumdp.curriculum import dry_step as module
 from curriculumdp.curriculum import private, train
 from curriculumdp.curriculum.dry_step import DryStepError, dry_step, require_memory
+from curriculumdp.curriculum.state import CentralImages
 from curriculumdp.curriculum.warmup import POLICY
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy.secret import RunSecret
@@ -103,11 +104,11 @@ def test_what_no_memory_holds_is_refused_by_its_option(tmp_path, key, value, opt
 
 def test_it_leaves_no_trace(make_run, digits):
     made, state = make_run(digits, one_process())
-    state.central = module.CentralImages(torch.full((2, 1, 8, 8), 7, dtype=torch.uint8), torch.tensor([1, 2]))
+    state.central = CentralImages(torch.full((2, 1, 8, 8), 7, dtype=torch.uint8), torch.tensor([1, 2]))
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     places = {name: tensor.data_ptr() for name, tensor in state.tensors().items()}
     generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    dry_step(made.config, one_process(), state)
+    dry_step(made.config, one_process(), state, train.PHASE_CLASSES)
     assert [name for name, tensor in state.tensors().items() if not torch.equal(tensor, before[name])] == []
     assert {name: tensor.data_ptr() for name, tensor in state.tensors().items()} == places
     assert (state.phase, state.step) == (0, 0)
@@ -123,7 +124,7 @@ def test_it_sees_no_image_and_no_secret_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(RunSecret, "create", lambda: created.append(1))
     monkeypatch.setattr(Ledger, "charge", lambda *_, **__: pytest.fail("it was charged"))
     config = tiny(tmp_path)
-    dry_step(config, one_process(), train.initial_state(config, torch.device("cpu")))
+    dry_step(config, one_process(), train.initial_state(config, torch.device("cpu")), train.PHASE_CLASSES)
     assert not created
 
 

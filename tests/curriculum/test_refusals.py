@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from curriculumdp.clipping.per_unit import PerUnitGradients
-from curriculumdp.curriculum import folder, train
+from curriculumdp.curriculum import declared, folder, train
 from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.networks import NetworkError
@@ -85,7 +85,7 @@ def test_changed_data_are_refused(tmp_path, digits, monkeypatch):
     images = digits.images.copy()
     images[0, 0, 0, 0] ^= 1
     other = ImageSet(images, digits.labels, digits.units, digits.unit_count)
-    monkeypatch.setattr(train, "load_images", lambda **_: other)
+    monkeypatch.setattr(declared, "load_images", lambda **_: other)
     assert "images, labels or units" in refusal(lambda: finish(tiny(tmp_path)))
 
 
@@ -349,7 +349,7 @@ def open_world_without_group() -> None:
 def test_a_rank_that_sees_other_data_stops_the_run(tmp_path, digits):
     def work(world) -> None:
         if world.rank == 1:
-            train.load_images = lambda **_: digits.without_unit(3)
+            declared.load_images = lambda **_: digits.without_unit(3)
         refusal(lambda: finish(tiny(tmp_path), world))
 
     assert in_world(2, work) == [0, 0]
@@ -372,7 +372,7 @@ def test_a_class_without_images_reveals_nothing_and_breaks_nothing(tmp_path, dig
     kept = digits.labels != 3
     labels = np.where(kept, digits.labels, 4)
     other = ImageSet(digits.images, labels, digits.units, digits.unit_count)
-    monkeypatch.setattr(train, "load_images", lambda **_: other)
+    monkeypatch.setattr(declared, "load_images", lambda **_: other)
     release = finish(tiny(tmp_path))
     assert "NaN" not in (release / "privacy.json").read_text()
 

@@ -18,6 +18,7 @@ from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import State
+from curriculumdp.curriculum.train import PHASE_CLASSES
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
@@ -161,7 +162,7 @@ def test_an_operation_that_does_not_repeat_ends_in_one_line_before_anything_is_c
     monkeypatch.setattr({"private": private, "warmup": warmup}[where], "edm_loss", with_put)
     repeat_to_the_bit()
     with pytest.raises(DryStepError, match=rf"{where}: .*put_.*deterministic.*compute\.device") as caught:
-        dry_step(run.config, one_process(), state)
+        dry_step(run.config, one_process(), state, PHASE_CLASSES)
     assert "\n" not in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor, nn
 
 from curriculumdp.diffusion.denoiser import SIGMA_DATA, Denoiser
@@ -18,9 +19,9 @@ class Recorder(nn.Module):
         return (torch.sin(3 * sample),)
 
 
-@pytest.mark.parametrize("sampler", ["dpm", "euler"])
-def test_coefficients_are_those_of_the_schedulers(sampler: str) -> None:
-    scheduler = build_scheduler(sampler, SIGMA_DATA)
+@pytest.mark.parametrize("kind", [EDMDPMSolverMultistepScheduler, EDMEulerScheduler])
+def test_coefficients_are_those_of_the_schedulers(kind: type) -> None:
+    scheduler = build_scheduler(kind, SIGMA_DATA)
     scheduler.set_timesteps(9)
     net, noisy = Recorder(), torch.randn(2, 1, 4, 4)
     for step, t in enumerate(scheduler.timesteps):

@@ -1,15 +1,17 @@
 """Sampling finds the distribution that the network knows, and repeats itself."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from curriculumdp.config.sections import SamplerName
 from curriculumdp.diffusion.networks import build_unet
 from curriculumdp.diffusion.pictures import image_grid, save_images
-from curriculumdp.diffusion.sample import SamplingError, balanced_labels, denoise, sample_images
+from curriculumdp.diffusion.sample import SAMPLERS, SamplingError, balanced_labels, denoise, sample_images
 
 MEAN, STD, SIGMA_DATA = 0.2, 0.25, 3**-0.5
 
@@ -112,3 +114,7 @@ def test_saved_images_come_back(tmp_path) -> None:
         assert np.array_equal(kept["images"], images)
         assert kept["labels"].tolist() == [3, 1]
     assert sorted(p.name for p in (tmp_path / "out/png").iterdir()) == ["000000_3.png", "000001_1.png"]
+
+
+def test_the_samplers_are_those_that_a_config_may_name():
+    assert tuple(SAMPLERS) == get_args(SamplerName)

@@ -199,3 +199,12 @@ def test_what_was_not_planned_is_refused_by_the_fields_name():
     ):
         with pytest.raises(LedgerError, match=reason):
             spending.row(name, rate, noise)
+
+
+def test_all_events_of_a_phase_have_one_clip_norm():
+    spending = Spending([CENTRAL, PRIVATE], Accountant(0))
+    spending.take_clip_norm("central", 2.0)
+    spending.take_clip_norm("private", 1.0)
+    with pytest.raises(LedgerError, match=r"phase private: clip_norm is 1.5, but 1.0 was charged before"):
+        spending.take_clip_norm("private", 1.5)
+    assert spending.clip_norms == {"central": 2.0, "private": 1.0}

@@ -341,7 +341,7 @@ LEDGER_FAULTS = [
     Fault(
         "a dry step after the ledger is made",
         "curriculumdp.curriculum.train:run_curriculum",
-        "dry_step(config, world, state)",
+        "dry_step(config, world, state, PHASE_CLASSES)",
         "pass",
         Check(
             "tests.curriculum.test_dry_step:test_an_engine_that_does_not_fit_is_refused_before_there_is_a_ledger"

@@ -15,7 +15,7 @@ CENTRAL = "tests.curriculum.test_central:"
 QUERY = "curriculumdp.curriculum.central:CentralPhase.step"
 STEP = "curriculumdp.curriculum.private:PrivatePhase.step"
 PROMISE = "curriculumdp.curriculum.release:guarantee_of"
-CERTIFIED = "events=certified_events(ledger.events(), clip_norms),"
+CERTIFIED = "events=certified_events(ledger.events(), ledger.clip_norms()),"
 IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
 SHARES = "counts = data.class_counts or (data.units / data.classes,) * data.classes"
 
@@ -48,7 +48,7 @@ COURSE = VERIFY + "test_releases_must_be_what_a_run_of_the_config_can_have_come_
 RELEASE_FAULTS = [
     Fault(
         "a noise multiplier that nobody holds against the budget",
-        "curriculumdp.release.verify:noise_problems",
+        "curriculumdp.release.agreement:noise_problems",
         "if cost >= guarantee.epsilon * (1 - LEFT_BY_SOLVING):",
         "if cost <= guarantee.epsilon:",
         Check(VERIFY + "test_more_noise_than_the_plan_was_solved_for_is_refused", {"stopped": "planned"}),
@@ -168,7 +168,7 @@ RELEASE_FAULTS = [
         PROMISE,
         CERTIFIED,
         "events=certified_events([replace(row, count=min(row.count, 2))"
-        " for row in ledger.events()], clip_norms),",
+        " for row in ledger.events()], ledger.clip_norms()),",
         WHOLE_LEDGER,
         uses={"replace": dataclasses.replace},
         raises=(CertificateError,),
@@ -246,7 +246,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "a release that says it has spent nothing",
-        "curriculumdp.release.verify:_course_problems",
+        "curriculumdp.release.agreement:_course_problems",
         "if not any(done.values()):",
         "if False:",
         Check(
@@ -257,7 +257,7 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "steps of DP-SGD without the queries before them",
-        "curriculumdp.release.verify:_course_problems",
+        "curriculumdp.release.agreement:_course_problems",
         'if done.get("private") and "central" in planned and "central" not in reached:',
         'if guarantee.stopped == "planned" and "central" not in reached:',
         Check(

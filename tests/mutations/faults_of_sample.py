@@ -68,7 +68,7 @@ SAMPLE_FAULTS = [
     ),
     Fault(
         "images that name no patient, protected one by one and certified for patients",
-        "curriculumdp.curriculum.train:load_declared",
+        "curriculumdp.curriculum.declared:load_declared",
         "unit=data.unit,",
         "",
         Check(

@@ -20,8 +20,9 @@ from curriculumdp.diffusion.sample import SamplingError, denoise
 from curriculumdp.release import export
 from curriculumdp.release.certificate import CertificateError, CertifiedEvent
 from curriculumdp.release.export import ExportError, SampleSettings, certified_events
+from curriculumdp.release.files import ALLOWED, REQUIRED
 from curriculumdp.release.signature import SignatureError
-from curriculumdp.release.verify import ALLOWED, REQUIRED, verify_release
+from curriculumdp.release.verify import verify_release
 from tests.support.tiny_release import CONFIG, EVENTS, guarantee, write_keys, write_release
 
 

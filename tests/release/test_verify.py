@@ -28,12 +28,10 @@ from curriculumdp.release.certificate import (
     statement,
 )
 from curriculumdp.release.export import certified_events
+from curriculumdp.release.files import REQUIRED, WEIGHTS, file_sha256
 from curriculumdp.release.signature import SignatureError, load_signer, sign
 from curriculumdp.release.verify import (
-    REQUIRED,
-    WEIGHTS,
     check_release,
-    file_sha256,
     read_certificate,
     summary,
     verify_release,

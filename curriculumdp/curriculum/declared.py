@@ -1,0 +1,44 @@
+"""The sensitive images, loaded and checked against what the config declares. PRIVATE."""
+
+import hashlib
+from pathlib import Path
+
+from curriculumdp.config.config import Config
+from curriculumdp.data.images import DataError, ImageSet
+from curriculumdp.data.sources import load_images
+
+
+def load_declared(config: Config, cache: Path | None, pending: Path | None = None) -> ImageSet:
+    """Load the sensitive images (PRIVATE) and check them against what the config declares.
+
+    Raises DataError.
+    """
+    data = config.data
+    images = load_images(
+        source=data.source,
+        classes=data.classes,
+        channels=data.channels,
+        size=data.size,
+        units=data.units,
+        unit=data.unit,
+        path=data.path,
+        csv=data.csv,
+        roster=data.roster,
+        window=data.window,
+        cache=cache,
+        pending=pending,
+    )
+    if data.unit == "one image" and images.counts.max() > 1:
+        raise DataError(
+            "data.unit is 'one image', but some units own more than one image: set data.unit to what a unit is, "
+            "such as 'all images of one patient'"
+        )
+    return images
+
+
+def content_digest(images: ImageSet) -> bytes:
+    """Return the SHA-256 of all images, labels and units. PRIVATE: compared between ranks, never stored."""
+    digest = hashlib.sha256()
+    for array in images.content_arrays().values():
+        digest.update(str(array.shape).encode() + array.tobytes())
+    return digest.digest()
