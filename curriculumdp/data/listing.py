@@ -95,6 +95,11 @@ def _integer_indices(listing: Listing, units: int) -> np.ndarray:
             f"{listing.origin}: unit ids range from {indices.min()} to {indices.max()} but data.units = {units} "
             f"allows 0..{units - 1}: correct the ids or data.units"
         )
+    if (found := len(np.unique(indices))) != units:
+        raise DataError(
+            f"{listing.origin}: has images of {found} units but data.units = {units}: set data.units to the number of "
+            "units in the data; if the others own no image on purpose, list all ids in data.roster"
+        )
     return indices
 
 

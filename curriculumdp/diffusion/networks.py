@@ -98,8 +98,15 @@ def load_public_weights(net: UNet2DModel, folder: Path) -> None:
     """Overwrite `net`'s weights with those of a PUBLIC diffusers folder (a pipeline's, or its `unet`).
 
     A class embedding for another number of classes is left unchanged. Opens no network connection and reads
-    only safetensors. Raises NetworkError that names the first parameter that does not fit.
+    only safetensors. Raises NetworkError that names the first parameter that does not fit, and for a release, whose
+    weights were trained on private images: a unit in both sets would lose more than this run's ε.
     """
+    for place in (folder.resolve(), folder.resolve().parent):
+        if (place / "privacy.json").exists():
+            raise NetworkError(
+                f"init_from: {place} is a release with a privacy certificate, so its weights are not public: what they "
+                "cost is not in this run's ε; start from a public model"
+            )
     source = folder / "unet" if (folder / "unet").is_dir() else folder
     try:
         public = UNet2DModel.from_pretrained(source, local_files_only=True, use_safetensors=True).state_dict()

@@ -45,8 +45,9 @@ BEGAN_FROM = (
     " The weights that training started from are treated as public too: {}. No check can confirm this."
 )
 CONDITIONS = (
-    "the run's input checks: the data had exactly the declared units, classes and image shape. No check "
-    "can detect whether one person's images were spread over several units."
+    "the run's input checks: the images belonged to exactly the declared number of units, or the units were those of "
+    "a public list (data.roster), of which some may own no image; labels and image shape were as declared. No "
+    "check can detect whether one person's images were spread over several units."
 )
 SCOPE = "This run alone, with all its events, including repeated ones. Other runs on the same data add to the cost."
 PROOF = (

@@ -185,12 +185,22 @@ def test_npz_images_are_read_in_each_layout(tmp_path: Path, compressed: bool) ->
     assert np.array_equal(load(source="npz", path=npz(path, images=GREY, labels=LABELS)).images[:, 0], GREY)
 
 
-def test_units_of_an_npz_may_own_several_images_and_leave_places_empty(tmp_path: Path) -> None:
-    units = np.array([3, 0, 3, 0, 0, 3])
-    path = npz(tmp_path / "a.npz", images=GREY, labels=LABELS, units=units)
-    images = load(source="npz", path=path, units=5)
-    assert images.counts.tolist() == [3, 0, 0, 3, 0]
-    assert "data.units = 3" in complaint(source="npz", path=path, units=3)
+def test_units_of_an_npz_may_own_several_images(tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", images=GREY, labels=LABELS, units=np.array([1, 0, 1, 2, 0, 1]))
+    assert load(source="npz", path=path, units=3).counts.tolist() == [2, 3, 1]
+    assert "data.units = 2" in complaint(source="npz", path=path, units=2)
+
+
+def test_units_without_images_are_declared_by_a_roster_or_refused(tmp_path: Path) -> None:
+    """A surplus would be certified as people who were protected, and the expected batch would be too large."""
+    path = npz(tmp_path / "a.npz", images=GREY, labels=LABELS, units=np.array([3, 0, 3, 0, 0, 3]))
+    roster = tmp_path / "roster.txt"
+    roster.write_text("0\n1\n2\n3\n4\n")
+    assert load(source="npz", path=path, units=5, roster=str(roster)).counts.tolist() == [3, 0, 0, 3, 0]
+    for declared in (4, 5, 6000):
+        message = complaint(source="npz", path=path, units=declared)
+        assert f"images of 2 units but data.units = {declared}" in message
+        assert "data.roster" in message
 
 
 def test_named_units_need_a_roster(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def test_a_unit_that_is_more_than_an_image_needs_images_that_name_theirs(
     message = complaint(folder, **asked)
     assert "all images of one patient" in message
     assert "name no units" in message
-    named = table(folder, "path,label,unit\ncats/a.png,0,0\ncats/b.png,0,0\ndogs/c.png,1,2\n")
-    assert load(folder, unit="all images of one patient", csv=named).counts.tolist() == [2, 0, 1]
+    named = table(folder, "path,label,unit\ncats/a.png,0,0\ncats/b.png,0,0\ndogs/c.png,1,1\n")
+    assert load(folder, unit="all images of one patient", csv=named, units=2).counts.tolist() == [2, 1]
 
 
 def test_an_empty_sub_folder_is_a_class_without_images(folder: Path) -> None:
@@ -92,11 +92,11 @@ def test_a_link_to_another_image_of_the_folder_counts_it_twice_and_is_refused(fo
 
 
 def test_a_table_gives_labels_and_owners(folder: Path) -> None:
-    text = "\ufeffpath,label,unit\ncats/a.png,1,4\ndogs/c.png,0,1\ncats/b.png,1,4\n"
-    images = load(folder, csv=table(folder, text), units=5)
+    text = "\ufeffpath,label,unit\ncats/a.png,1,1\ndogs/c.png,0,0\ncats/b.png,1,1\n"
+    images = load(folder, csv=table(folder, text), units=2)
     assert images.images[:, 0, 0, 0].tolist() == [1, 2, 0]
     assert images.labels.tolist() == [1, 0, 1]
-    assert images.units.tolist() == [4, 1, 4]
+    assert images.units.tolist() == [1, 0, 1]
 
 
 def test_named_owners_are_found_in_the_roster(folder: Path) -> None:

@@ -101,3 +101,13 @@ def test_public_weights_are_taken_and_misfits_named(tmp_path: Path) -> None:
         load_public_weights(tiny(image_channels=3), tmp_path)
     with pytest.raises(NetworkError, match="no diffusers UNet2DModel"):
         load_public_weights(tiny(), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("given", ["release", "release/unet", "link"])
+def test_the_weights_of_a_release_are_not_public(tmp_path: Path, given: str) -> None:
+    """They were trained on private images, perhaps these: what that cost would be missing from this run's ε."""
+    tiny().save_pretrained(tmp_path / "release" / "unet")
+    (tmp_path / "release" / "privacy.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "release" / "unet")
+    with pytest.raises(NetworkError, match="release is a release with a privacy certificate"):
+        load_public_weights(tiny(), tmp_path / given)
