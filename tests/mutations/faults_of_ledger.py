@@ -6,7 +6,6 @@ from tests.mutations.planting import Check, Fault
 P2 = "tests.curriculum.test_noise_of_step:"
 FOLDER = "tests.curriculum.test_folder:"
 LEDGER = "tests.ledger.test_run_ledger:"
-DATASET = "tests.ledger.test_dataset_ledger:"
 DATA_SET = "tests.curriculum.test_dataset:"
 BUDGET = "tests.ledger.test_budget:"
 CHAIN = "tests.ledger.test_chain:"
@@ -14,6 +13,8 @@ RUIN = "tests.curriculum.test_ruin:"
 RANDOMNESS = "tests.privacy.test_streams:"
 REFUSALS = "tests.curriculum.test_refusals:"
 RESUME = "tests.curriculum.test_resume:"
+COPIES = "tests.ledger.test_copies_of_runs:"
+LEDGER_CHANGED = "tests.ledger.test_run_ledger_changed:"
 OPEN = "curriculumdp.curriculum.folder:RunFolder.open_ledger"
 APPLY = "curriculumdp.ledger.run_ledger:Ledger._apply"
 
@@ -160,7 +161,7 @@ LEDGER_FAULTS = [
         "curriculumdp.ledger.run_ledger:Ledger.open",
         'if data is not None and ledger._first["data"] != data_mac(subkey(key, "data"), *data):',
         "if data is not None and len(data) > 9:",
-        Check(LEDGER + "test_changed_data_are_refused", {"array": 0}),
+        Check(LEDGER_CHANGED + "test_changed_data_are_refused", {"array": 0}),
     ),
     Fault(
         "a rate or noise that was not planned",
@@ -174,28 +175,28 @@ LEDGER_FAULTS = [
         "curriculumdp.ledger.dataset_ledger:DatasetLedger.attach",
         "mirror.check(ledger.macs)",
         "pass",
-        Check(DATASET + "test_a_run_folder_rolled_back_by_one_whole_line_is_refused"),
+        Check(COPIES + "test_a_run_folder_rolled_back_by_one_whole_line_is_refused"),
     ),
     Fault(
         "a ledger shorter than its checkpoint saw",
         "curriculumdp.ledger.run_ledger:Ledger.check_prefix",
         "if not 0 < count <= len(self.macs) or not hmac.compare_digest(self.macs[count - 1], mac):",
         "if count <= 0:",
-        Check(LEDGER + "test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint"),
+        Check(LEDGER_CHANGED + "test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint"),
     ),
     Fault(
         "a run folder copied and both resumed",
         "curriculumdp.ledger.mirror:RunMirror.advance",
         "if mirrored[0] != count - 1 or not hmac.compare_digest(mirrored[1], previous):",
         "if mirrored[0] > count:",
-        Check(DATASET + "test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused"),
+        Check(COPIES + "test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused"),
     ),
     Fault(
         "a stale process that reserves for the copy that was resumed",
         "curriculumdp.ledger.mirror:RunMirror._require_head",
         "if mirrored[0] != count or not hmac.compare_digest(mirrored[1], mac):",
         "if mirrored[0] < 0:",
-        Check(DATASET + "test_a_stale_process_cannot_change_what_the_copy_that_was_resumed_has_reserved"),
+        Check(COPIES + "test_a_stale_process_cannot_change_what_the_copy_that_was_resumed_has_reserved"),
     ),
     Fault(
         "a cut ledger behind a damaged checkpoint",
@@ -209,7 +210,7 @@ LEDGER_FAULTS = [
         "curriculumdp.ledger.mirror:RunMirror.check",
         "if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):",
         "if len(macs) > count + 1:",
-        Check(DATASET + "test_of_two_copies_that_are_resumed_in_turn_the_second_is_refused"),
+        Check(COPIES + "test_of_two_copies_that_are_resumed_in_turn_the_second_is_refused"),
     ),
     Fault(
         "a copy that seals itself and is released",
