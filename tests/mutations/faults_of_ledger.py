@@ -15,6 +15,7 @@ REFUSALS = "tests.curriculum.test_refusals:"
 RESUME = "tests.curriculum.test_resume:"
 COPIES = "tests.ledger.test_copies_of_runs:"
 LEDGER_CHANGED = "tests.ledger.test_run_ledger_changed:"
+EXTENSIONS = "tests.ledger.test_budget_extensions:"
 OPEN = "curriculumdp.curriculum.folder:RunFolder.open_ledger"
 APPLY = "curriculumdp.ledger.run_ledger:Ledger._apply"
 
@@ -85,14 +86,14 @@ LEDGER_FAULTS = [
         "curriculumdp.ledger.spending:Spending.admit",
         "if self._allowance(_listed(wider)) and reserve(_listed(wider)):",
         "if self._allowance(_listed(wider)) and reserve(_listed(self._counts | {row: limit})):",
-        Check(BUDGET + "test_an_extension_keeps_the_plan_that_is_still_to_come"),
+        Check(EXTENSIONS + "test_an_extension_keeps_the_plan_that_is_still_to_come"),
     ),
     Fault(
         "steps given up that the run may do all the same",
         "curriculumdp.ledger.spending:Spending._trade",
         "self._bound = _cut(counts, kept, unused - cut)",
         "self._bound = _cut(counts, kept, unused)",
-        Check(BUDGET + "test_where_plan_and_extension_do_not_fit_the_fewest_steps_are_given_up"),
+        Check(EXTENSIONS + "test_where_plan_and_extension_do_not_fit_the_fewest_steps_are_given_up"),
     ),
     Fault(
         "a plan taken for reserved after an extension gave up a part of it",
@@ -100,7 +101,8 @@ LEDGER_FAULTS = [
         "settled = ledger.keep_within(before.events)",
         "settled = True",
         Check(
-            BUDGET + "test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_reserved"
+            EXTENSIONS
+            + "test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_reserved"
         ),
     ),
     Fault(

@@ -42,8 +42,9 @@ UNTILTED = Check(
     {"part": (0.02, 4.790737539, 400_000), "slope": 2.0**-8},
 )
 
-VERIFY = "tests.release.test_verify:"
-COURSE = VERIFY + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
+COURSES = "tests.release.test_certified_course:"
+FIELDS = "tests.release.test_certificate_fields:"
+COURSE = COURSES + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
 
 RELEASE_FAULTS = [
     Fault(
@@ -51,7 +52,7 @@ RELEASE_FAULTS = [
         "curriculumdp.release.verify:noise_problems",
         "if cost >= guarantee.epsilon * (1 - LEFT_BY_SOLVING):",
         "if cost <= guarantee.epsilon:",
-        Check(VERIFY + "test_more_noise_than_the_plan_was_solved_for_is_refused", {"stopped": "planned"}),
+        Check(COURSES + "test_more_noise_than_the_plan_was_solved_for_is_refused", {"stopped": "planned"}),
     ),
     Fault(
         "an infinite loss that is forgotten where the finite ones cost nothing",
@@ -233,7 +234,7 @@ RELEASE_FAULTS = [
         "return found * (1 - SLACK) <= stated <= found + above",
         "return abs(stated - found) <= above",
         Check(
-            VERIFY + "test_a_figure_may_be_another_versions_larger_one_but_never_a_lower_one",
+            FIELDS + "test_a_figure_may_be_another_versions_larger_one_but_never_a_lower_one",
             {"name": "opacus_rdp"},
         ),
     ),
@@ -242,7 +243,7 @@ RELEASE_FAULTS = [
         "curriculumdp.release.verify:figure_problems",
         "if len(was) != len(now) or any(",
         "if was and now and any(",
-        Check(VERIFY + "test_a_figure_left_out_or_put_in_is_noticed"),
+        Check(FIELDS + "test_a_figure_left_out_or_put_in_is_noticed"),
     ),
     Fault(
         "a release that says it has spent nothing",
