@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from curriculumdp.release import verify
 from curriculumdp.release.certificate import Certificate, certificate_bytes
+from curriculumdp.release.files import file_sha256
 from curriculumdp.release.signature import is_signed, load_signer
-from curriculumdp.release.verify import file_sha256, read_certificate, verify_release
+from curriculumdp.release.verify import read_certificate, verify_release
 from tests.support.tiny_release import CONFIG, guarantee, write_keys, write_release
 from tests.support.tried import TRIED
 

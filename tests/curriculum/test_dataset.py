@@ -17,7 +17,7 @@ from curriculumdp.ledger.mirror import RunMirror
 from curriculumdp.ledger.run_ledger import Ledger, LedgerError
 from curriculumdp.world import one_process
 from tests.curriculum import test_folder
-from tests.curriculum.test_refusals import refusal
+from tests.support.refused import refusal
 from tests.support.runs import finish, in_child, kill_at, tiny
 from tests.support.small_run import without_solving
 

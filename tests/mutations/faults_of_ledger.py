@@ -1,4 +1,4 @@
-"""Faults of the books: what is charged, when, how often, and what a resumed, copied or rolled back run may do."""
+"""Faults of the books: what is charged, when, how often, and what a resumed run may do."""
 
 from curriculumdp.ledger.chain import LedgerError
 from tests.mutations.planting import Check, Fault
@@ -6,17 +6,15 @@ from tests.mutations.planting import Check, Fault
 P2 = "tests.curriculum.test_noise_of_step:"
 FOLDER = "tests.curriculum.test_folder:"
 LEDGER = "tests.ledger.test_run_ledger:"
-DATASET = "tests.ledger.test_dataset_ledger:"
-DATA_SET = "tests.curriculum.test_dataset:"
-BUDGET = "tests.ledger.test_budget:"
 CHAIN = "tests.ledger.test_chain:"
 RUIN = "tests.curriculum.test_ruin:"
-RANDOMNESS = "tests.privacy.test_streams:"
-REFUSALS = "tests.curriculum.test_refusals:"
 RESUME = "tests.curriculum.test_resume:"
+LEDGER_CHANGED = "tests.ledger.test_run_ledger_changed:"
+EXPORTS = "tests.curriculum.test_export_of_runs:"
+OWN_RELEASE = "tests.curriculum.test_own_release:"
+SECRET = "tests.privacy.test_run_secret:"
 OPEN = "curriculumdp.curriculum.folder:RunFolder.open_ledger"
 APPLY = "curriculumdp.ledger.run_ledger:Ledger._apply"
-
 GOES_ON = Check(LEDGER + "test_a_run_is_planned_charged_reopened_and_goes_on")
 BEFORE_NOISE = Check(P2 + "test_the_entry_is_on_disk_before_its_noise_is_drawn")
 
@@ -80,61 +78,6 @@ LEDGER_FAULTS = [
         Check(LEDGER + "test_within_the_plan_nobody_is_asked_and_beyond_it_the_budget_ends_the_run"),
     ),
     Fault(
-        "an extension that reserves less than the run may do",
-        "curriculumdp.ledger.spending:Spending.admit",
-        "if self._allowance(_listed(wider)) and reserve(_listed(wider)):",
-        "if self._allowance(_listed(wider)) and reserve(_listed(self._counts | {row: limit})):",
-        Check(BUDGET + "test_an_extension_keeps_the_plan_that_is_still_to_come"),
-    ),
-    Fault(
-        "steps given up that the run may do all the same",
-        "curriculumdp.ledger.spending:Spending._trade",
-        "self._bound = _cut(counts, kept, unused - cut)",
-        "self._bound = _cut(counts, kept, unused)",
-        Check(BUDGET + "test_where_plan_and_extension_do_not_fit_the_fewest_steps_are_given_up"),
-    ),
-    Fault(
-        "a plan taken for reserved after an extension gave up a part of it",
-        "curriculumdp.ledger.dataset_ledger:DatasetLedger._settle",
-        "settled = ledger.keep_within(before.events)",
-        "settled = True",
-        Check(
-            BUDGET + "test_a_run_killed_between_an_extension_and_its_entry_resumes_within_what_is_reserved"
-        ),
-    ),
-    Fault(
-        "a ledger that lies where the run is started",
-        "curriculumdp.config.checks:_data_problems",
-        "if data.ledger is not None and not os.path.isabs(data.ledger):",
-        "if data.ledger is not None and not data.ledger:",
-        Check(
-            DATA_SET + "test_a_ledger_whose_place_depends_on_where_a_run_is_started_is_refused",
-            {"place": "./state"},
-        ),
-    ),
-    Fault(
-        "a budget given anew by every ledger that is not found",
-        "curriculumdp.ledger.dataset_ledger:DatasetLedger.open",
-        'if definition.get("budget") is None:',
-        "if definition:",
-        Check(DATA_SET + "test_a_run_with_a_budget_makes_no_ledger_wherever_it_looks", {"home": "one"}),
-    ),
-    Fault(
-        "a budget that a run replaces by its own",
-        "curriculumdp.ledger.dataset_ledger:DatasetLedger.open",
-        'lambda before: before.get("budget") is None)',
-        "lambda before: before is not None)",
-        Check(DATA_SET + "test_a_ledger_that_no_run_has_used_is_defined_anew_and_one_in_use_is_not"),
-    ),
-    Fault(
-        "a budget that is raised after runs have used it",
-        "curriculumdp.ledger.dataset_ledger:DatasetLedger._define_anew",
-        "if self._reservations():",
-        "if len(self._reservations()) > 9:",
-        Check(BUDGET + "test_the_budget_is_the_first_runs_for_ever", {"budget": 2.1}),
-        raises=(LedgerError,),
-    ),
-    Fault(
         "the noise solved anew on resume",
         OPEN,
         'return json.dumps(self.ledger.plan["phases"]).encode()',
@@ -160,7 +103,7 @@ LEDGER_FAULTS = [
         "curriculumdp.ledger.run_ledger:Ledger.open",
         'if data is not None and ledger._first["data"] != data_mac(subkey(key, "data"), *data):',
         "if data is not None and len(data) > 9:",
-        Check(LEDGER + "test_changed_data_are_refused", {"array": 0}),
+        Check(LEDGER_CHANGED + "test_changed_data_are_refused", {"array": 0}),
     ),
     Fault(
         "a rate or noise that was not planned",
@@ -170,32 +113,11 @@ LEDGER_FAULTS = [
         Check(LEDGER + "test_what_was_not_planned_cannot_be_charged"),
     ),
     Fault(
-        "ledger and checkpoint rolled back together",
-        "curriculumdp.ledger.dataset_ledger:DatasetLedger.attach",
-        "mirror.check(ledger.macs)",
-        "pass",
-        Check(DATASET + "test_a_run_folder_rolled_back_by_one_whole_line_is_refused"),
-    ),
-    Fault(
         "a ledger shorter than its checkpoint saw",
         "curriculumdp.ledger.run_ledger:Ledger.check_prefix",
         "if not 0 < count <= len(self.macs) or not hmac.compare_digest(self.macs[count - 1], mac):",
         "if count <= 0:",
-        Check(LEDGER + "test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint"),
-    ),
-    Fault(
-        "a run folder copied and both resumed",
-        "curriculumdp.ledger.mirror:RunMirror.advance",
-        "if mirrored[0] != count - 1 or not hmac.compare_digest(mirrored[1], previous):",
-        "if mirrored[0] > count:",
-        Check(DATASET + "test_of_two_copies_that_are_resumed_at_once_the_second_to_charge_is_refused"),
-    ),
-    Fault(
-        "a stale process that reserves for the copy that was resumed",
-        "curriculumdp.ledger.mirror:RunMirror._require_head",
-        "if mirrored[0] != count or not hmac.compare_digest(mirrored[1], mac):",
-        "if mirrored[0] < 0:",
-        Check(DATASET + "test_a_stale_process_cannot_change_what_the_copy_that_was_resumed_has_reserved"),
+        Check(LEDGER_CHANGED + "test_a_ledger_cut_back_to_a_whole_line_is_seen_by_the_checkpoint"),
     ),
     Fault(
         "a cut ledger behind a damaged checkpoint",
@@ -203,30 +125,6 @@ LEDGER_FAULTS = [
         "for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key):",
         "for position in authentic_positions(self.private / CHECKPOINTS, self.ledger.checkpoint_key)[:-1]:",
         Check("tests.curriculum.test_refusals:test_a_damaged_checkpoint_still_tells_that_the_ledger_was_cut"),
-    ),
-    Fault(
-        "copies resumed in turn",
-        "curriculumdp.ledger.mirror:RunMirror.check",
-        "if not 0 <= len(macs) - count <= 1 or not hmac.compare_digest(macs[count - 1], mac):",
-        "if len(macs) > count + 1:",
-        Check(DATASET + "test_of_two_copies_that_are_resumed_in_turn_the_second_is_refused"),
-    ),
-    Fault(
-        "a copy that seals itself and is released",
-        "curriculumdp.curriculum.folder:RunFolder.claim",
-        "self._settle()",
-        "pass",
-        Check(DATA_SET + "test_a_copy_that_sealed_itself_after_the_other_was_resumed_gets_no_release"),
-    ),
-    Fault(
-        "a run resumed without the ledger that knows it",
-        "curriculumdp.curriculum.dataset:attach",
-        "if shared is None and ledger.sealed is None and (data is not None or ledger.events()):",
-        "if shared is None and ledger.sealed is None and not ledger.macs:",
-        Check(
-            DATA_SET + "test_an_unsealed_run_that_has_spent_is_refused_without_its_ledger_and_makes_none",
-            {"command": "train"},
-        ),
     ),
     Fault(
         "a line's MAC that forgets the lines before",
@@ -240,14 +138,14 @@ LEDGER_FAULTS = [
         "curriculumdp.privacy.secret:RunSecret.__repr__",
         'return "RunSecret(hidden)"',
         'return f"RunSecret({self._held.hex()})"',
-        Check(RANDOMNESS + "test_the_secret_shows_in_no_text_pickle_or_copy"),
+        Check(SECRET + "test_the_secret_shows_in_no_text_pickle_or_copy"),
     ),
     Fault(
         "keys that forget what they are for",
         "curriculumdp.privacy.secret:RunSecret.key",
         "[PROTOCOL, purpose, context], sort_keys=True",
         "[PROTOCOL, sorted(context.items())], sort_keys=True",
-        Check(RANDOMNESS + "test_keys_are_hkdf_sha256_of_purpose_and_context"),
+        Check(SECRET + "test_keys_are_hkdf_sha256_of_purpose_and_context"),
     ),
     Fault(
         "a sealed run that is charged on",
@@ -261,7 +159,9 @@ LEDGER_FAULTS = [
         "curriculumdp.curriculum.folder:RunFolder.forget_secret",
         "erase_private(self.secret_file)",
         "pass",
-        Check("tests.curriculum.test_refusals:test_export_ends_a_run_early_and_certifies_the_whole_ledger"),
+        Check(
+            "tests.curriculum.test_export_of_runs:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
+        ),
     ),
     Fault(
         "a secret kept until the release is written",
@@ -286,7 +186,7 @@ LEDGER_FAULTS = [
         "if os.path.lexists(self.release):",
         "if self.release.is_symlink():",
         Check(
-            REFUSALS + "test_a_run_rolled_back_behind_its_release_is_neither_trained_on_nor_ended",
+            OWN_RELEASE + "test_a_run_rolled_back_behind_its_release_is_neither_trained_on_nor_ended",
             {"command": "train"},
         ),
     ),
@@ -296,7 +196,7 @@ LEDGER_FAULTS = [
         "config, state = folder.checkpointed(untrained_state)",
         "folder.seal('operator'); config, state = folder.checkpointed(untrained_state)",
         Check(
-            REFUSALS + "test_an_export_that_is_refused_does_not_end_the_run",
+            EXPORTS + "test_an_export_that_is_refused_does_not_end_the_run",
             {"kind": "a place that is taken"},
         ),
     ),
@@ -306,7 +206,7 @@ LEDGER_FAULTS = [
         "if not end_run:",
         "if ledger.sealed:",
         Check(
-            REFUSALS + "test_an_export_that_is_refused_does_not_end_the_run",
+            EXPORTS + "test_an_export_that_is_refused_does_not_end_the_run",
             {"kind": "no word of ending the run"},
         ),
     ),

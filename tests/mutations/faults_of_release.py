@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.grid_noise import add_noise, from_grid
 from curriculumdp.release.certificate import CertificateError
 from curriculumdp.release.export import ExportError
@@ -18,7 +17,6 @@ PROMISE = "curriculumdp.curriculum.release:guarantee_of"
 CERTIFIED = "events=certified_events(ledger.events(), ledger.clip_norms()),"
 IMAGES = "images = images_of_sum(self.query, noisy.cpu(), self.size, self.config.median)"
 SHARES = "counts = data.class_counts or (data.units / data.classes,) * data.classes"
-
 WHOLE_RUN = Check(
     P3 + "test_all_that_leaves_a_run_is_equal_to_the_bit_for_other_data",
     {"statistic": "mean with public denominators"},
@@ -30,20 +28,11 @@ STEPS = Check(
 CHARGES = Check(P3 + "test_how_long_a_run_is_and_what_it_charges_does_not_depend_on_the_data")
 ONE_CHARGE = Check(CENTRAL + "test_a_query_is_charged_once_with_its_own_rate_and_noise_before_the_next")
 WHOLE_LEDGER = Check(
-    "tests.curriculum.test_refusals:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
+    "tests.curriculum.test_export_of_runs:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
 )
-COMPOSED = "tests.privacy.test_composition:"
-LONG_RUN = Check(
-    COMPOSED + "test_a_run_is_certified_from_above_and_closely",
-    {"parts": [(0.02, 4.790737539, 400_000)], "delta": 1e-10},
-)
-UNTILTED = Check(
-    COMPOSED + "test_the_bound_on_rounding_holds_at_slopes_where_rounding_is_all_there_is",
-    {"part": (0.02, 4.790737539, 400_000), "slope": 2.0**-8},
-)
-
-VERIFY = "tests.release.test_verify:"
-COURSE = VERIFY + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
+COURSES = "tests.release.test_certified_course:"
+FIELDS = "tests.release.test_certificate_fields:"
+COURSE = COURSES + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
 
 RELEASE_FAULTS = [
     Fault(
@@ -51,14 +40,7 @@ RELEASE_FAULTS = [
         "curriculumdp.release.agreement:noise_problems",
         "if cost >= guarantee.epsilon * (1 - LEFT_BY_SOLVING):",
         "if cost <= guarantee.epsilon:",
-        Check(VERIFY + "test_more_noise_than_the_plan_was_solved_for_is_refused", {"stopped": "planned"}),
-    ),
-    Fault(
-        "an infinite loss that is forgotten where the finite ones cost nothing",
-        "curriculumdp.privacy.composition:Direction.epsilon",
-        "math.log(delta - self.infinite)",
-        "math.log(delta)",
-        Check(COMPOSED + "test_an_infinite_loss_counts_where_the_finite_ones_cost_nothing"),
+        Check(COURSES + "test_more_noise_than_the_plan_was_solved_for_is_refused", {"stopped": "planned"}),
     ),
     Fault(
         "an EMA before the noise",
@@ -186,7 +168,9 @@ RELEASE_FAULTS = [
         PROMISE,
         'initial_weights=without_paths(config)["init_from"],',
         "initial_weights=None,",
-        Check("tests.curriculum.test_refusals:test_a_run_that_began_from_given_weights_is_certified_so"),
+        Check(
+            "tests.curriculum.test_export_of_runs:test_a_run_that_began_from_given_weights_is_certified_so"
+        ),
         raises=(ExportError,),
     ),
     Fault(
@@ -215,7 +199,7 @@ RELEASE_FAULTS = [
         "elif problem := folder.release_problem(untrained_state):",
         "elif problem := None:",
         Check(
-            "tests.curriculum.test_refusals:test_a_finished_run_points_to_no_release_but_its_own_and_whole",
+            "tests.curriculum.test_own_release:test_a_finished_run_points_to_no_release_but_its_own_and_whole",
             {"kind": "another run of the same config"},
         ),
     ),
@@ -233,7 +217,7 @@ RELEASE_FAULTS = [
         "return found * (1 - SLACK) <= stated <= found + above",
         "return abs(stated - found) <= above",
         Check(
-            VERIFY + "test_a_figure_may_be_another_versions_larger_one_but_never_a_lower_one",
+            FIELDS + "test_a_figure_may_be_another_versions_larger_one_but_never_a_lower_one",
             {"name": "opacus_rdp"},
         ),
     ),
@@ -242,7 +226,7 @@ RELEASE_FAULTS = [
         "curriculumdp.release.verify:figure_problems",
         "if len(was) != len(now) or any(",
         "if was and now and any(",
-        Check(VERIFY + "test_a_figure_left_out_or_put_in_is_noticed"),
+        Check(FIELDS + "test_a_figure_left_out_or_put_in_is_noticed"),
     ),
     Fault(
         "a release that says it has spent nothing",
@@ -267,16 +251,6 @@ RELEASE_FAULTS = [
         ),
     ),
     Fault(
-        "an ε printed to the nearest digit",
-        "curriculumdp.privacy.event:rounded_up",
-        "ROUND_CEILING",
-        "'ROUND_HALF_EVEN'",
-        Check(
-            "tests.privacy.test_event:test_a_figure_is_never_printed_below_its_value",
-            {"value": 1.0000049, "digits": 6, "text": "1.00001"},
-        ),
-    ),
-    Fault(
         "a text that begins a line of its own on a terminal",
         "curriculumdp.printable:_shows",
         "return letter.isprintable() and letter not in BLANKS",
@@ -284,68 +258,6 @@ RELEASE_FAULTS = [
         Check(
             "tests.test_printable:test_what_a_terminal_would_show_otherwise_is_refused_everywhere",
             {"code": 0x85},
-        ),
-    ),
-    Fault(
-        "a plan at the delta of another N",
-        "curriculumdp.curriculum.plan:plan_curriculum",
-        "budget, delta = config.privacy.epsilon, config.privacy.delta",
-        "budget, delta = config.privacy.epsilon, 1 / config.data.units",
-        Check(
-            "tests.curriculum.test_plan:test_the_plan_is_solved_at_the_configs_delta_whatever_the_number_of_units"
-        ),
-    ),
-    Fault(
-        "calibration without phase 1",
-        "curriculumdp.privacy.calibrate:_solved",
-        "return epsilon_of_losses(spent.compose(more), delta)",
-        "return epsilon_of_losses(more, delta)",
-        Check("tests.curriculum.test_plan:test_both_phases_together_spend_the_budget_and_no_more"),
-        raises=(RuntimeError,),
-    ),
-    Fault(
-        "a convolution taken for exact",
-        "curriculumdp.privacy.composition:Tilted.delta",
-        "bound = found + math.exp(-FAR) + math.exp(_log_factor(self.slope)) * rounding",
-        "bound = abs(found) + math.exp(-FAR)",
-        UNTILTED,
-    ),
-    Fault(
-        "one use's rounding for all",
-        "curriculumdp.privacy.composition:convolved",
-        "error += part.uses * (stages + added + POWER) * _size(np.real(total - log))",
-        "error += (stages + added + POWER) * _size(np.real(total - log))",
-        Check(COMPOSED + "test_a_convolutions_rounding_is_counted_once_for_each_use"),
-    ),
-    Fault(
-        "a convolution without a tilt",
-        "curriculumdp.privacy.composition:Direction.epsilon",
-        "slope = _best_slope(bound)",
-        "slope = 2.0**-8",
-        LONG_RUN,
-    ),
-    Fault(
-        "a window that loses mass",
-        "curriculumdp.privacy.composition:Direction._window",
-        "above = (self.log_moment(slope + step) - moment - math.log(OUTSIDE)) / step",
-        "above = (self.log_moment(slope + step) - moment) / step",
-        Check(COMPOSED + "test_mass_that_a_narrow_window_would_lose_or_fold_is_counted"),
-    ),
-    Fault(
-        "the better direction of adjacency",
-        "curriculumdp.privacy.composition:Losses.get_epsilon_for_delta",
-        "return max(direction.epsilon(delta) for direction in self._directions)",
-        "return min(direction.epsilon(delta) for direction in self._directions)",
-        Check("tests.privacy.test_accountant:test_both_directions_of_adjacency_count"),
-    ),
-    Fault(
-        "a delta at which cut-off tails show",
-        "curriculumdp.privacy.accountant:check_delta",
-        "if not (isinstance(delta, int | float) and MIN_DELTA <= delta < 1):",
-        "if not (isinstance(delta, int | float) and 1e-13 <= delta < 1):",
-        Check(
-            "tests.privacy.test_accountant:test_a_delta_that_libraries_answer_wrongly_is_refused_in_one_line",
-            {"method": epsilon, "delta": 1e-11},
         ),
     ),
 ]

@@ -17,9 +17,9 @@ KEYED = 'self.secret.key("rows", incarnation=self.incarnation, nonce=nonce, phas
 SIZES = Check(P4 + "test_the_number_of_units_in_a_step_has_the_binomials_variance", {"param": "private"})
 LAGS = Check(P4 + "test_steps_are_independent_at_every_lag", {"param": "private"})
 RANKS = Check(P4 + "test_ranks_share_each_steps_sample_without_a_gap_or_a_duplicate", {"size": 2})
-RESUME = "tests.curriculum.test_resume:"
+REPLAY = "tests.curriculum.test_replay:"
 COPIES = Check(
-    RESUME + "test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more",
+    REPLAY + "test_two_copies_of_a_run_share_what_was_charged_and_not_one_row_more",
     {"worlds": 1, "arithmetic": "equal"},
 )
 FRESH = Check(P4 + "test_phases_and_incarnations_are_independent")
@@ -62,7 +62,7 @@ SAMPLE_FAULTS = [
         'world.require_equal("the config", common_options(config))',
         "pass",
         Check(
-            "tests.curriculum.test_refusals:test_a_rank_with_other_options_stops_the_run",
+            "tests.curriculum.test_worlds:test_a_rank_with_other_options_stops_the_run",
             {"key": "compute__microbatch", "value": 16},
         ),
     ),
@@ -96,7 +96,7 @@ SAMPLE_FAULTS = [
         "json.dumps([ledger.incarnation_mac, ",
         "json.dumps([str(ledger.incarnation), ",
         Check(
-            RESUME + "test_two_copies_that_begin_another_incarnation_each_share_no_key_even_under_one_nonce"
+            REPLAY + "test_two_copies_that_begin_another_incarnation_each_share_no_key_even_under_one_nonce"
         ),
     ),
     Fault(
@@ -125,7 +125,7 @@ SAMPLE_FAULTS = [
         "curriculumdp.curriculum.run:Run.begin",
         "nonce or secrets.token_hex(32)",
         "nonce or hashlib.sha256(str(self.config.seed).encode()).hexdigest()",
-        Check(RESUME + "test_every_process_has_a_nonce_of_its_own_whatever_the_seed"),
+        Check(REPLAY + "test_every_process_has_a_nonce_of_its_own_whatever_the_seed"),
         uses={"hashlib": hashlib},
     ),
     Fault(
@@ -133,7 +133,7 @@ SAMPLE_FAULTS = [
         "curriculumdp.curriculum.run:Run.nonce_of",
         "return self.nonce if charged is None else charged.nonce",
         "return self.nonce",
-        Check(RESUME + "test_what_was_charged_is_replayed_to_the_bit_and_the_rest_is_drawn_anew"),
+        Check(REPLAY + "test_what_was_charged_is_replayed_to_the_bit_and_the_rest_is_drawn_anew"),
     ),
     Fault("one sample for both phases", ROWS_KEY, KEYED, KEYED.replace("phase=phase, ", ""), FRESH),
     Fault(

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.mutations.faults_of_accounting import ACCOUNTING_FAULTS
+from tests.mutations.faults_of_dataset import DATASET_FAULTS
 from tests.mutations.faults_of_gpu import GPU_FAULTS
 from tests.mutations.faults_of_ledger import LEDGER_FAULTS
 from tests.mutations.faults_of_noise import NOISE_FAULTS
@@ -11,7 +13,16 @@ from tests.mutations.faults_of_sum import SUM_FAULTS
 from tests.mutations.planting import Fault, outcome
 from tests.support.tried import PLANTED
 
-FAULTS = [*SUM_FAULTS, *GPU_FAULTS, *SAMPLE_FAULTS, *NOISE_FAULTS, *RELEASE_FAULTS, *LEDGER_FAULTS]
+FAULTS = [
+    *SUM_FAULTS,
+    *GPU_FAULTS,
+    *SAMPLE_FAULTS,
+    *NOISE_FAULTS,
+    *ACCOUNTING_FAULTS,
+    *RELEASE_FAULTS,
+    *LEDGER_FAULTS,
+    *DATASET_FAULTS,
+]
 CHECKS = list({str(fault.check): fault.check for fault in FAULTS}.values())
 
 
