@@ -15,7 +15,7 @@ def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
 
     parser = Parser(__doc__)
-    parser.add_argument("release", type=Path, help="a release folder, such as runs/NAME/release")
+    parser.add_argument("release", type=Path, help="a release folder, or the run's folder that holds it")
     parser.add_argument(
         "--signer", type=Path, metavar="PUB", help="Ed25519 public key (PEM) that must have signed it"
     )
@@ -23,9 +23,13 @@ def main() -> int:
 
     with one_line_errors():
         from curriculumdp.printable import printable
+        from curriculumdp.release.files import release_of
         from curriculumdp.release.verify import check_release, summary
 
-        checked = check_release(asked.release, asked.signer)
+        release = release_of(asked.release)
+        checked = check_release(release, asked.signer)
+        if checked.problems:
+            print(printable(f"NOT VERIFIED: {release}"))
         for problem in checked.problems:
             print(printable(f"WRONG: {problem}"))
         if checked.certificate is None or checked.recomputed is None or checked.problems:

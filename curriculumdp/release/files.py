@@ -27,6 +27,12 @@ REQUIRED = frozenset(
 ALLOWED = REQUIRED | {CENTRAL, CERTIFICATE, SIGNATURE}
 
 
+def release_of(folder: Path) -> Path:
+    """Return the release in a run's folder, or `folder` itself if it is not a run's folder."""
+    inside = folder / "release"
+    return inside if not (folder / CERTIFICATE).exists() and (inside / CERTIFICATE).exists() else folder
+
+
 def list_files(folder: Path) -> tuple[set[str], list[str]]:
     """Return the relative paths of the allowed regular files, and a line per other entry. Follows no link."""
     found: set[str] = set()

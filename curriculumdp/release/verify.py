@@ -76,19 +76,22 @@ def check_release(folder: Path, signer_public_key: Path | None = None) -> Checke
 
 
 def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
-    """Return in words what a release without problems promises and costs. ε and δ are rounded up."""
+    """Return in words that a release without problems is verified, and what it costs. ε and δ are rounded up."""
     promised = certificate.guarantee
     lines = [
+        f"verified: at most ε = {rounded_up(promised.epsilon)} at δ = {rounded_up(promised.delta)} per unit (zero-out)",
         f"files: {len(certificate.files)}, each as certified",
-        f"promised: ε = {rounded_up(promised.epsilon)} at δ = {rounded_up(promised.delta)}, zero-out",
-        f"cost, recomputed: PLD {rounded_up(recomputed.epsilon_of_events)}, "
-        f"Opacus RDP {rounded_up(recomputed.opacus_rdp)}",
+        f"cost, recomputed (PLD, which the promise rests on): ε = {rounded_up(recomputed.epsilon_of_events)}",
     ]
     if recomputed.opacus_prv is not None:
         low, middle, high = map(rounded_up, recomputed.opacus_prv)
-        lines.append(f"Opacus PRV {middle} (from {low} to {high})")
+        lines.append(f"cross-check by Opacus PRV: {middle}; its error bars reach from {low} to {high}")
+    lines.append(
+        f"cross-check by Opacus RDP: {rounded_up(recomputed.opacus_rdp)}; a looser bound by nature, so it may exceed "
+        "the promise"
+    )
     if recomputed.epsilon_replace_one is not None:
-        lines.append(f"under replace-one: PLD {rounded_up(recomputed.epsilon_replace_one)}")
+        lines.append(f"under replace-one adjacency: ε = {rounded_up(recomputed.epsilon_replace_one)}")
     shown = "yes" if promised.private_metrics_shown else "no"
     return [
         *lines,

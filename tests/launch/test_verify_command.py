@@ -41,8 +41,8 @@ def test_a_good_release_passes_from_anywhere(signed: tuple[Path, Path], tmp_path
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "promised: ε = 6 at δ = 0.0001" in done.stdout
-    assert "PRV" in done.stdout
+    assert done.stdout.startswith("verified: at most ε = 6 at δ = 0.0001 per unit")
+    assert "cross-check by Opacus PRV" in done.stdout
     assert "origin not proved" in done.stdout
 
 
@@ -61,9 +61,17 @@ def test_each_fault_is_a_line_and_the_status_is_1(
     (folder / "extra.bin").write_bytes(b"")
     assert verify(monkeypatch, folder) == 1
     said = capsys.readouterr().out
+    assert said.startswith("NOT VERIFIED: ")
     assert "WRONG: samples.png is missing" in said
     assert "WRONG: 'extra.bin' does not belong in a release" in said
-    assert "promised" not in said
+    assert "promise" not in said
+
+
+def test_a_runs_folder_stands_for_the_release_in_it(
+    signed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(monkeypatch, signed[0].parent) == 0
+    assert capsys.readouterr().out.startswith("verified: ")
 
 
 def test_an_unusable_key_is_a_bad_input(

@@ -162,7 +162,7 @@ def test_what_is_printed_is_what_was_recomputed(release: Path) -> None:
     )
     said = checked.certificate.guarantee.model_copy(update={"epsilon": 1.0000049, "delta": 1.0000001e-5})
     printed = "\n".join(summary(checked.certificate.model_copy(update={"guarantee": said}), other))
-    assert "promised: ε = 1.00001 at δ = 1.00001e-05, zero-out\n" in printed
+    assert "at most ε = 1.00001 at δ = 1.00001e-05 per unit" in printed
     assert printed.endswith("\na unit is 'one image'")
     assert "PLD 1.00001," in printed
     assert "under replace-one: PLD 2\n" in printed
