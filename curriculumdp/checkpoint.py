@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, authenticated and PRIVATE; resume loads the latest complete one.
+"""Checkpoint folders: written under a free name, swapped in atomically, authenticated when read. PRIVATE.
 
 A checkpoint is a folder `<phase number>-<phase>-<step>` of two files: `state.safetensors` (weights, optimiser,
 EMA, central images) and `checkpoint.json` (its position, the ledger's head at that moment, the hash of the

@@ -1,4 +1,4 @@
-"""One microbatch of DP-SGD: losses, per-unit gradients, clipping, exact sum; run eagerly or as one CUDA graph.
+"""A microbatch added to a step's exact sum, eagerly or as one CUDA graph, and its metrics over all ranks.
 
 Its shapes never change (design D2), and on a GPU the host reads no value in it. So it is captured once, on static
 buffers, and replayed: hundreds of kernel launches, which dominate on small images, become one.

@@ -1,4 +1,4 @@
-"""The folder of a run, managed by rank 0: the lock, the config, the secret, the ledger, the checkpoints.
+"""The folder of a run: claimed, compared with the config, its ledger opened, its latest good checkpoint found; sealed.
 
 run/private/   mode 0700, must never leave: lock, config.json, secret, ledger.jsonl, checkpoints/, metrics.jsonl, cache/
 run/release/   what may leave, written once at the end (design D5)

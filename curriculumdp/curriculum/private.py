@@ -1,4 +1,4 @@
-"""The private phase: DP-SGD on the sensitive images (Abadi et al. 2016).
+"""The private phase, DP-SGD (Abadi et al. 2016): sampled units, their losses, learning rate, update.
 
 Noise multiplicity is from DPDM (Dockhorn et al. 2022).
 

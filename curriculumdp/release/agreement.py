@@ -1,4 +1,4 @@
-"""Checks of a certificate against the training config beside it: their facts, and whether a run can have done both."""
+"""A certificate against the training config beside it: facts, settings, counts, and whether a run can have both."""
 
 import math
 from collections.abc import Iterator

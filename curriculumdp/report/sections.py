@@ -1,4 +1,4 @@
-"""A report's public sections, made from the release folder and nothing else."""
+"""A report's public sections (budget, costs, samples, small print), made from the release folder alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
