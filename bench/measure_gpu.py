@@ -126,17 +126,10 @@ def step(asked: argparse.Namespace, draws: Sequence[int], *ways: str) -> list[st
     return python("bench/bench_step.py", *options, "--out", asked.out / f"step_{device}.csv", "--ways", *ways)
 
 
-def train(asked: argparse.Namespace, config: str, *overrides: str) -> list[str]:
+def train(asked: argparse.Namespace, config: str, seconds: int, *overrides: str) -> list[str]:
     """Return the command of the training leg."""
-    return [
-        "bash",
-        "bench/train_leg.sh",
-        config,
-        str(asked.train_seconds),
-        str(asked.carried),
-        str(asked.out),
-        *overrides,
-    ]
+    places = [str(asked.carried), str(asked.out)]
+    return ["bash", "bench/train_leg.sh", config, str(seconds), *places, *overrides]
 
 
 def legs_of(asked: argparse.Namespace) -> list[Leg]:
@@ -149,7 +142,11 @@ def legs_of(asked: argparse.Namespace) -> list[Leg]:
         Leg(
             "profile", 45, python("bench/profile_step.py", "--steps", "2", "--out", asked.out / "profile.txt")
         ),
-        Leg("train", asked.train_seconds + 45, train(asked, asked.config, "checkpoint.keep=1")),
+        Leg(
+            "train",
+            asked.train_seconds + 45,
+            train(asked, asked.config, asked.train_seconds, "checkpoint.keep=1"),
+        ),
         Leg("kernels", 60, python("bench/bench_kernels.py", *kernels)),
         Leg("compiled", 75, step(asked, (32,), "compiled")),
         Leg("opacus", 75, step(asked, (32,), *others)),
@@ -176,7 +173,7 @@ def rehearsal(asked: argparse.Namespace) -> list[Leg]:
         "tests": python("-m", "pytest", "-m", "gpu", "tests/dpkernels/test_noise_step.py", "-v"),
         "step": step(asked, (1,), "plain", "ours"),
         "profile": python("bench/profile_step.py", *profile, "--out", asked.out / "profile.txt"),
-        "train": train(asked, "configs/digits.yaml", *config),
+        "train": train(asked, "configs/digits.yaml", 240, *config),
         "kernels": python("bench/bench_kernels.py", "--smoke", "--rows", "clip_sum"),
         "compiled": ["env", "TORCHDYNAMO_DISABLE=1", *step(asked, (1,), "compiled")],
         "opacus": step(asked, (1,), "opacus-ghost"),
