@@ -72,6 +72,7 @@ def main() -> int:
     if (lacking := missing(asked)) is not None:
         parser.exit(2, f"error: {lacking}\n")
     asked.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the leg and the warming too
     failed = False
     with ExitStack() as stack:
         log = stack.enter_context((asked.out / "measure.log").open("a"))
@@ -136,8 +137,13 @@ def legs_of(asked: argparse.Namespace) -> list[Leg]:
     """Return the legs on a GPU."""
     kernels = ["--rounds", "9", "--dtypes", "bfloat16", "--out", asked.out / "kernels.csv"]
     others = ["opacus-ghost", "opacus-hooks", "functorch"]
+    side_by_side = ["-n", "6"] if find_spec("xdist") else []
     return [
-        Leg("tests", 100, python("-m", "pytest", "-m", "gpu", "tests", "-v", "--no-header")),
+        Leg(
+            "tests",
+            100,
+            python("-m", "pytest", "-m", "gpu", "-v", "--no-header", *side_by_side, *gpu_tests()),
+        ),
         Leg("step", 110, step(asked, (32, 8, 1), "plain", "ours-graph")),
         Leg(
             "profile", 45, python("bench/profile_step.py", "--steps", "2", "--out", asked.out / "profile.txt")
@@ -151,6 +157,12 @@ def legs_of(asked: argparse.Namespace) -> list[Leg]:
         Leg("compiled", 75, step(asked, (32,), "compiled")),
         Leg("opacus", 75, step(asked, (32,), *others)),
     ]
+
+
+def gpu_tests() -> list[Path]:
+    """Return the files with tests for a GPU: to collect the others would take half of the leg."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [file.relative_to(ROOT) for file in files if "@pytest.mark.gpu" in file.read_text()]
 
 
 def rehearsal(asked: argparse.Namespace) -> list[Leg]:
@@ -196,7 +208,7 @@ def warm_commands(asked: argparse.Namespace) -> list[list[str]]:
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, so that it can be ended with all that it started."""
+    """Start a command in a process group of its own, so that it can be ended with all that it started."""
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command,
@@ -206,7 +218,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
         errors="replace",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
+        process_group=0,
     )
 
 
@@ -247,7 +259,8 @@ def run(leg: Leg, log: TextIO) -> bool:
         outcome = "done" if status == 0 else f"exit status {status}"
     except subprocess.TimeoutExpired:
         outcome = f"stopped, the leg has {leg.seconds:g} s"
-    end(process)
+    finally:
+        end(process)
     reader.join(GRACE)
     say(f"== {leg.name}: {outcome}, {time.monotonic() - began:.0f} s", log)
     return outcome == "done"

@@ -25,7 +25,9 @@ from triton.runtime import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from bench.step_nets import GPU_NETS, NETS, Microbatch, microbatch  # noqa: E402
+from curriculumdp.clipping.layer_plan import layer_shapes, plan_layers  # noqa: E402
 from curriculumdp.clipping.triton_gradients import FusedGradients  # noqa: E402
+from curriculumdp.curriculum.engine import EXPLAINED_MEMORY, KEPT_SHARE  # noqa: E402
 from dpkernels.catalog import CATALOG  # noqa: E402
 from dpkernels.device import always_triton  # noqa: E402
 from tests.dpkernels.compile_catalog import NoGpu  # noqa: E402
@@ -51,6 +53,7 @@ def main() -> int:
     )
     parser.add_argument("--part", default="0/1", help="I/N: every N-th launch, from I on")
     parser.add_argument("--nets", nargs="*", choices=NETS, default=list(GPU_NETS)[:1])
+    parser.add_argument("--draws", nargs="+", type=int, default=[32, 8, 1], help="K: kernels depend on it")
     parser.add_argument("--rows", nargs="*", choices=CATALOG, default=list(CATALOG))
     parser.add_argument("--arch", type=int, help="compile for this architecture, such as 90, without a GPU")
     asked = parser.parse_args()
@@ -60,7 +63,8 @@ def main() -> int:
     began, launches = time.monotonic(), {}
     with launches_kept(launches):
         for net in asked.nets:
-            step_without_memory(net)
+            for draws in asked.draws:
+                step_without_memory(net, draws)
         for row in asked.rows:
             catalogue_row(row)
     mine = list(launches.values())[part::parts]
@@ -109,9 +113,9 @@ def _facts(value: Any) -> Any:
     return tuple(_facts(part) for part in value) if isinstance(value, tuple) else value
 
 
-def step_without_memory(name: str) -> None:
-    """Run a step of `ours-graph`, at K = 32, on tensors without memory, in bf16 and channels_last."""
-    net, draws = NETS[name], 32
+def step_without_memory(name: str, draws: int) -> None:
+    """Run the step of `ours-graph` on tensors without memory, in bf16 and channels_last, as planned for an H100."""
+    net = NETS[name]
     module = microbatch(net, 1, torch.device("cpu"), True).net
     samples = net.units * draws
     with FakeTensorMode():
@@ -122,7 +126,10 @@ def step_without_memory(name: str) -> None:
         images = images.contiguous(memory_format=torch.channels_last)
         labels, sigma = torch.empty(samples, dtype=torch.int64), torch.empty(samples)
         batch = Microbatch(module, net.units, draws, True, images, labels, sigma, torch.empty_like(images))
-        engine = FusedGradients(module, net.units, draws, None, torch.bfloat16, channels_last=True)
+        with torch.no_grad():
+            shapes = layer_shapes(module, batch.losses)
+        plan = plan_layers(shapes, net.units, draws, int(KEPT_SHARE * EXPLAINED_MEMORY), 2)
+        engine = FusedGradients(module, net.units, draws, plan, torch.bfloat16, channels_last=True)
         engine.backward(batch.unit_losses)
         total = torch.zeros(engine.total, dtype=torch.int64)
         engine.add_clipped_grads(total, 1.0, torch.ones(net.units, dtype=torch.bool))

@@ -47,6 +47,7 @@ def test_a_rehearsal_goes_through_every_leg_without_a_gpu(tmp_path: Path) -> Non
     assert [line.split()[1:3] for line in ended] == [
         [f"{leg.name}:", "done,"] for leg in legs_of(asked(tmp_path))
     ]
+    assert "] part 0 of 99: 1 of " in done.stdout, "no kernel was compiled beforehand"
     assert (tmp_path / "measure.log").read_text().splitlines() == done.stdout.splitlines()
     with (tmp_path / "step_cpu.csv").open(newline="") as file:
         timed = {line["way"] for line in csv.DictReader(file) if line["ms"]}
@@ -65,6 +66,7 @@ def test_no_leg_takes_more_than_two_minutes_all_of_them_ten_and_none_waits_for_a
     assert sum(leg.seconds for leg in legs) <= 600
     assert [leg.name for leg in legs] == [leg.name for leg in rehearsal(asked(tmp_path, rehearse=True))]
     assert [leg.name for leg in legs][-2:] == ["compiled", "opacus"]
+    assert all(Path(word).is_file() for leg in legs for word in leg.command if word.endswith((".py", ".sh")))
 
 
 def test_a_leg_is_stopped_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
