@@ -1,4 +1,4 @@
-"""python bench/run_figures.py CONFIG [--check | --where] [key.path=value ...]: append a run's cost and quality.
+"""python bench/run_figures.py CONFIG [--check] [key.path=value ...]: append a run's cost and quality.
 
 Appends one line with what the run has cost and the quality of its release.
 
@@ -8,7 +8,7 @@ number of processes; seconds per step are the median of each phase without its f
 those that launch/evaluate.py wrote next to the release, with its plot of accuracies; empty if it has not run.
 
 --check only looks for what training on a GPU needs, a GPU and the data, and prints the run's folder and evaluate.py's
-name for the data set. If something is missing it prints one line and exits 2. --where only prints the run's folder.
+name for the data set. If something is missing it prints one line and exits 2.
 """
 
 import argparse
@@ -51,15 +51,11 @@ def main() -> int:
     )
     parser.add_argument("config", help="config file of the run")
     parser.add_argument("--check", action="store_true", help="only check whether training could start")
-    parser.add_argument("--where", action="store_true", help="only print the run's folder")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="the run's overrides")
     asked = parser.parse_intermixed_args()
     with one_line_errors():
         config = load_config(asked.config, asked.overrides)
-        if asked.where:
-            print(config.run_dir)
-            return 0
         if asked.check:
             if lacking := missing(config):
                 parser.exit(2, f"error: {lacking}\n")

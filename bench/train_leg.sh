@@ -11,7 +11,8 @@ python=${PYTHON:-.venv/bin/python}
 config=$1 seconds=$2 carried=$3 results=$4
 shift 4
 
-run=$($python bench/run_figures.py "$config" --where "$@") || exit 2
+where='import sys; from curriculumdp.config.config import load_config; print(load_config(sys.argv[1], sys.argv[2:]).run_dir)'
+run=$(PYTHONPATH=.:kernels $python -c "$where" "$config" "$@") || exit 2
 mkdir -p "$carried" "$run"
 if compgen -G "$carried/run.tar.gz.*" >/dev/null && [ ! -e "$run/private" ]; then
   cat "$carried"/run.tar.gz.* | tar xz -C "$run"

@@ -121,7 +121,7 @@ def test_a_training_leg_stops_itself_and_the_next_goes_on_elsewhere_from_its_fil
     def leg(run_dir: Path) -> str:
         overrides = [*TINY, "private.steps=100000", "checkpoint.keep=1", f"run_dir={run_dir}"]
         places = [str(tmp_path / "carried"), str(tmp_path)]
-        command = ["bash", "bench/train_leg.sh", "configs/digits.yaml", "60", *places, *overrides]
+        command = ["bash", "bench/train_leg.sh", "configs/digits.yaml", "90", *places, *overrides]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
