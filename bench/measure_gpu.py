@@ -1,4 +1,4 @@
-"""bench/measure_gpu.sh [--legs ...] [--out DIR] [--carried DIR] [--rehearse]: what only a GPU can show, in ten minutes.
+"""bench/measure_gpu.sh [--legs ...] [--data PATH] [--out DIR] [--carried DIR] [--rehearse]: what only a GPU can show.
 
 In legs, the most telling first, each with its own limit, after which it is stopped and the next one begins:
     tests      the tests that need a GPU
@@ -57,6 +57,7 @@ def main() -> int:
     )
     parser.add_argument("--legs", nargs="+", help="the legs to run (default: all)")
     parser.add_argument("--config", default=CONFIG, help=f"the recipe (default: {CONFIG})")
+    parser.add_argument("--data", help="where the recipe's data are (default: its data.path)")
     parser.add_argument("--train-seconds", type=int, default=70, help="seconds of training")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder for the results")
     parser.add_argument("--carried", type=Path, help="folder with the training's state; default OUT")
@@ -92,7 +93,7 @@ def missing(asked: argparse.Namespace) -> str | None:
         return f"these packages are missing: {', '.join(absent)}"
     if not asked.rehearse and not driver_works():
         return "no CUDA GPU that torch can use"
-    return None if asked.rehearse else missing_data(asked.config)
+    return None if asked.rehearse else missing_data(asked.config, asked.data)
 
 
 def driver_works() -> bool:
@@ -104,13 +105,13 @@ def driver_works() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def missing_data(config: str) -> str | None:
+def missing_data(config: str, data: str | None) -> str | None:
     """Return that the config or its data are not there, or None."""
     import yaml
 
     if not (ROOT / config).is_file():
         return f"{config}: no such file"
-    path = yaml.safe_load((ROOT / config).read_text())["data"].get("path")
+    path = data or yaml.safe_load((ROOT / config).read_text())["data"].get("path")
     return None if path is None or (ROOT / path).exists() else f"data.path: no data at {path}"
 
 
@@ -137,6 +138,7 @@ def legs_of(asked: argparse.Namespace) -> list[Leg]:
     """Return the legs on a GPU."""
     kernels = ["--rounds", "9", "--dtypes", "bfloat16", "--out", asked.out / "kernels.csv"]
     others = ["opacus-ghost", "opacus-hooks", "functorch"]
+    overrides = ["checkpoint.keep=1", *([f"data.path={asked.data}"] if asked.data else [])]
     side_by_side = ["-n", "6"] if find_spec("xdist") else []
     return [
         Leg(
@@ -151,7 +153,7 @@ def legs_of(asked: argparse.Namespace) -> list[Leg]:
         Leg(
             "train",
             asked.train_seconds + 45,
-            train(asked, asked.config, asked.train_seconds, "checkpoint.keep=1"),
+            train(asked, asked.config, asked.train_seconds, *overrides),
         ),
         Leg("kernels", 60, python("bench/bench_kernels.py", *kernels)),
         Leg("compiled", 75, step(asked, (32,), "compiled")),

@@ -35,6 +35,7 @@ def asked(out: Path, **changes: object) -> argparse.Namespace:
         "config": measure_gpu.CONFIG,
         "rehearse": False,
         "legs": None,
+        "data": None,
     }
     return argparse.Namespace(**values | changes)
 
@@ -105,6 +106,9 @@ def test_what_is_missing_is_named_in_the_first_second(
     nowhere = tmp_path / "nowhere.yaml"
     nowhere.write_text("data: {path: /nowhere/at/all}")
     assert missing(asked(tmp_path, config=str(nowhere))) == "data.path: no data at /nowhere/at/all"
+    assert missing(asked(tmp_path, config=str(nowhere), data=str(tmp_path))) is None
+    (train,) = (leg.command for leg in legs_of(asked(tmp_path, data="/mine")) if leg.name == "train")
+    assert train[-1] == "data.path=/mine"
 
 
 def test_kernels_and_the_compiled_step_are_warmed_only_for_the_legs_that_use_them(tmp_path: Path) -> None:
@@ -118,17 +122,21 @@ def test_kernels_and_the_compiled_step_are_warmed_only_for_the_legs_that_use_the
 
 @pytest.mark.slow
 def test_a_training_leg_stops_itself_and_the_next_goes_on_elsewhere_from_its_files(tmp_path: Path) -> None:
-    def leg(run_dir: Path) -> str:
-        overrides = [*TINY, "private.steps=100000", "checkpoint.keep=1", f"run_dir={run_dir}"]
+    def leg(run_dir: Path) -> bytes:
+        """The ledger after a leg."""
+        overrides = [*TINY, "private.steps=2000", "checkpoint.keep=1", f"run_dir={run_dir}"]
         places = [str(tmp_path / "carried"), str(tmp_path)]
-        command = ["bash", "bench/train_leg.sh", "configs/digits.yaml", "90", *places, *overrides]
+        command = ["bash", "bench/train_leg.sh", "configs/digits.yaml", "75", *places, *overrides]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert "preempted: progress is saved" in done.stdout
+        return (run_dir / "private" / "ledger.jsonl").read_bytes()
 
-    assert "resuming" not in leg(tmp_path / "first")
+    first = leg(tmp_path / "first")
     shutil.rmtree(tmp_path / "first")
     files = sorted((tmp_path / "carried").iterdir())
     assert files
     assert max(file.stat().st_size for file in files) <= 15 * 2**20
-    assert "resuming at step" in leg(tmp_path / "second")
+    second = leg(tmp_path / "second")
+    assert second.startswith(first)
+    assert len(second) > len(first)
