@@ -1,8 +1,8 @@
-"""python bench/bench_kernels.py [--smoke] [--rows NAME ...] [--rounds N]: time every kernel of the catalogue.
+"""python bench/bench_kernels.py [--smoke] [--rows NAME ...] [--rounds N] [--reference]: time the catalogue's kernels.
 
-Kernel and reference alternate within one run; medians and quartiles of each are reported. Only the launch is timed, on
-ready buffers: the call as training makes it, including what it allocates itself. The reference is the catalogue's
-truth, plain autograd in fp64 unit by unit (integer arithmetic for exact kernels). It checks correctness and is not a
+Medians and quartiles are reported. Only the launch is timed, on ready buffers: the call as training makes it, including
+what it allocates itself. --reference times the catalogue's truth too, in alternation: plain autograd in fp64 unit by
+unit (integer arithmetic for exact kernels), slower than all kernels together. It is there for correctness and is not a
 competitor; bench_step.py times competitors. The floor is the bytes that a kernel must read and write, divided by the
 copy speed measured in the same run. One line per row, precision and main shape is appended to
 bench/results/kernels.csv as it is measured, with device, date, versions and command. A case that fails gets a line
@@ -42,7 +42,10 @@ def main() -> int:
     )
     parser.add_argument("--smoke", action="store_true", help="run tiny shapes in the interpreter, on a CPU")
     parser.add_argument("--rows", nargs="+", help="rows of the catalogue (default: all)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed calls each of kernel and reference")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each kernel")
+    parser.add_argument("--reference", action="store_true", help="time the fp64 reference too")
+    parser.add_argument("--dtypes", nargs="+", help="such as bfloat16 (default: all of a row)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the CSV")
     asked = parser.parse_args()
     if asked.smoke:
         os.environ["TRITON_INTERPRET"] = "1"
@@ -58,20 +61,23 @@ def main() -> int:
             2, f"error: --rows: no row {', '.join(sorted(unknown))}; choose from {', '.join(CATALOG)}\n"
         )
     failed = False
-    for line in measured(names, asked.smoke, 1 if asked.smoke else asked.rounds):
+    rounds = 1 if asked.smoke else asked.rounds
+    for line in measured(names, asked.smoke, rounds, asked.reference, asked.dtypes):
         shown = ("row", "dtype", "kernel_ms", "reference_ms", "floor_ms", "note")
         print({key: line[key] for key in shown if key in line}, flush=True)
         failed |= "note" in line
         if not asked.smoke:
-            append(line)
+            append(line, asked.out)
     if asked.smoke:
         print("smoke run in the interpreter on a CPU: these times say nothing about any kernel")
     else:
-        print(f"-> {RESULTS}")
+        print(f"-> {asked.out}")
     return int(failed)
 
 
-def measured(names: list[str], smoke: bool, rounds: int) -> Iterator[dict[str, Any]]:
+def measured(
+    names: list[str], smoke: bool, rounds: int, reference: bool, dtypes: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield one line per row, dtype and shape as it is measured; a failed one has a note instead of times."""
     import torch
 
@@ -81,12 +87,13 @@ def measured(names: list[str], smoke: bool, rounds: int) -> Iterator[dict[str, A
     speed = copy_speed(device, 2**20 if smoke else COPY_BYTES)
     for name in names:
         row = CATALOG[name]
-        for dtype in row.dtypes[:1] if smoke else row.dtypes:
+        named = [d for d in row.dtypes if dtypes is None or str(d).removeprefix("torch.") in dtypes]
+        for dtype in named[:1] if smoke else named:
             for shape in row.shapes[:1] if smoke else row.main:
                 about = {"row": name, "dtype": str(dtype).removeprefix("torch."), "shape": dict(shape)}
                 torch.manual_seed(0)
                 try:
-                    line = timed(row, row.inputs(shape, dtype, device), rounds, smoke)
+                    line = timed(row, row.inputs(shape, dtype, device), rounds, smoke, reference)
                 except (
                     Exception
                 ) as error:  # whatever a compiler or driver raises must not stop the other rows
@@ -97,8 +104,8 @@ def measured(names: list[str], smoke: bool, rounds: int) -> Iterator[dict[str, A
                 yield about | line | floor
 
 
-def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool) -> dict[str, Any]:
-    """Return medians and quartiles in ms of the kernel and its reference, alternating on the same inputs."""
+def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool, reference: bool) -> dict[str, Any]:
+    """Return medians and quartiles in ms of the kernel and, if asked, its reference, in turns on the same inputs."""
     from contextlib import nullcontext
 
     from dpkernels.device import interpreted
@@ -111,11 +118,13 @@ def timed(row: Any, inputs: dict[str, Any], rounds: int, smoke: bool) -> dict[st
 
     kernel()
     outputs = call.outputs()
-    row.reference(**inputs)
-    times: dict[str, list[float]] = {"kernel": [], "reference": []}
-    for _ in range(rounds):
-        times["kernel"].append(seconds(kernel, smoke))
-        times["reference"].append(seconds(lambda: row.reference(**inputs), smoke))
+    calls = {"kernel": kernel} | ({"reference": lambda: row.reference(**inputs)} if reference else {})
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-1, rounds):  # the first turn warms up
+        for name, timed_call in calls.items():
+            taken = seconds(timed_call, smoke)
+            if number >= 0:
+                times[name].append(taken)
     line: dict[str, Any] = {"rounds": rounds, "bytes": tensor_bytes(inputs) + tensor_bytes(outputs)}
     for name, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4) if rounds > 1 else values * 3
@@ -156,7 +165,7 @@ def tensor_bytes(value: Any) -> int:
     return sum(leaf.nbytes for leaf in tree_leaves(value) if hasattr(leaf, "nbytes"))
 
 
-def append(line: dict[str, Any]) -> None:
+def append(line: dict[str, Any], path: Path) -> None:
     """Append a line to the results, with where and when it was measured."""
     import torch
     import triton
@@ -167,9 +176,9 @@ def append(line: dict[str, Any]) -> None:
         "versions": f"torch {torch.__version__}, triton {triton.__version__}, python {platform.python_version()}",
         "command": shlex.join(["python", *sys.argv]),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
+    path.parent.mkdir(exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if fresh:
             writer.writeheader()

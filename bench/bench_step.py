@@ -88,6 +88,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=120.0, help="max seconds to wait for quiet turns, per network and K"
     )
+    parser.add_argument(
+        "--at-once", type=int, help="ways that get ready side by side; default 1 on a CPU, all on a GPU"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--quick", action="store_true", help="smallest network, one K, three rounds")
@@ -102,6 +105,7 @@ def parse() -> argparse.Namespace:
         nets, draws, asked.rounds = list(nets)[:1] if on_gpu else list(nets)[-1:], draws[1:2], 3
     asked.nets, asked.draws = asked.nets or list(nets), asked.draws or draws
     asked.steps = asked.steps or (10 if on_gpu else 1)
+    asked.at_once = asked.at_once if asked.at_once is not None else (0 if on_gpu else 1)
     other = {"ours"} if on_gpu else {way for way in WAYS if way.startswith("ours-")}
     asked.ways = ["plain"] + [
         w for w in asked.ways or WAYS if w != "plain" and (asked.ways or w not in other)
@@ -119,10 +123,12 @@ def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace)
     ]
     with ExitStack() as stack:
         ways = []
-        for work in works:
-            worker = Worker(work)
-            stack.callback(worker.close)
-            ways.append(Timed(work.way, worker))
+        for batch in batched(works, asked.at_once or len(works)):
+            workers = [Worker(work) for work in batch]
+            for work, worker in zip(batch, workers, strict=True):
+                stack.callback(worker.close)
+                worker.wait()
+                ways.append(Timed(work.way, worker))
         take_turns(ways, asked)
     about = setting(device, bf16, asked) | shape(net, draws)
     print(f"\n{net}, {NETS[net].units} units, K={draws}, {about['precision']}, {about['device']}")
@@ -130,6 +136,11 @@ def bench(net: str, draws: int, device: torch.device, asked: argparse.Namespace)
     for row in rows:
         print(line(row), flush=True)
     return rows
+
+
+def batched(works: list[Work], size: int) -> list[list[Work]]:
+    """Return the works in runs of `size`."""
+    return [works[first : first + size] for first in range(0, len(works), size)]
 
 
 def take_turns(ways: list[Timed], asked: argparse.Namespace) -> None:

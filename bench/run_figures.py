@@ -1,4 +1,6 @@
-"""python bench/run_figures.py CONFIG [--check]: append one line with a run's cost and the quality of its release.
+"""python bench/run_figures.py CONFIG [--check] [key.path=value ...]: append a run's cost and quality.
+
+Appends one line with what the run has cost and the quality of its release.
 
 The run is CONFIG's, finished or not. Its data must be PUBLIC: the line goes to bench/results/runs_DEVICE.csv, and times
 reveal batch sizes. GPU-hours are the time between the steps in private/metrics.jsonl, without interruptions, times the
@@ -50,9 +52,10 @@ def main() -> int:
     parser.add_argument("config", help="config file of the run")
     parser.add_argument("--check", action="store_true", help="only check whether training could start")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
-    asked = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="the run's overrides")
+    asked = parser.parse_intermixed_args()
     with one_line_errors():
-        config = load_config(asked.config)
+        config = load_config(asked.config, asked.overrides)
         if asked.check:
             if lacking := missing(config):
                 parser.exit(2, f"error: {lacking}\n")

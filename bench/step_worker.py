@@ -50,7 +50,9 @@ class Turn:
 
 
 class Worker:
-    """A way, ready for its turns; `missing` says why it cannot run, or can no longer, and is None otherwise.
+    """A way that gets ready for its turns; `missing` says why it cannot run, or can no longer, and is None otherwise.
+
+    It is ready once `wait` has returned: several workers may get ready side by side.
 
     peak_mib: what the way adds at its peak to the network and its samples: resident memory on a CPU, the allocator's on
     a GPU. None if unknown: off Linux, and for the compiled step on a CPU, which would count the compiler's memory.
@@ -64,6 +66,9 @@ class Worker:
         theirs.close()
         self.peak_mib: float | None = None
         self.missing: str | None = None
+
+    def wait(self) -> None:
+        """Wait until the way has made its first steps, or could not."""
         try:
             self.peak_mib, self.missing = self._pipe.recv()
         except EOFError:

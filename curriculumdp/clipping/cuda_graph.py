@@ -36,11 +36,12 @@ class Captured:
     """`body` as a CUDA graph. A call copies the inputs in, replays the graph and returns copies of the outputs.
 
     `body` maps named tensors to named tensors and reads no value on the host. It may update tensors that keep their
-    address; the warm-up calls update them too. Raises CUDA's own error if `body` cannot be captured.
+    address; the warm-up calls update them too. It lives as long as the graph, which reads the memory of all that it
+    holds. Raises CUDA's own error if `body` cannot be captured.
     """
 
     def __init__(self, body: Body, inputs: Mapping[str, Tensor]) -> None:
-        self._inputs = Static(inputs)
+        self._body, self._inputs = body, Static(inputs)
         side_stream = torch.cuda.Stream()
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):

@@ -238,7 +238,7 @@ class ComputeConfig(Section):
     )
     capture: bool = Field(
         default=True,
-        description="on a GPU, replay each microbatch as one CUDA graph",
+        description="on a GPU, replay each microbatch and each warm-up step as one CUDA graph",
         json_schema_extra=FRESH,
     )
     processes: Count | None = Field(

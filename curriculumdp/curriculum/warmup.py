@@ -1,21 +1,27 @@
 """The warmup phase: ordinary training on central images with random augmentation. It touches no sensitive row.
 
 Only rank 0 trains, and broadcasts the result, since DDP's order of summation would depend on the world. Each step's
-draws come from a generator seeded anew from (seed, purpose, step), so resume needs no RNG state.
+draws come from a generator seeded anew from (seed, purpose, step), so resume needs no RNG state. On a GPU a step is one
+CUDA graph: its hundreds of small kernels take less time than their launches.
 """
 
 import hashlib
+import math
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from kornia.augmentation.auto import RandAugment
 from torch import Tensor
 
+from curriculumdp.clipping.cuda_graph import Captured
+from curriculumdp.config.sections import PrivateConfig
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.soundness import spoilt
 from curriculumdp.curriculum.state import CentralImages, State, module_tensors
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
-from dpkernels.noise_step import adam_step
+from dpkernels.noise_step import BETA1, BETA2, EPS, adam_step
 
 # kornia's default ranges invert and darken even at small magnitudes. At magnitude m of 30 an operation goes m/30 of the
 # way into the ranges here, which keep a central image recognisable.
@@ -47,6 +53,9 @@ class WarmupPhase:
         self.config, self.steps = config, config.steps
         self.sigma = run.config.private
         self.augment = RandAugment(config.augment.operations, config.augment.magnitude, policy=POLICY)
+        self.capture = run.config.compute.capture and run.world.device.type == "cuda"
+        self._captured: Captured | None = None
+        self._ahead: tuple[int, dict[str, Tensor]] | None = None
 
     def begin(self, run: Run, state: State) -> None:
         state.forget_moments()
@@ -54,24 +63,42 @@ class WarmupPhase:
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
         if not run.world.is_main:
             return {}
-        config = self.config
+        if self.capture:
+            return {"loss": float(self._replayed(run, state, step))}
+        device = run.world.device
+        drawn = {name: tensor.to(device) for name, tensor in self._draw(run, state, step).items()}
+        loss, gradient = _loss_and_gradient(state, self.sigma, drawn)
+        adam_step(gradient, state, step, self.config.learning_rate, self.config.ema)
+        return {"loss": float(loss)}
+
+    def _replayed(self, run: Run, state: State, step: int) -> Tensor:
+        """Do the step as one CUDA graph, captured in the first call, and return its loss.
+
+        The next step's draws are made while the GPU computes this one: they take the host about as long.
+        """
+        ahead, self._ahead = self._ahead, None
+        drawn = ahead[1] if ahead is not None and ahead[0] == step else self._draw(run, state, step)
+        inputs = drawn | _adam_scalars(step, self.config.learning_rate)
+        if self._captured is None:
+            body = partial(_graph_step, state, self.sigma, self.config.ema)
+            buffers = (state.weights, state.exp_avg, state.exp_avg_sq, state.ema)
+            before = [buffer.clone() for buffer in buffers]
+            self._captured = Captured(body, {k: t.to(run.world.device) for k, t in inputs.items()})
+            for buffer, kept in zip(buffers, before, strict=True):
+                buffer.copy_(kept)  # the warm-up before capture trained
+        loss = self._captured(inputs)["loss"]
+        if step + 1 < self.steps:
+            self._ahead = step + 1, self._draw(run, state, step + 1)
+        return loss
+
+    def _draw(self, run: Run, state: State, step: int) -> dict[str, Tensor]:
+        """Return a step's batch, noise levels and noise, on the CPU: a function of the public seed and the step."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(public_seed(run.config.seed, self.name, step))
             images, labels = self._batch(state, run.config.data.classes)
             sigma = noise_level(torch.randn(len(images)), self.sigma.p_mean, self.sigma.p_std)
             noise = torch.randn(images.shape)
-        device = run.world.device
-        denoiser = Denoiser(state.net, self.sigma.sigma_data)
-        loss = edm_loss(
-            denoiser, images.to(device), labels.to(device), sigma.to(device), noise.to(device)
-        ).mean()
-        gradients = torch.autograd.grad(loss, list(state.net.parameters()), allow_unused=True)
-        flat = torch.zeros_like(state.weights)
-        for part, gradient in zip(module_tensors(state.net, flat).values(), gradients, strict=True):
-            if gradient is not None:
-                part.copy_(gradient)
-        adam_step(flat, state, step, config.learning_rate, config.ema)
-        return {"loss": float(loss.detach())}
+        return {"images": images, "labels": labels, "sigma": sigma, "noise": noise}
 
     def _batch(self, state: State, classes: int) -> tuple[Tensor, Tensor]:
         """Draw a batch of augmented central images in [−1, 1], on the CPU, and labels (`classes` means no label)."""
@@ -96,3 +123,42 @@ class WarmupPhase:
     def sync(self, run: Run, state: State) -> None:
         for buffer in (state.weights, state.exp_avg, state.exp_avg_sq, state.ema):
             run.world.broadcast_(buffer)
+
+
+def _loss_and_gradient(
+    state: State, sigma: PrivateConfig, drawn: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of what was drawn, and its gradient, flat fp32 [P]."""
+    denoiser = Denoiser(state.net, sigma.sigma_data)
+    loss = edm_loss(denoiser, drawn["images"], drawn["labels"], drawn["sigma"], drawn["noise"]).mean()
+    gradients = torch.autograd.grad(loss, list(state.net.parameters()), allow_unused=True)
+    flat = torch.zeros_like(state.weights)
+    for part, gradient in zip(module_tensors(state.net, flat).values(), gradients, strict=True):
+        if gradient is not None:
+            part.copy_(gradient)
+    return loss.detach(), flat
+
+
+def _graph_step(
+    state: State, sigma: PrivateConfig, ema: float, inputs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Do a step whose every number that changes from step to step lies in `inputs`: a graph replays memory alone.
+
+    The update is `adam_step`, operation by operation.
+    """
+    loss, gradient = _loss_and_gradient(state, sigma, inputs)
+    state.exp_avg.lerp_(gradient, 1 - BETA1)
+    state.exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    width = state.exp_avg_sq.sqrt().div_(inputs["root"]).add_(EPS)
+    state.weights.sub_((state.exp_avg * inputs["rate"]).div_(width))
+    state.ema.lerp_(state.weights, 1 - ema)
+    return {"loss": loss}
+
+
+def _adam_scalars(step: int, learning_rate: float) -> dict[str, Tensor]:
+    """Return Adam's two numbers that depend on the step, fp32 []."""
+    count = step + 1
+    return {
+        "rate": torch.tensor(learning_rate / (1 - BETA1**count)),
+        "root": torch.tensor(math.sqrt(1 - BETA2**count)),
+    }

@@ -21,7 +21,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand"
 def test_without_a_gpu_the_script_ends_at_once_with_one_line(tmp_path: Path) -> None:
     script = Path("bench/measure_gpu.sh").resolve()
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-    done = subprocess.run(["bash", script, "1", CONFIG], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: no CUDA GPU that torch can use\n")
 
 

@@ -1,11 +1,11 @@
 """A microbatch can be captured: static buffers in, no look at a value from the host, the plain path's sums out."""
 
-import contextlib
 import dataclasses
+import gc
 import os
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
+import weakref
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from curriculumdp.diffusion.loss import edm_loss
 from dpkernels import device
 from tests.clipping.conftest import unet
 from tests.clipping.test_triton_gradients import CLIP, DRAWS, UNITS, WAYS, Net, plan_of
-from tests.support.recorded import HostRead, Recorded
+from tests.support.recorded import HostRead, Recorded, record_graphs
 
 interpreted = pytest.mark.skipif(
     not device.INTERPRETER, reason="needs TRITON_INTERPRET=1, set before triton is first imported"
@@ -61,23 +61,7 @@ def summed(
 
 @pytest.fixture
 def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's CUDA graphs, for `Captured` itself: a graph is what `Recorded` records."""
-
-    @contextlib.contextmanager
-    def graph(made: SimpleNamespace, **_: Any) -> Iterator[None]:
-        with Recorded(monkeypatch) as recorded:
-            yield
-        made.replay = recorded.replay
-
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name, stand_in in {
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
-        "stream": lambda _: contextlib.nullcontext(),
-        "CUDAGraph": SimpleNamespace,
-        "graph": graph,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    record_graphs(monkeypatch)
 
 
 def odd_batches() -> list[UnitBatch]:
@@ -171,6 +155,23 @@ def test_static_buffers_stay_in_place_and_refuse_another_shape():
     for other in (torch.ones(1, 2), torch.ones(3, 2, dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"x is torch\..* captured"):
             buffers.take({"x": other})
+
+
+def outputs_of(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"y": net(tensors["x"])}
+
+
+def test_a_graph_keeps_alive_what_its_body_reads(graphs_on_the_cpu):
+    """The graph replays on addresses: were the weights freed, it would read whatever lies there next."""
+    net = nn.Linear(2, 1)
+    captured = Captured(partial(outputs_of, net), {"x": torch.ones(3, 2)})
+    held = weakref.ref(net)
+    del net
+    gc.collect()
+    assert held() is not None
+    del captured
+    gc.collect()
+    assert held() is None, "the graph's memory is never given back"
 
 
 def test_the_figures_of_a_step_leave_out_padding_and_say_nothing_of_no_one():

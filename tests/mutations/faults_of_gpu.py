@@ -50,6 +50,13 @@ GPU_FAULTS = [
         CAPTURED,
     ),
     Fault(
+        "a graph that replays on freed memory",
+        "curriculumdp.clipping.cuda_graph:Captured.__init__",
+        "self._body, self._inputs = body, Static(inputs)",
+        "self._inputs = Static(inputs)",
+        Check("tests.clipping.test_cuda_graph:test_a_graph_keeps_alive_what_its_body_reads"),
+    ),
+    Fault(
         "padding that counts on a GPU",
         "dpkernels.clip_sum_triton:clip_scale",
         "torch.where(present & norms.isfinite(), ",

@@ -4,7 +4,9 @@ As a graph does, a replay knows no Python: it repeats the recorded operations on
 looked at a value from the host, or made a tensor out of one, either is refused here or gives another result.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +80,26 @@ class Recorded(TorchDispatchMode):
         with torch.no_grad():
             for again in self._again:
                 again()
+
+
+def record_graphs(patched: pytest.MonkeyPatch) -> None:
+    """Stand in for torch's CUDA graphs, for `Captured` itself: a graph is what `Recorded` records."""
+
+    @contextlib.contextmanager
+    def graph(made: SimpleNamespace, **_: Any) -> Iterator[None]:
+        with Recorded(patched) as recorded:
+            yield
+        made.replay = recorded.replay
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "CUDAGraph": SimpleNamespace,
+        "graph": graph,
+    }.items():
+        patched.setattr(torch.cuda, name, stand_in)
 
 
 def _memory(tensor: Tensor) -> int:
