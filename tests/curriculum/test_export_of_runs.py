@@ -95,15 +95,14 @@ ENDS = {
 
 @pytest.mark.parametrize("moment", ENDS)
 def test_an_export_that_was_killed_is_made_up_for_by_the_same_command(tmp_path, killed, moment):
-
     def ended() -> None:
         export_run(killed, tmp_path / "out", None, end_run=True)
 
-    def killed() -> None:
+    def killed_again() -> None:
         ENDS[moment]()
         ended()
 
-    assert in_child(killed) == -signal.SIGKILL
+    assert in_child(killed_again) == -signal.SIGKILL
     ended()
     assert not (killed / "private" / "secret").exists()
     assert verify_release(tmp_path / "out") == []
