@@ -1,5 +1,6 @@
 """The sensitive set of these tests: scikit-learn's digits."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import State
 from curriculumdp.data.images import ImageSet
 from curriculumdp.data.sources import load_images
+from tests.support.refused import killed_run
 from tests.support.runs import accountants_asked_once, bare_run, plan_of, tiny
 
 
@@ -33,6 +35,20 @@ def solve_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits() -> ImageSet:
     return load_images(source="digits", units=1437, classes=10, channels=1, size=8)
+
+
+@pytest.fixture(scope="session")
+def killed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
+    with accountants_asked_once():
+        killed_run(run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def killed(killed_once: Path, tmp_path: Path) -> Path:
+    """The folder of a killed run, a copy: it is in its third DP-SGD step, with a checkpoint after the second."""
+    return Path(shutil.copytree(killed_once, tmp_path / "run"))
 
 
 @pytest.fixture

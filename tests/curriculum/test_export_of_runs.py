@@ -14,19 +14,18 @@ from curriculumdp.release import export
 from curriculumdp.release.certificate import CertificateError
 from curriculumdp.release.verify import verify_release
 from curriculumdp.world import one_process
-from tests.support.refused import files_of, killed_run, refusal
+from tests.support.refused import files_of, refusal
 from tests.support.runs import finish, in_child, kill_at, tiny
 from tests.support.tiny_release import write_keys
 
 
-def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path):
-    killed_run(tmp_path / "run")
-    out = export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
+def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path, killed):
+    out = export_run(killed, tmp_path / "out", None, end_run=True)
     certificate = json.loads((out / "privacy.json").read_text())["guarantee"]
     assert certificate["stopped"] == "operator"
     assert {r["name"]: r["count"] for r in certificate["events"]} == {"central": 3, "private": 3}
-    assert not (tmp_path / "run" / "private" / "secret").exists()
-    outcome = run_curriculum(tiny(tmp_path / "run"), one_process())
+    assert not (killed / "private" / "secret").exists()
+    outcome = run_curriculum(tiny(killed), one_process())
     assert outcome.exit_code == 0
 
 
@@ -59,34 +58,31 @@ REFUSED_EXPORTS = {
 
 
 @pytest.mark.parametrize("kind", REFUSED_EXPORTS)
-def test_an_export_that_is_refused_does_not_end_the_run(tmp_path, monkeypatch, kind):
-    killed_run(tmp_path / "run")
-    monkeypatch.chdir(tmp_path / "run")
+def test_an_export_that_is_refused_does_not_end_the_run(tmp_path, killed, monkeypatch, kind):
+    monkeypatch.chdir(killed)
     out, key, end_run = REFUSED_EXPORTS[kind](tmp_path)
     before = files_of(tmp_path)
-    refusal(lambda: export_run(tmp_path / "run", out, key, end_run=end_run))
+    refusal(lambda: export_run(killed, out, key, end_run=end_run))
     assert files_of(tmp_path) == before
-    release = finish(tiny(tmp_path / "run"))
+    release = finish(tiny(killed))
     assert json.loads((release / "privacy.json").read_text())["guarantee"]["stopped"] == "planned"
 
 
-def test_an_accounting_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
-    killed_run(tmp_path / "run")
+def test_an_accounting_that_fails_does_not_end_the_run(tmp_path, killed, monkeypatch):
 
     def costs_too_much(_: object) -> None:
         raise CertificateError("the events cost more than is promised")
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "account", costs_too_much)
-        refusal(lambda: export_run(tmp_path / "run", tmp_path / "out", None, end_run=True))
-    assert Ledger.read(tmp_path / "run" / "private").sealed is None
-    assert (tmp_path / "run" / "private" / "secret").exists()
+        refusal(lambda: export_run(killed, tmp_path / "out", None, end_run=True))
+    assert Ledger.read(killed / "private").sealed is None
+    assert (killed / "private" / "secret").exists()
 
 
-def test_the_refusal_to_end_a_run_says_what_it_would_do(tmp_path):
-    killed_run(tmp_path / "run")
-    message = refusal(lambda: export_run(tmp_path / "run", tmp_path / "out", None))
-    for needed in (str(tmp_path / "run"), "6 of 9", "permanently", "--end-run"):
+def test_the_refusal_to_end_a_run_says_what_it_would_do(tmp_path, killed):
+    message = refusal(lambda: export_run(killed, tmp_path / "out", None))
+    for needed in (str(killed), "6 of 9", "permanently", "--end-run"):
         assert needed in message
 
 
@@ -99,19 +95,17 @@ ENDS = {
 
 
 @pytest.mark.parametrize("moment", ENDS)
-def test_an_export_that_was_killed_is_made_up_for_by_the_same_command(tmp_path, moment):
-    killed_run(tmp_path / "run")
-
+def test_an_export_that_was_killed_is_made_up_for_by_the_same_command(tmp_path, killed, moment):
     def ended() -> None:
-        export_run(tmp_path / "run", tmp_path / "out", None, end_run=True)
+        export_run(killed, tmp_path / "out", None, end_run=True)
 
-    def killed() -> None:
+    def killed_again() -> None:
         ENDS[moment]()
         ended()
 
-    assert in_child(killed) == -signal.SIGKILL
+    assert in_child(killed_again) == -signal.SIGKILL
     ended()
-    assert not (tmp_path / "run" / "private" / "secret").exists()
+    assert not (killed / "private" / "secret").exists()
     assert verify_release(tmp_path / "out") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 

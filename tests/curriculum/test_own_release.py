@@ -9,7 +9,7 @@ from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.release import export
 from curriculumdp.release.verify import verify_release
 from curriculumdp.world import one_process
-from tests.support.refused import files_of, killed_run, refusal
+from tests.support.refused import files_of, refusal
 from tests.support.runs import finish, tiny
 
 
@@ -26,19 +26,18 @@ def test_the_release_of_a_run_whose_private_folder_is_gone_is_not_taken_for_anot
 
 
 @pytest.mark.parametrize("command", ["train", "export"])
-def test_a_run_rolled_back_behind_its_release_is_neither_trained_on_nor_ended(tmp_path, command):
+def test_a_run_rolled_back_behind_its_release_is_neither_trained_on_nor_ended(tmp_path, killed, command):
     """The release is written after the seal: it has left, so what an older private/ would spend is not in it."""
-    killed_run(tmp_path / "run")
-    shutil.copytree(tmp_path / "run" / "private", tmp_path / "older")
-    finish(tiny(tmp_path / "run"))
-    shutil.rmtree(tmp_path / "run" / "private")
-    (tmp_path / "older").rename(tmp_path / "run" / "private")
+    shutil.copytree(killed / "private", tmp_path / "older")
+    finish(tiny(killed))
+    shutil.rmtree(killed / "private")
+    (tmp_path / "older").rename(killed / "private")
     before = files_of(tmp_path)
     if command == "train":
-        message = refusal(lambda: finish(tiny(tmp_path / "run")))
+        message = refusal(lambda: finish(tiny(killed)))
     else:
-        message = refusal(lambda: export_run(tmp_path / "run", tmp_path / "out", None, end_run=True))
-    assert str(tmp_path / "run" / "release") in message
+        message = refusal(lambda: export_run(killed, tmp_path / "out", None, end_run=True))
+    assert str(killed / "release") in message
     assert "rolled back" in message
     assert files_of(tmp_path) == before
 

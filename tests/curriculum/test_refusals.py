@@ -31,28 +31,25 @@ from tests.support.runs import finish, in_child, kill_at, outcome_of, tiny
         ("data__class_counts", [144] * 9 + [141]),
     ],
 )
-def test_a_run_folder_of_another_config_is_refused_by_the_key(tmp_path, key, value):
-    killed_run(tmp_path)
-    before = (tmp_path / "private" / "ledger.jsonl").read_bytes()
-    message = refusal(lambda: finish(tiny(tmp_path, **{key: value})))
+def test_a_run_folder_of_another_config_is_refused_by_the_key(killed, key, value):
+    before = (killed / "private" / "ledger.jsonl").read_bytes()
+    message = refusal(lambda: finish(tiny(killed, **{key: value})))
     assert key.replace("__", ".") in message
-    assert (tmp_path / "private" / "ledger.jsonl").read_bytes() == before
+    assert (killed / "private" / "ledger.jsonl").read_bytes() == before
 
 
-def test_a_config_file_put_back_by_hand_does_not_deceive_the_ledger(tmp_path):
-    killed_run(tmp_path)
-    other = tiny(tmp_path, privacy__epsilon=2.0)
-    (tmp_path / "private" / "config.json").write_text(json.dumps(other.resolved()))
+def test_a_config_file_put_back_by_hand_does_not_deceive_the_ledger(killed):
+    other = tiny(killed, privacy__epsilon=2.0)
+    (killed / "private" / "config.json").write_text(json.dumps(other.resolved()))
     assert "ledger" in refusal(lambda: finish(other))
 
 
-def test_changed_data_are_refused(tmp_path, digits, monkeypatch):
-    killed_run(tmp_path)
+def test_changed_data_are_refused(killed, digits, monkeypatch):
     images = digits.images.copy()
     images[0, 0, 0, 0] ^= 1
     other = ImageSet(images, digits.labels, digits.units, digits.unit_count)
     monkeypatch.setattr(declared, "load_images", lambda **_: other)
-    assert "images, labels or units" in refusal(lambda: finish(tiny(tmp_path)))
+    assert "images, labels or units" in refusal(lambda: finish(tiny(killed)))
 
 
 def test_a_run_that_protects_single_images_cannot_be_certified_for_patients(tmp_path):
@@ -61,45 +58,40 @@ def test_a_run_that_protects_single_images_cannot_be_certified_for_patients(tmp_
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
 
 
-def test_a_neutral_change_is_no_change(tmp_path):
-    killed_run(tmp_path)
-    finish(tiny(tmp_path, checkpoint={"every": 3}))
+def test_a_neutral_change_is_no_change(killed):
+    finish(tiny(killed, checkpoint={"every": 3}))
 
 
 @pytest.mark.parametrize("line", [0, 2, -1])
-def test_a_tampered_ledger_is_refused(tmp_path, line):
-    killed_run(tmp_path)
-    file = tmp_path / "private" / "ledger.jsonl"
+def test_a_tampered_ledger_is_refused(killed, line):
+    file = killed / "private" / "ledger.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     lines[line] = lines[line].replace(b'"kind"', b'"Kind"')
     file.write_bytes(b"".join(lines))
-    assert "ledger" in refusal(lambda: finish(tiny(tmp_path)))
+    assert "ledger" in refusal(lambda: finish(tiny(killed)))
 
 
-def test_a_ledger_cut_behind_the_checkpoint_is_refused(tmp_path):
-    killed_run(tmp_path)
-    file = tmp_path / "private" / "ledger.jsonl"
+def test_a_ledger_cut_behind_the_checkpoint_is_refused(killed):
+    file = killed / "private" / "ledger.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:4]))
-    assert "rolled back" in refusal(lambda: finish(tiny(tmp_path)))
+    assert "rolled back" in refusal(lambda: finish(tiny(killed)))
 
 
-def test_a_missing_ledger_or_secret_is_refused(tmp_path):
-    killed_run(tmp_path / "a")
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (tmp_path / "a" / "private" / "ledger.jsonl").unlink()
+def test_a_missing_ledger_or_secret_is_refused(tmp_path, killed):
+    shutil.copytree(killed, tmp_path / "b")
+    (killed / "private" / "ledger.jsonl").unlink()
     (tmp_path / "b" / "private" / "secret").unlink()
-    assert "ledger" in refusal(lambda: finish(tiny(tmp_path / "a")))
+    assert "ledger" in refusal(lambda: finish(tiny(killed)))
     assert "secret" in refusal(lambda: finish(tiny(tmp_path / "b")))
 
 
-def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path, capsys):
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(tmp_path, killed, capsys):
     finish(tiny(tmp_path / "whole"))
-    killed_run(tmp_path / "run")
-    newest = sorted((tmp_path / "run" / "private" / "checkpoints").iterdir())[-1] / "state.safetensors"
+    newest = sorted((killed / "private" / "checkpoints").iterdir())[-1] / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
-    finish(tiny(tmp_path / "run"))
+    finish(tiny(killed))
     assert "state.safetensors" in capsys.readouterr().out
-    assert outcome_of(tmp_path / "run" / "release") == outcome_of(tmp_path / "whole" / "release")
+    assert outcome_of(killed / "release") == outcome_of(tmp_path / "whole" / "release")
 
 
 def test_two_runs_in_one_folder_the_second_is_refused(tmp_path):

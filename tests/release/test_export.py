@@ -5,8 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,6 @@ from tests.support.tiny_release import CONFIG, EVENTS, guarantee, write_keys, wr
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("run") / "release")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def accounted_once() -> Iterator[None]:
-    """The accountants' answers are kept between events that promise the same: they are the slowest part."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(export, "account", lru_cache(export.account))
-        yield
 
 
 def names(folder: Path) -> set[str]:
