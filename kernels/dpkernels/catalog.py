@@ -1,6 +1,6 @@
 """Every kernel with its reference, example shapes and tolerances; tests, compile checks and benchmarks loop over it.
 
-To add a kernel, add its file, three functions in `examples` and a row here. The row brings its tests (interpreter,
+To add a kernel, add its file, a module with three functions in `examples/` and a row here. The row brings its tests (interpreter,
 random shapes, GPU), its ahead-of-time compilation for two architectures and its benchmark.
 """
 
@@ -10,8 +10,18 @@ from typing import Any
 
 import torch
 
-from dpkernels import examples
-from dpkernels.examples import Call, Outputs, Shape
+from dpkernels.examples import (
+    Call,
+    Outputs,
+    Shape,
+    chacha,
+    clip_sum,
+    conv2d,
+    embedding,
+    group_norm,
+    linear,
+    noise_step,
+)
 
 # Relative to fp64 on the same inputs. bf16 means bf16 inputs and fp32 sums, against a bf16-input oracle.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-5}
@@ -167,90 +177,90 @@ CATALOG: dict[str, Row] = {
     for row in (
         Row(
             "conv2d",
-            examples.conv_inputs,
-            examples.conv_call,
-            examples.conv_truth,
+            conv2d.inputs,
+            conv2d.call,
+            conv2d.truth,
             CONV_SHAPES,
             CONV_CHOICES,
             CONV_MAIN,
         ),
         Row(
             "conv2d_recompute",
-            examples.conv_inputs,
-            examples.conv_recompute_call,
-            examples.conv_recompute_truth,
+            conv2d.inputs,
+            conv2d.recompute_call,
+            conv2d.recompute_truth,
             CONV_SHAPES,
             CONV_CHOICES,
             CONV_MAIN,
         ),
         Row(
             "linear",
-            examples.linear_inputs,
-            examples.linear_call,
-            examples.linear_truth,
+            linear.inputs,
+            linear.call,
+            linear.truth,
             LINEAR_SHAPES,
             LINEAR_CHOICES,
             LINEAR_MAIN,
         ),
         Row(
             "linear_recompute",
-            examples.linear_inputs,
-            examples.linear_recompute_call,
-            examples.linear_recompute_truth,
+            linear.inputs,
+            linear.recompute_call,
+            linear.recompute_truth,
             LINEAR_SHAPES,
             LINEAR_CHOICES,
             LINEAR_MAIN,
         ),
         Row(
             "linear_shared",
-            examples.linear_inputs,
-            examples.shared_call,
-            examples.shared_truth,
+            linear.inputs,
+            linear.shared_call,
+            linear.shared_truth,
             LINEAR_SHAPES,
             LINEAR_CHOICES,
             LINEAR_MAIN[:1],
         ),
         Row(
             "group_norm",
-            examples.norm_inputs,
-            examples.norm_call,
-            examples.norm_truth,
+            group_norm.inputs,
+            group_norm.call,
+            group_norm.truth,
             NORM_SHAPES,
             NORM_CHOICES,
             (_norm(64, 8, 64, 16, (28, 28), "channels_last"),),
         ),
         Row(
             "group_norm_forward",
-            examples.norm_inputs,
-            examples.norm_forward_call,
-            examples.norm_forward_truth,
+            group_norm.inputs,
+            group_norm.forward_call,
+            group_norm.forward_truth,
             NORM_SHAPES,
             NORM_CHOICES,
             (_norm(64, 8, 64, 16, (28, 28), "channels_last"),),
         ),
         Row(
             "embedding",
-            examples.embedding_inputs,
-            examples.embedding_call,
-            examples.embedding_truth,
+            embedding.inputs,
+            embedding.call,
+            embedding.truth,
             (_embedding(3, 4, 11, 20), _embedding(2, 1, 17, 70, 16), _embedding(1, 3, 1, 1)),
             {"units": (1, 3), "draws": (1, 5), "rows": (1, 3, 20), "width": (4, 65), "padding": (None, 0)},
             (_embedding(64, 8, 11, 128),),
         ),
         Row(
             "clip_sum",
-            examples.clip_inputs,
-            examples.clip_call,
-            examples.clip_truth,
+            clip_sum.inputs,
+            clip_sum.call,
+            clip_sum.truth,
             ({"units": 3, "count": 1500}, {"units": 1, "count": 7}),
             {"units": (1, 4), "count": (1, 1023, 2100)},
             ({"units": 64, "count": 1_619_267},),
         ),
         Row(
             "chacha",
-            examples.stream_inputs,
-            examples.stream_call,
-            examples.stream_truth,
+            chacha.inputs,
+            chacha.call,
+            chacha.truth,
             (
                 {"blocks": 200, "first": 0},
                 {"blocks": 1, "first": 2**32 - 1},
@@ -263,9 +273,9 @@ CATALOG: dict[str, Row] = {
         ),
         Row(
             "noise_step",
-            examples.step_inputs,
-            examples.step_call,
-            examples.step_truth,
+            noise_step.inputs,
+            noise_step.call,
+            noise_step.truth,
             ({"count": 2003, "step": 0}, {"count": 1, "step": 9}),
             {"count": (7, 8, 1030), "step": (0, 999)},
             ({"count": 1_619_267, "step": 5},),

@@ -14,16 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpkernels.conv2d_triton import (
-    PLAIN,
-    add_clipped_conv2d,
-    conv2d_grads,
-    layer_shape,
-    mode_of,
-    require_indexable,
-    tiles,
-    unit_program,
-)
+from dpkernels.conv2d_tiles import PLAIN, layer_shape, mode_of, require_indexable, tiles
+from dpkernels.conv2d_triton import add_clipped_conv2d, conv2d_grads, unit_program
 from dpkernels.device import gemm_tile, precision_of
 
 
