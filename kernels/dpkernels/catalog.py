@@ -1,7 +1,7 @@
 """Every kernel with its reference, example shapes and tolerances; tests, compile checks and benchmarks loop over it.
 
-To add a kernel, add its file, a module with three functions in `examples/` and a row here. The row brings its tests (interpreter,
-random shapes, GPU), its ahead-of-time compilation for two architectures and its benchmark.
+To add a kernel, add its file, a module with three functions in `examples/` and a row here. The row brings its tests
+(interpreter, random shapes, GPU), its ahead-of-time compilation for two architectures and its benchmark.
 """
 
 from collections.abc import Callable, Mapping

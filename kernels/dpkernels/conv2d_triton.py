@@ -4,8 +4,8 @@ One matrix product per unit, g (Cout × K·H'·W') times the patches of x (K·H'
 straight from x (implicit im2col), and the reduction runs over the unit's K draws and all positions in one fp32
 accumulator. A program owns one tile of one unit; an extra column of tiles holds the bias. With `squares` each program
 also writes the sum of squares of what it stored, so norms need no second pass. `add_clipped_conv2d` repeats the
-products tile by tile and adds each unit's scaled, rounded tile to the int64 sum in registers: no per-unit gradient is
-ever stored.
+products tile by tile, sums each unit's scaled, rounded tile in int64 registers and adds that to the total atomically,
+which integers allow: no per-unit gradient is ever stored.
 """
 
 import torch
@@ -24,8 +24,8 @@ from dpkernels.conv2d_tiles import (
     tiles,
     weight_tile,
 )
-from dpkernels.device import gemm_tile, precision_of
-from dpkernels.grid import add_to, rint, store_value
+from dpkernels.device import gemm_tile, precision_of, recompute_programs
+from dpkernels.grid import add_shared, rint, store_value
 
 __all__ = ["Geometry", "add_clipped_conv2d", "conv2d_grads", "conv2d_parts", "conv2d_squares"]
 
@@ -97,9 +97,11 @@ def add_clipped_conv2d(
     require_indexable(x, grad_out, len(scale))
     shape = layer_shape(x, grad_out, tuple(weight_total.shape), bias_total is not None, geometry)
     tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=True)
-    _recompute_kernel[(tiles(tile, weight_total.shape, shape.bias),)](
+    count, units = tiles(tile, weight_total.shape, shape.bias), len(scale)
+    draws = len(x) // units
+    _recompute_kernel[(count, recompute_programs(count, units, draws * shape.oh * shape.ow))](
         *(x, grad_out, scale, weight_total, weight_total if bias_total is None else bias_total),
-        *(x.stride(), grad_out.stride(), len(scale), len(x) // len(scale)),
+        *(x.stride(), grad_out.stride(), units, draws),
         *(shape, tile, mode_of(x.dtype)),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -215,14 +217,18 @@ def _recompute_kernel(
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
-    """Program (tile): the tile's sum over units, each scaled and rounded; integers, so order does not matter."""
+    """Program (tile, share): the tile's sum over the program's share of the units, each scaled and rounded.
+
+    Units are dealt to the programs in turn. Several programs add to an element, but integers: no order shows.
+    """
     ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
     COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
     row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
     column = tl.program_id(0) // ROW_TILES * TILE.columns + tl.arange(0, TILE.columns)
+    first, programs = tl.program_id(1), tl.num_programs(1)
     if tl.program_id(0) // ROW_TILES < COLUMN_TILES:
         total = tl.zeros((TILE.rows, TILE.columns), dtype=tl.int64)
-        for unit in range(units):
+        for unit in range(first, units, programs):
             factor = tl.load(scale + unit)
             if factor != 0.0:
                 x_unit = x + tl.cast(unit, tl.int64) * draws * x_stride[0]
@@ -231,12 +237,12 @@ def _recompute_kernel(
                 total += rint(tile * factor).to(tl.int64)
         tap, channel = column // S.cin, column % S.cin
         place = weight + (row * (S.cin * S.kh * S.kw))[:, None] + (channel * (S.kh * S.kw) + tap)[None, :]
-        add_to(place, total, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :])
+        add_shared(place, total, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :])
     else:
         vector = tl.zeros((TILE.rows,), dtype=tl.int64)
-        for unit in range(units):
+        for unit in range(first, units, programs):
             factor = tl.load(scale + unit)
             if factor != 0.0:
                 g_unit = g + tl.cast(unit, tl.int64) * draws * g_stride[0]
                 vector += rint(bias_tile(g_unit, g_stride, row, draws, S, TILE) * factor).to(tl.int64)
-        add_to(bias + row, vector, row < S.cout)
+        add_shared(bias + row, vector, row < S.cout)

@@ -109,7 +109,7 @@ def main() -> None:
                 line |= {"wgmma": "wgmma.mma_async" in ptx, "mma": "mma.sync" in ptx}
                 line |= {
                     "wide_copies": bool(re.search(r"cp\.async\.cg", ptx)),
-                    "atomics": bool(re.search(r"\b(atom|red)\.", ptx)),
+                    "atomics": sorted(set(re.findall(r"\b(?:atom|red)\.[\w.:]+", ptx))),
                 }
                 print(json.dumps(line), flush=True)
 

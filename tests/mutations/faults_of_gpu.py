@@ -1,5 +1,7 @@
 """Faults of a GPU's path: the fused engine, the microbatch as a graph. They are seen in Triton's interpreter."""
 
+import torch
+
 from dpkernels import device
 from tests.mutations.planting import Check, Fault
 
@@ -18,6 +20,11 @@ ONE_PASS = Check(
     "test_the_update_in_one_pass_is_noise_then_the_expected_batch_then_adam_and_ema"
 )
 REPEATS = Check("tests.curriculum.test_repeats:test_algorithms_that_do_not_repeat_raise_and_fp32_is_fp32")
+DEALT = Check(
+    "tests.dpkernels.test_recompute:test_the_sum_is_the_same_to_the_bit_however_units_are_dealt_to_programs",
+    {"programs": 2},
+)
+RECOMPUTED = "dpkernels.conv2d_triton:_recompute_kernel"
 TWICE = 'raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")'
 
 GPU_FAULTS = [
@@ -110,6 +117,37 @@ GPU_FAULTS = [
         "self._fresh = False",
         "pass",
         Check(FUSED + "test_a_backward_is_summed_once"),
+    ),
+    Fault(
+        "a recomputed unit summed by two programs",
+        RECOMPUTED,
+        "first, programs = tl.program_id(1), tl.num_programs(1)",
+        "first, programs = tl.program_id(1), 1",
+        DEALT,
+    ),
+    Fault(
+        "a recomputed unit scaled as another",
+        RECOMPUTED,
+        "total += rint(tile * factor).to(tl.int64)",
+        "total += rint(tile * tl.load(scale + first)).to(tl.int64)",
+        DEALT,
+    ),
+    Fault(
+        "floating point added atomically, in any order",
+        "dpkernels.conv2d_triton:unit_program",
+        "tl.store(squares + unit * squares_stride + tl.program_id(0), part)",
+        "tl.atomic_add(squares + unit * squares_stride + tl.program_id(0), part)",
+        Check("tests.dpkernels.test_recompute:test_no_kernel_adds_atomically_but_by_add_shared"),
+    ),
+    Fault(
+        "sums that programs share in floating point",
+        "dpkernels.grid:add_shared",
+        'tl.static_assert(place.dtype.element_ty == tl.int64, "sums of floating point would depend on the order")',
+        "pass",
+        Check(
+            "tests.dpkernels.test_recompute:test_floating_point_is_refused_where_programs_share_a_sum",
+            {"dtype": torch.float32},
+        ),
     ),
 ]
 if not device.INTERPRETER:  # with a GPU at hand its own tests see to them
