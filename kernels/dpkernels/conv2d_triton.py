@@ -221,13 +221,15 @@ def _recompute_kernel(
 
     Units are dealt to the programs in turn. Several programs add to an element, but integers: no order shows.
     """
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
     ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
     COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
     row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
     column = tl.program_id(0) // ROW_TILES * TILE.columns + tl.arange(0, TILE.columns)
     first, programs = tl.program_id(1), tl.num_programs(1)
     if tl.program_id(0) // ROW_TILES < COLUMN_TILES:
-        total = tl.zeros((TILE.rows, TILE.columns), dtype=tl.int64)
+        total = tl.zeros((ROWS, COLUMNS), dtype=tl.int64)
         for unit in range(first, units, programs):
             factor = tl.load(scale + unit)
             if factor != 0.0:
@@ -239,7 +241,7 @@ def _recompute_kernel(
         place = weight + (row * (S.cin * S.kh * S.kw))[:, None] + (channel * (S.kh * S.kw) + tap)[None, :]
         add_shared(place, total, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :])
     else:
-        vector = tl.zeros((TILE.rows,), dtype=tl.int64)
+        vector = tl.zeros((ROWS,), dtype=tl.int64)
         for unit in range(first, units, programs):
             factor = tl.load(scale + unit)
             if factor != 0.0:

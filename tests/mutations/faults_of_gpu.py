@@ -133,6 +133,16 @@ GPU_FAULTS = [
         DEALT,
     ),
     Fault(
+        "operands of tf32 products cut to ten bits, so that norms come out small",
+        "dpkernels.conv2d_tiles:weight_tile",
+        "g_tile, x_tile = to_tf32(g_tile), to_tf32(x_tile)",
+        "pass",
+        Check(
+            "tests.dpkernels.test_conv2d_triton:"
+            "test_operands_of_tf32_products_are_rounded_where_the_hardware_would_cut_them"
+        ),
+    ),
+    Fault(
         "floating point added atomically, in any order",
         "dpkernels.conv2d_triton:unit_program",
         "tl.store(squares + unit * squares_stride + tl.program_id(0), part)",
