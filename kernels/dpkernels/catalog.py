@@ -96,11 +96,16 @@ CONV_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "layout": ("contiguous", "channels_last", "view"),
 }
 CONV_MAIN = (
-    _conv(64, 8, 64, 64, (28, 28), layout="channels_last"),
-    _conv(64, 8, 32, 32, (32, 32), layout="channels_last"),
     _conv(64, 8, 64, 64, (28, 28), stride=2, layout="channels_last"),
+    _conv(64, 8, 32, 32, (32, 32), layout="channels_last"),
+    _conv(64, 8, 64, 64, (28, 28), layout="channels_last"),
     _conv(64, 8, 64, 128, (16, 16), kernel=1, layout="channels_last"),
     _conv(64, 8, 256, 256, (8, 8), layout="channels_last"),
+)
+# A whole tile of channels, in the interpreter too.
+TAPS_SHAPES = (
+    _conv(2, 2, 256, 64, (5, 6), layout="channels_last"),
+    _conv(3, 1, 256, 64, (2, 9), layout="channels_last"),
 )
 
 
@@ -159,6 +164,11 @@ def _embedding(units: int, draws: int, rows: int, width: int, padding: int | Non
     return {"units": units, "draws": draws, "rows": rows, "width": width, "padding": padding}
 
 
+def _row(name: str, family: Any, *shapes: Any, **more: Any) -> Row:
+    """Return the row of a family's main kernel: a module of `examples`."""
+    return Row(name, family.inputs, family.call, family.truth, *shapes, **more)
+
+
 def _in_bf16(row: Row, *, accumulate: bool = False, stack: int = 0) -> Row:
     """Return the row as bf16 training launches it: gradients stored in bf16, or added to a first use's."""
     how = {"stored": "bfloat16", "accumulate": accumulate}
@@ -176,11 +186,9 @@ def _in_bf16(row: Row, *, accumulate: bool = False, stack: int = 0) -> Row:
 CATALOG: dict[str, Row] = {
     row.name: row
     for row in (
-        Row(
+        _row(
             "conv2d",
-            conv2d.inputs,
-            conv2d.call,
-            conv2d.truth,
+            conv2d,
             CONV_SHAPES,
             CONV_CHOICES,
             CONV_MAIN,
@@ -194,11 +202,46 @@ CATALOG: dict[str, Row] = {
             CONV_CHOICES,
             CONV_MAIN,
         ),
-        Row(
+        _row(
+            "conv2d_taps",
+            conv2d,
+            TAPS_SHAPES,
+            {
+                **CONV_CHOICES,
+                **{"cin": (256,), "cout": (64,), "kernel": (3,), "stride": (1,), "padding": (1,)},
+                "layout": ("channels_last",),
+            },
+            (
+                _conv(64, 8, 64, 64, (28, 28), layout="channels_last"),
+                _conv(64, 8, 256, 256, (8, 8), layout="channels_last"),
+                _conv(64, 8, 128, 64, (28, 28), layout="channels_last"),
+            ),
+            dtypes=(torch.bfloat16,),
+            stack=72,  # on sm_80, outside the loop
+        ),
+        _row(
+            "conv2d_first",
+            conv2d,
+            (_conv(2, 2, 1, 64, (9, 8), layout="channels_last"), _conv(2, 1, 3, 66, (6, 5))),
+            {**CONV_CHOICES, "cin": (1, 3, 4), "cout": (64, 66)},
+            (
+                _conv(64, 8, 1, 64, (28, 28), layout="channels_last"),
+                _conv(64, 8, 3, 128, (32, 32), layout="channels_last"),
+            ),
+        ),
+        _row(
+            "conv2d_last",
+            conv2d,
+            (_conv(2, 2, 64, 1, (9, 8), layout="channels_last"), _conv(2, 1, 20, 3, (6, 5))),
+            {**CONV_CHOICES, "cin": (16, 64), "cout": (1, 3, 4)},
+            (
+                _conv(64, 8, 64, 1, (28, 28), layout="channels_last"),
+                _conv(64, 8, 128, 3, (32, 32), layout="channels_last"),
+            ),
+        ),
+        _row(
             "linear",
-            linear.inputs,
-            linear.call,
-            linear.truth,
+            linear,
             LINEAR_SHAPES,
             LINEAR_CHOICES,
             LINEAR_MAIN,
@@ -221,11 +264,9 @@ CATALOG: dict[str, Row] = {
             LINEAR_CHOICES,
             LINEAR_MAIN[:1],
         ),
-        Row(
+        _row(
             "group_norm",
-            group_norm.inputs,
-            group_norm.call,
-            group_norm.truth,
+            group_norm,
             NORM_SHAPES,
             NORM_CHOICES,
             (_norm(64, 8, 64, 16, (28, 28), "channels_last"),),
@@ -239,29 +280,23 @@ CATALOG: dict[str, Row] = {
             NORM_CHOICES,
             (_norm(64, 8, 64, 16, (28, 28), "channels_last"),),
         ),
-        Row(
+        _row(
             "embedding",
-            embedding.inputs,
-            embedding.call,
-            embedding.truth,
+            embedding,
             (_embedding(3, 4, 11, 20), _embedding(2, 1, 17, 70, 16), _embedding(1, 3, 1, 1)),
             {"units": (1, 3), "draws": (1, 5), "rows": (1, 3, 20), "width": (4, 65), "padding": (None, 0)},
             (_embedding(64, 8, 11, 128),),
         ),
-        Row(
+        _row(
             "clip_sum",
-            clip_sum.inputs,
-            clip_sum.call,
-            clip_sum.truth,
+            clip_sum,
             ({"units": 3, "count": 1500}, {"units": 1, "count": 7}),
             {"units": (1, 4), "count": (1, 1023, 2100)},
             ({"units": 64, "count": 1_619_267},),
         ),
-        Row(
+        _row(
             "chacha",
-            chacha.inputs,
-            chacha.call,
-            chacha.truth,
+            chacha,
             (
                 {"blocks": 200, "first": 0},
                 {"blocks": 1, "first": 2**32 - 1},
@@ -272,11 +307,9 @@ CATALOG: dict[str, Row] = {
             dtypes=(torch.float32,),
             exact=True,
         ),
-        Row(
+        _row(
             "noise_step",
-            noise_step.inputs,
-            noise_step.call,
-            noise_step.truth,
+            noise_step,
             ({"count": 2003, "step": 0}, {"count": 1, "step": 9}),
             {"count": (7, 8, 1030), "step": (0, 999)},
             ({"count": 1_619_267, "step": 5},),
@@ -291,6 +324,8 @@ CATALOG |= {
     for row in (
         # On sm_80 with 32 rows, three words spill to stay at 128 registers: once per program, after the loop.
         _in_bf16(CATALOG["conv2d"], stack=16),
+        _in_bf16(CATALOG["conv2d_taps"], stack=104),
+        _in_bf16(CATALOG["conv2d_taps"], accumulate=True, stack=88),
         *(_in_bf16(CATALOG[name]) for name in ("linear", "linear_shared", "group_norm", "embedding")),
         *(_in_bf16(CATALOG[name], accumulate=True) for name in ("conv2d", "linear")),
     )

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dpkernels.device import INTERPRETER, Tile, precision_of
+from dpkernels.grid import store_value
 
 Pair = tuple[int, int]
 MAX_ELEMENTS = 2**31
@@ -175,3 +176,25 @@ def bias_tile(
             tl.float32
         )
     return tl.sum(acc, 1)
+
+
+@triton.jit
+def weight_place(
+    weight: tl.tensor, weight_stride: tl.tuple, row: tl.tensor, column: tl.tensor, S: tl.constexpr
+) -> tl.tensor:
+    """Return where a tile of the unit that `weight` points at lies; columns as in `weight_tile`."""
+    tap, channel = column // S.cin, column % S.cin
+    offset = channel * weight_stride[2] + tap // S.kw * weight_stride[3] + tap % S.kw * weight_stride[4]
+    return weight + (row * weight_stride[1])[:, None] + offset[None, :]
+
+
+@triton.jit
+def put_tile(
+    place: tl.tensor, tile: tl.tensor, mask: tl.tensor, square: tl.tensor, MODE: tl.constexpr
+) -> None:
+    """Store a tile at `place` and the sum of squares of what was stored at `square`, or either."""
+    if MODE.store:
+        tile = store_value(place, tile, mask, MODE.accumulate)
+    if MODE.squares:
+        wide = tile.to(tl.float64)
+        tl.store(square, tl.sum(tl.ravel(wide * wide), 0))

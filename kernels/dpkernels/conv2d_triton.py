@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpkernels.conv2d_taps_triton import launch_rows_of_taps, suits_rows_of_taps
 from dpkernels.conv2d_tiles import (
     PLAIN,
     Geometry,
@@ -20,12 +21,14 @@ from dpkernels.conv2d_tiles import (
     bias_tile,
     layer_shape,
     mode_of,
+    put_tile,
     require_indexable,
     tiles,
+    weight_place,
     weight_tile,
 )
 from dpkernels.device import gemm_tile, precision_of, recompute_programs
-from dpkernels.grid import add_shared, rint, store_value
+from dpkernels.grid import add_shared, rint
 
 __all__ = ["Geometry", "add_clipped_conv2d", "conv2d_grads", "conv2d_parts", "conv2d_squares"]
 
@@ -59,7 +62,7 @@ def conv2d_parts(
 
     recompute: for `conv2d_squares`, which uses the tiles of `add_clipped_conv2d`.
     """
-    return tiles(gemm_tile(precision_of(dtype), weight_shape[0], recompute=recompute), weight_shape, bias)
+    return tiles(gemm_tile(precision_of(dtype), weight_shape, recompute=recompute), weight_shape, bias)
 
 
 def conv2d_squares(
@@ -96,7 +99,7 @@ def add_clipped_conv2d(
     """
     require_indexable(x, grad_out, len(scale))
     shape = layer_shape(x, grad_out, tuple(weight_total.shape), bias_total is not None, geometry)
-    tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=True)
+    tile = gemm_tile(precision_of(x.dtype), shape[:4], recompute=True)
     count, units = tiles(tile, weight_total.shape, shape.bias), len(scale)
     draws = len(x) // units
     _recompute_kernel[(count, recompute_programs(count, units, draws * shape.oh * shape.ow))](
@@ -119,16 +122,23 @@ def _launch(
     accumulate: bool,
     squares: Tensor | None,
 ) -> None:
-    tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=weight_out is None)
+    tile = gemm_tile(precision_of(x.dtype), shape[:4], recompute=weight_out is None)
     # An unused pointer argument must still be a tensor: grad_out stands in.
     weight, bias, parts = (
         grad_out if tensor is None else tensor for tensor in (weight_out, bias_out, squares)
     )
-    _unit_kernel[(tiles(tile, shape[:4], shape.bias), units)](
+    arguments = (
         *(x, grad_out, weight, bias, parts),
         *(x.stride(), grad_out.stride(), weight.stride() if weight_out is not None else (0,) * 5),
         *(bias.stride()[:2], parts.stride(0), len(x) // units),
-        *(shape, tile, mode_of(x.dtype, weight_out is not None, accumulate, squares is not None)),
+    )
+    mode = mode_of(x.dtype, weight_out is not None, accumulate, squares is not None)
+    if weight_out is not None and suits_rows_of_taps(x, grad_out, shape, tile):
+        launch_rows_of_taps(arguments, units, shape, tile, mode)
+        return
+    _unit_kernel[(tiles(tile, shape[:4], shape.bias), units)](
+        *arguments,
+        *(shape, tile, mode),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -177,29 +187,16 @@ def unit_program(
     row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
     x_unit = x + unit * draws * x_stride[0]
     g_unit = g + unit * draws * g_stride[0]
+    square = squares + unit * squares_stride + tl.program_id(0)
     if tl.program_id(0) // ROW_TILES < COLUMN_TILES:
         column = tl.program_id(0) // ROW_TILES * TILE.columns + tl.arange(0, TILE.columns)
         tile = weight_tile(x_unit, g_unit, x_stride, g_stride, row, column, draws, S, TILE, MODE)
-        if MODE.store:
-            tap, channel = column // S.cin, column % S.cin
-            place = weight + unit * weight_stride[0] + (row * weight_stride[1])[:, None]
-            place += (
-                channel * weight_stride[2] + tap // S.kw * weight_stride[3] + tap % S.kw * weight_stride[4]
-            )[None, :]
-            tile = store_value(
-                place, tile, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :], MODE.accumulate
-            )
-        if MODE.squares:
-            wide = tile.to(tl.float64)
-            tl.store(squares + unit * squares_stride + tl.program_id(0), tl.sum(tl.sum(wide * wide, 1), 0))
+        place = weight_place(weight + unit * weight_stride[0], weight_stride, row, column, S)
+        mask = (row < S.cout)[:, None] & (column < S.cin * S.kh * S.kw)[None, :]
+        put_tile(place, tile, mask, square, MODE)
     else:
-        vector = bias_tile(g_unit, g_stride, row, draws, S, TILE)
-        if MODE.store:
-            bias_place = bias + unit * bias_stride[0] + row * bias_stride[1]
-            vector = store_value(bias_place, vector, row < S.cout, MODE.accumulate)
-        if MODE.squares:
-            part = tl.sum(vector.to(tl.float64) * vector.to(tl.float64), 0)
-            tl.store(squares + unit * squares_stride + tl.program_id(0), part)
+        bias_place = bias + unit * bias_stride[0] + row * bias_stride[1]
+        put_tile(bias_place, bias_tile(g_unit, g_stride, row, draws, S, TILE), row < S.cout, square, MODE)
 
 
 @triton.jit

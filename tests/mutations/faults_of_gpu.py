@@ -143,6 +143,25 @@ GPU_FAULTS = [
         ),
     ),
     Fault(
+        "positions of the next unit read in the last step of a unit",
+        "dpkernels.conv2d_taps_triton:_taps_kernel",
+        "inside = live & (above >= 0) & (above < SIZE)",
+        "inside = (above >= 0) & (above < SIZE)",
+        Check(
+            "tests.dpkernels.test_conv2d_taps:test_a_unit_that_is_not_finite_does_not_touch_its_neighbour",
+            {"bad": float("nan"), "which": 1},
+        ),
+    ),
+    Fault(
+        "a row of taps missing from a unit's norm",
+        "dpkernels.conv2d_taps_triton:_taps_kernel",
+        "square + 2 * CHANNEL_TILES * ROW_TILES, MODE)",
+        "square + CHANNEL_TILES * ROW_TILES, MODE)",
+        Check(
+            "tests.dpkernels.test_conv2d_taps:test_the_general_kernel_gives_the_same_gradients_and_as_many_parts"
+        ),
+    ),
+    Fault(
         "floating point added atomically, in any order",
         "dpkernels.conv2d_triton:unit_program",
         "tl.store(squares + unit * squares_stride + tl.program_id(0), part)",
