@@ -192,6 +192,7 @@ CATALOG: dict[str, Row] = {
             CONV_SHAPES,
             CONV_CHOICES,
             CONV_MAIN,
+            stack=48,  # the tile of 1x1 convolutions, outside the loop
         ),
         Row(
             "conv2d_recompute",
@@ -228,6 +229,7 @@ CATALOG: dict[str, Row] = {
                 _conv(64, 8, 1, 64, (28, 28), layout="channels_last"),
                 _conv(64, 8, 3, 128, (32, 32), layout="channels_last"),
             ),
+            dtypes=(torch.bfloat16,),  # has a tile of its own; fp32, which spills on sm_80, has not
         ),
         _row(
             "conv2d_last",
@@ -238,6 +240,7 @@ CATALOG: dict[str, Row] = {
                 _conv(64, 8, 64, 1, (28, 28), layout="channels_last"),
                 _conv(64, 8, 128, 3, (32, 32), layout="channels_last"),
             ),
+            dtypes=(torch.bfloat16,),
         ),
         _row(
             "linear",
@@ -245,6 +248,7 @@ CATALOG: dict[str, Row] = {
             LINEAR_SHAPES,
             LINEAR_CHOICES,
             LINEAR_MAIN,
+            stack=48,  # the tile of 1x1 convolutions, outside the loop
         ),
         Row(
             "linear_recompute",

@@ -64,6 +64,20 @@ def test_products_run_on_the_matrix_units(compiled: list[dict[str, Any]]) -> Non
             assert line["wide_copies"], line
 
 
+def test_a_row_of_taps_issues_less_than_half_as_much_per_product_as_the_general_kernel(
+    compiled: list[dict[str, Any]],
+) -> None:
+    """What kept the general kernel from the matrix units' speed: finding addresses and masks for every tap."""
+    loops = {
+        line["kernel"]: line["issued"]
+        for line in compiled
+        if line["arch"] == 90 and line["precision"] == "bf16" and line["row"] in ("conv2d", "conv2d_taps")
+        if line["shape"]["cin"] == line["shape"]["cout"] == 64
+    }
+    assert loops.keys() == {"_unit_kernel", "_taps_kernel"}
+    assert loops["_taps_kernel"] < loops["_unit_kernel"] / 2
+
+
 def test_only_integers_are_added_atomically(compiled: list[dict[str, Any]]) -> None:
     """In any order they give the same sum; floating point does not."""
     atomics = {kind for line in compiled for kind in line["atomics"]}
