@@ -267,6 +267,7 @@ CATALOG: dict[str, Row] = {
             LINEAR_SHAPES,
             LINEAR_CHOICES,
             LINEAR_MAIN[:1],
+            stack=48,  # as linear
         ),
         _row(
             "group_norm",

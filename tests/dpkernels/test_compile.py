@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 import dpkernels
 from dpkernels.catalog import CATALOG
@@ -16,6 +17,10 @@ from dpkernels.catalog import CATALOG
 PACKAGE = Path(dpkernels.__file__).parent
 # Shared memory a program may take: H100, A100.
 SHARED = {90: 227 * 1024, 80: 163 * 1024}
+
+# Bytes of stack beyond a row's own that triton 3.6's compiler takes: a larger frame for libdevice's sine, and two words
+# of group norm's backward in fp32, where 64 registers do not hold what they hold in 3.9.
+OLDER_STACK = {"noise_step": 8, "group_norm": 8}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,10 @@ def test_every_kernel_of_the_package_is_compiled_for_both_architectures(
 
 
 def test_no_main_configuration_spills(compiled: list[dict[str, Any]]) -> None:
-    spilling = [line for line in compiled if line["stack"] > CATALOG[line["row"]].stack]
+    more = OLDER_STACK if triton.__version__.startswith("3.6.") else {}
+    spilling = [
+        line for line in compiled if line["stack"] > CATALOG[line["row"]].stack + more.get(line["row"], 0)
+    ]
     assert not spilling, "\n".join(map(str, spilling))
 
 

@@ -14,7 +14,7 @@ UNITS, DRAWS, WEIGHT, SAME = 2, 2, (8, 32, 3, 3), Geometry(padding=(1, 1))
 TILE = device.Tile(4, 16, 64, num_warps=1, num_stages=1)  # two tiles each way, a last step that is not full
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch, interpreter: None) -> None:
     monkeypatch.setattr(device, "INTERPRETED_TILE", TILE)
 
@@ -38,7 +38,9 @@ def taken(x: Tensor, g: Tensor, geometry: Geometry = SAME, weight: tuple[int, ..
 
 
 @pytest.mark.parametrize("size", [(7, 5), (2, 9), (3, 2)])
-def test_a_row_of_taps_is_the_gradient_and_its_parts_are_the_norm(size: tuple[int, int]) -> None:
+def test_a_row_of_taps_is_the_gradient_and_its_parts_are_the_norm(
+    size: tuple[int, int], small_tiles: None
+) -> None:
     x, g = operands(*size)
     assert taken(x, g)
     weight, bias, parts = gradients(x, g)
@@ -51,9 +53,12 @@ def test_a_row_of_taps_is_the_gradient_and_its_parts_are_the_norm(size: tuple[in
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_unit_that_is_not_finite_does_not_touch_its_neighbour(bad: float, which: int) -> None:
+def test_a_unit_that_is_not_finite_does_not_touch_its_neighbour(
+    bad: float, which: int, small_tiles: None
+) -> None:
     """Its neighbour lies right before or after it in memory, where a step or a tap may reach."""
     x, g = operands(7, 5)
+    assert taken(x, g)
     clean = gradients(x, g)
     x[which * DRAWS : (which + 1) * DRAWS] = bad
     for before, after in zip(clean, gradients(x, g), strict=True):
@@ -64,6 +69,7 @@ def test_the_general_kernel_gives_the_same_gradients_and_as_many_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, g = operands(6, 5)
+    assert taken(x, g)
     rows = gradients(x, g)
     monkeypatch.setattr(conv2d_triton, "suits_rows_of_taps", lambda *layer: False)
     for mine, general in zip(rows, gradients(x, g), strict=True):
