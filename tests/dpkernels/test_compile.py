@@ -18,9 +18,10 @@ PACKAGE = Path(dpkernels.__file__).parent
 # Shared memory a program may take: H100, A100.
 SHARED = {90: 227 * 1024, 80: 163 * 1024}
 
-# Bytes of stack beyond a row's own that triton 3.6's compiler takes: a larger frame for libdevice's sine, and two words
-# of group norm's backward in fp32, where 64 registers do not hold what they hold in 3.9.
-OLDER_STACK = {"noise_step": 8, "group_norm": 8}
+# Bytes of stack beyond a row's own that triton 3.6's compiler takes: a larger frame for libdevice's sine; two words of
+# group norm's backward in fp32, in 64 registers; the addition to what is stored by the tile of 1x1 convolutions on sm_80,
+# after the loop.
+OLDER_STACK = {"noise_step": 8, "group_norm": 8, "linear_added_in_bf16": 200}
 
 
 @pytest.fixture(scope="module")

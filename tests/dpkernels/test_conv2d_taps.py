@@ -66,7 +66,7 @@ def test_a_unit_that_is_not_finite_does_not_touch_its_neighbour(
 
 
 def test_the_general_kernel_gives_the_same_gradients_and_as_many_parts(
-    monkeypatch: pytest.MonkeyPatch,
+    small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, g = operands(6, 5)
     assert taken(x, g)
