@@ -19,7 +19,7 @@ PACKAGE = Path(dpkernels.__file__).parent
 SHARED = {90: 227 * 1024, 80: 163 * 1024}
 
 # Bytes of stack beyond a row's own that triton 3.6's compiler takes: a larger frame for libdevice's sine; two words of
-# group norm's backward in fp32, in 64 registers; the addition to what is stored by the tile of 1x1 convolutions on sm_80,
+# group norm's backward in fp32, in 64 registers; the addition to what is stored, by the 1x1 tile on sm_80,
 # after the loop.
 OLDER_STACK = {"noise_step": 8, "group_norm": 8, "linear_added_in_bf16": 200}
 
