@@ -6,7 +6,7 @@ PYTHON ?= python3
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints/cpu.txt)
 READY := .venv/.ready
 
-.PHONY: train test slow lint clean
+.PHONY: train test slow oldest lint clean
 
 # Two processes with one thread each: at 8 px a second thread gains nothing, a second process 1.6 times the steps.
 train: $(READY)
@@ -21,6 +21,20 @@ test: $(READY)
 slow: $(READY)
 	$(PYTEST) -m slow
 
+# The kernels on the oldest triton that pyproject.toml allows: compiled, and in its interpreter, which needs numpy < 2.4.
+# Both are laid over .venv, whose torch and tools they share.
+OLDEST_TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+
+oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile tests/dpkernels
+
+.venv-oldest/.ready: $(READY)
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --quiet --no-deps triton==$(OLDEST_TRITON) 'numpy<2.4'
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/newest.pth"
+	touch $@
+
 lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -32,4 +46,4 @@ $(READY): pyproject.toml constraints/cpu.txt
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache

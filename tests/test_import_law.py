@@ -107,11 +107,8 @@ def test_no_file_imports_itself_through_others() -> None:
 
 def test_nothing_but_curriculumdp_and_dpkernels_is_a_package() -> None:
     inits = {init.relative_to(ROOT) for init in ROOT.rglob("__init__.py") if not hidden(init)}
-    elsewhere = {
-        i
-        for i in inits
-        if not i.is_relative_to("curriculumdp") and i != Path("kernels/dpkernels/__init__.py")
-    }
+    rooms = ("curriculumdp", "kernels/dpkernels")
+    elsewhere = {i for i in inits if not any(i.is_relative_to(room) for room in rooms)}
     assert not elsewhere, "a kernels/__init__.py shadows the PyPI package that diffusers looks for"
     assert {Path("curriculumdp/__init__.py"), Path("kernels/dpkernels/__init__.py")} <= inits
 

@@ -4,67 +4,33 @@ One matrix product per unit, g (Cout × K·H'·W') times the patches of x (K·H'
 straight from x (implicit im2col), and the reduction runs over the unit's K draws and all positions in one fp32
 accumulator. A program owns one tile of one unit; an extra column of tiles holds the bias. With `squares` each program
 also writes the sum of squares of what it stored, so norms need no second pass. `add_clipped_conv2d` repeats the
-products tile by tile and adds each unit's scaled, rounded tile to the int64 sum in registers: no per-unit gradient is
-ever stored.
+products tile by tile, sums each unit's scaled, rounded tile in int64 registers and adds that to the total atomically,
+which integers allow: no per-unit gradient is ever stored.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpkernels.device import INTERPRETER, Tile, gemm_tile, precision_of
-from dpkernels.grid import add_to, rint, store_value
+from dpkernels.conv2d_taps_triton import launch_rows_of_taps, suits_rows_of_taps
+from dpkernels.conv2d_tiles import (
+    PLAIN,
+    Geometry,
+    Shape,
+    bias_tile,
+    layer_shape,
+    mode_of,
+    put_tile,
+    require_indexable,
+    tiles,
+    weight_place,
+    weight_tile,
+)
+from dpkernels.device import gemm_tile, precision_of, recompute_programs
+from dpkernels.grid import add_shared, rint
 
-Pair = tuple[int, int]
-MAX_ELEMENTS = 2**31
-
-
-class Geometry(NamedTuple):
-    """A convolution's stride, padding and dilation."""
-
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-
-
-PLAIN = Geometry()
-
-
-class Shape(NamedTuple):
-    """One layer's sizes, compiled into its kernels."""
-
-    cout: int
-    cin: int
-    kh: int
-    kw: int
-    h: int
-    w: int
-    oh: int
-    ow: int
-    sh: int
-    sw: int
-    ph: int
-    pw: int
-    dh: int
-    dw: int
-    bias: bool
-
-
-class Mode(NamedTuple):
-    """A launch's arithmetic and outputs, compiled in.
-
-    precision: of products of fp32 operands. upcast: for the interpreter, which would multiply bf16 bit patterns as
-    integers and silently return garbage.
-    """
-
-    precision: str
-    upcast: bool
-    store: bool = True
-    accumulate: bool = False
-    squares: bool = False
+__all__ = ["Geometry", "add_clipped_conv2d", "conv2d_grads", "conv2d_parts", "conv2d_squares"]
 
 
 def conv2d_grads(
@@ -96,7 +62,7 @@ def conv2d_parts(
 
     recompute: for `conv2d_squares`, which uses the tiles of `add_clipped_conv2d`.
     """
-    return tiles(gemm_tile(precision_of(dtype), weight_shape[0], recompute=recompute), weight_shape, bias)
+    return tiles(gemm_tile(precision_of(dtype), weight_shape, recompute=recompute), weight_shape, bias)
 
 
 def conv2d_squares(
@@ -133,48 +99,17 @@ def add_clipped_conv2d(
     """
     require_indexable(x, grad_out, len(scale))
     shape = layer_shape(x, grad_out, tuple(weight_total.shape), bias_total is not None, geometry)
-    tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=True)
-    _recompute_kernel[(tiles(tile, weight_total.shape, shape.bias),)](
+    tile = gemm_tile(precision_of(x.dtype), shape[:4], recompute=True)
+    count, units = tiles(tile, weight_total.shape, shape.bias), len(scale)
+    draws = len(x) // units
+    _recompute_kernel[(count, recompute_programs(count, units, draws * shape.oh * shape.ow))](
         *(x, grad_out, scale, weight_total, weight_total if bias_total is None else bias_total),
-        *(x.stride(), grad_out.stride(), len(scale), len(x) // len(scale)),
+        *(x.stride(), grad_out.stride(), units, draws),
         *(shape, tile, mode_of(x.dtype)),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         enable_fp_fusion=False,
     )
-
-
-def mode_of(dtype: torch.dtype, store: bool = True, accumulate: bool = False, squares: bool = False) -> Mode:
-    """Return the mode of a launch on operands of `dtype`."""
-    precision = "tf32" if precision_of(dtype) == "tf32" else "ieee"
-    return Mode(precision, INTERPRETER, store, accumulate, squares)
-
-
-def require_indexable(x: Tensor, grad_out: Tensor, units: int) -> None:
-    """Raise ValueError if a unit's samples exceed 32-bit offsets, which would wrap into another unit's samples."""
-    for operand in (x, grad_out):
-        if len(operand) // units * operand.stride(0) >= MAX_ELEMENTS:
-            raise ValueError(
-                f"one unit's input to a layer has {len(operand) // units} x {operand.stride(0)} elements, but the "
-                "kernels index fewer than 2**31: use fewer draws or smaller images"
-            )
-
-
-def layer_shape(
-    x: Tensor, grad_out: Tensor, weight_shape: tuple[int, ...], bias: bool, geometry: Geometry
-) -> Shape:
-    """Return the sizes of the layer with input `x`."""
-    (sh, sw), (ph, pw), (dh, dw) = geometry
-    cout, cin, kh, kw = weight_shape
-    _, _, h, w = x.shape
-    _, _, oh, ow = grad_out.shape
-    return Shape(cout, cin, kh, kw, h, w, oh, ow, sh, sw, ph, pw, dh, dw, bias)
-
-
-def tiles(tile: Tile, weight_shape: tuple[int, ...], bias: bool) -> int:
-    """Return the number of tiles per unit, those of the bias included."""
-    rows, channels, height, width = weight_shape
-    return triton.cdiv(rows, tile.rows) * (triton.cdiv(channels * height * width, tile.columns) + bias)
 
 
 def _launch(
@@ -187,16 +122,23 @@ def _launch(
     accumulate: bool,
     squares: Tensor | None,
 ) -> None:
-    tile = gemm_tile(precision_of(x.dtype), shape.cout, recompute=weight_out is None)
+    tile = gemm_tile(precision_of(x.dtype), shape[:4], recompute=weight_out is None)
     # An unused pointer argument must still be a tensor: grad_out stands in.
     weight, bias, parts = (
         grad_out if tensor is None else tensor for tensor in (weight_out, bias_out, squares)
     )
-    _unit_kernel[(tiles(tile, shape[:4], shape.bias), units)](
+    arguments = (
         *(x, grad_out, weight, bias, parts),
         *(x.stride(), grad_out.stride(), weight.stride() if weight_out is not None else (0,) * 5),
         *(bias.stride()[:2], parts.stride(0), len(x) // units),
-        *(shape, tile, mode_of(x.dtype, weight_out is not None, accumulate, squares is not None)),
+    )
+    mode = mode_of(x.dtype, weight_out is not None, accumulate, squares is not None)
+    if weight_out is not None and suits_rows_of_taps(x, grad_out, shape, tile):
+        launch_rows_of_taps(arguments, units, shape, tile, mode)
+        return
+    _unit_kernel[(tiles(tile, shape[:4], shape.bias), units)](
+        *arguments,
+        *(shape, tile, mode),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -245,29 +187,16 @@ def unit_program(
     row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
     x_unit = x + unit * draws * x_stride[0]
     g_unit = g + unit * draws * g_stride[0]
+    square = squares + unit * squares_stride + tl.program_id(0)
     if tl.program_id(0) // ROW_TILES < COLUMN_TILES:
         column = tl.program_id(0) // ROW_TILES * TILE.columns + tl.arange(0, TILE.columns)
-        tile = _weight_tile(x_unit, g_unit, x_stride, g_stride, row, column, draws, S, TILE, MODE)
-        if MODE.store:
-            tap, channel = column // S.cin, column % S.cin
-            place = weight + unit * weight_stride[0] + (row * weight_stride[1])[:, None]
-            place += (
-                channel * weight_stride[2] + tap // S.kw * weight_stride[3] + tap % S.kw * weight_stride[4]
-            )[None, :]
-            tile = store_value(
-                place, tile, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :], MODE.accumulate
-            )
-        if MODE.squares:
-            wide = tile.to(tl.float64)
-            tl.store(squares + unit * squares_stride + tl.program_id(0), tl.sum(tl.sum(wide * wide, 1), 0))
+        tile = weight_tile(x_unit, g_unit, x_stride, g_stride, row, column, draws, S, TILE, MODE)
+        place = weight_place(weight + unit * weight_stride[0], weight_stride, row, column, S)
+        mask = (row < S.cout)[:, None] & (column < S.cin * S.kh * S.kw)[None, :]
+        put_tile(place, tile, mask, square, MODE)
     else:
-        vector = _bias_tile(g_unit, g_stride, row, draws, S, TILE)
-        if MODE.store:
-            bias_place = bias + unit * bias_stride[0] + row * bias_stride[1]
-            vector = store_value(bias_place, vector, row < S.cout, MODE.accumulate)
-        if MODE.squares:
-            part = tl.sum(vector.to(tl.float64) * vector.to(tl.float64), 0)
-            tl.store(squares + unit * squares_stride + tl.program_id(0), part)
+        bias_place = bias + unit * bias_stride[0] + row * bias_stride[1]
+        put_tile(bias_place, bias_tile(g_unit, g_stride, row, draws, S, TILE), row < S.cout, square, MODE)
 
 
 @triton.jit
@@ -285,96 +214,34 @@ def _recompute_kernel(
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
-    """Program (tile): the tile's sum over units, each scaled and rounded; integers, so order does not matter."""
+    """Program (tile, share): the tile's sum over the program's share of the units, each scaled and rounded.
+
+    Units are dealt to the programs in turn. Several programs add to an element, but integers: no order shows.
+    """
+    ROWS: tl.constexpr = TILE.rows
+    COLUMNS: tl.constexpr = TILE.columns
     ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
     COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
     row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
     column = tl.program_id(0) // ROW_TILES * TILE.columns + tl.arange(0, TILE.columns)
+    first, programs = tl.program_id(1), tl.num_programs(1)
     if tl.program_id(0) // ROW_TILES < COLUMN_TILES:
-        total = tl.zeros((TILE.rows, TILE.columns), dtype=tl.int64)
-        for unit in range(units):
+        total = tl.zeros((ROWS, COLUMNS), dtype=tl.int64)
+        for unit in range(first, units, programs):
             factor = tl.load(scale + unit)
             if factor != 0.0:
                 x_unit = x + tl.cast(unit, tl.int64) * draws * x_stride[0]
                 g_unit = g + tl.cast(unit, tl.int64) * draws * g_stride[0]
-                tile = _weight_tile(x_unit, g_unit, x_stride, g_stride, row, column, draws, S, TILE, MODE)
+                tile = weight_tile(x_unit, g_unit, x_stride, g_stride, row, column, draws, S, TILE, MODE)
                 total += rint(tile * factor).to(tl.int64)
         tap, channel = column // S.cin, column % S.cin
         place = weight + (row * (S.cin * S.kh * S.kw))[:, None] + (channel * (S.kh * S.kw) + tap)[None, :]
-        add_to(place, total, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :])
+        add_shared(place, total, (row < S.cout)[:, None] & (tap < S.kh * S.kw)[None, :])
     else:
-        vector = tl.zeros((TILE.rows,), dtype=tl.int64)
-        for unit in range(units):
+        vector = tl.zeros((ROWS,), dtype=tl.int64)
+        for unit in range(first, units, programs):
             factor = tl.load(scale + unit)
             if factor != 0.0:
                 g_unit = g + tl.cast(unit, tl.int64) * draws * g_stride[0]
-                vector += rint(_bias_tile(g_unit, g_stride, row, draws, S, TILE) * factor).to(tl.int64)
-        add_to(bias + row, vector, row < S.cout)
-
-
-@triton.jit
-def _weight_tile(
-    x: tl.tensor,
-    g: tl.tensor,
-    x_stride: tl.tuple,
-    g_stride: tl.tuple,
-    row: tl.tensor,
-    column: tl.tensor,
-    draws: tl.tensor,
-    S: tl.constexpr,
-    TILE: tl.constexpr,
-    MODE: tl.constexpr,
-) -> tl.tensor:
-    """Return one tile, fp32 [rows, columns], of the weight gradient of the unit that x and g point at.
-
-    Columns run over (tap, input channel), channels fastest: neighbours are contiguous in channels_last, as
-    positions are in NCHW, so that either layout is read in wide loads.
-    """
-    tap, channel = column // S.cin, column % S.cin
-    tap_h, tap_w = tap // S.kw * S.dh - S.ph, tap % S.kw * S.dw - S.pw
-    x_column = x + (channel * x_stride[1] + tap_h * x_stride[2] + tap_w * x_stride[3])
-    g_row = g + row * g_stride[1]
-    count = draws * (S.oh * S.ow)
-    acc = tl.zeros((TILE.rows, TILE.columns), dtype=tl.float32)
-    for start in range(0, count, TILE.depth):
-        place = start + tl.arange(0, TILE.depth)
-        draw, oh, ow = place // (S.oh * S.ow), place // S.ow % S.oh, place % S.ow
-        live = place < count
-        g_place = draw * g_stride[0] + oh * g_stride[2] + ow * g_stride[3]
-        g_tile = tl.load(
-            g_row[:, None] + g_place[None, :], mask=(row < S.cout)[:, None] & live[None, :], other=0.0
-        )
-        x_place = draw * x_stride[0] + oh * S.sh * x_stride[2] + ow * S.sw * x_stride[3]
-        h, w = (oh * S.sh)[:, None] + tap_h[None, :], (ow * S.sw)[:, None] + tap_w[None, :]
-        inside = (h >= 0) & (h < S.h) & (w >= 0) & (w < S.w) & live[:, None] & (tap < S.kh * S.kw)[None, :]
-        x_tile = tl.load(x_column[None, :] + x_place[:, None], mask=inside, other=0.0)
-        if MODE.upcast:
-            g_tile, x_tile = g_tile.to(tl.float32), x_tile.to(tl.float32)
-        acc = tl.dot(g_tile, x_tile, acc, input_precision=MODE.precision)
-    return acc
-
-
-@triton.jit
-def _bias_tile(
-    g: tl.tensor,
-    g_stride: tl.tuple,
-    row: tl.tensor,
-    draws: tl.tensor,
-    S: tl.constexpr,
-    TILE: tl.constexpr,
-) -> tl.tensor:
-    """Return the bias gradient, fp32 [rows], of the unit that g points at."""
-    count = draws * (S.oh * S.ow)
-    acc = tl.zeros((TILE.rows, TILE.depth), dtype=tl.float32)
-    for start in range(0, count, TILE.depth):
-        place = start + tl.arange(0, TILE.depth)
-        g_place = (
-            place // (S.oh * S.ow) * g_stride[0]
-            + place // S.ow % S.oh * g_stride[2]
-            + place % S.ow * g_stride[3]
-        )
-        mask = (row < S.cout)[:, None] & (place < count)[None, :]
-        acc += tl.load(g + (row * g_stride[1])[:, None] + g_place[None, :], mask=mask, other=0.0).to(
-            tl.float32
-        )
-    return tl.sum(acc, 1)
+                vector += rint(bias_tile(g_unit, g_stride, row, draws, S, TILE) * factor).to(tl.int64)
+        add_shared(bias + row, vector, row < S.cout)

@@ -8,7 +8,7 @@ interpreter, one tile serves all).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -65,13 +65,16 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# Per-unit weight gradients, by the operands' precision and the shape class: "wide" for 64 output channels or more,
-# "narrow" below. Sizes follow Hopper's matrix instructions (64 rows per warpgroup); fp32 products run on the CUDA
-# cores, where small tiles keep within the registers.
-# Not tuned by measurement yet: chosen so that no configuration spills on sm_80 or sm_90.
+# Per-unit weight gradients, by the operands' precision and the shape class (`_shape_class`). Sizes follow Hopper's
+# matrix instructions (64 rows per warpgroup); fp32 products run on the CUDA cores, where small tiles keep within the
+# registers. bf16: the fastest of what was tried on an H100 on 2026-11-27, but for "narrow", which was not tried. The
+# others are chosen so that no configuration spills on sm_80 or sm_90.
 GEMM_TILES: dict[tuple[str, str], Tile] = {
-    ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
+    ("bf16", "wide"): Tile(64, 64, 64, num_warps=8, num_stages=3),
     ("bf16", "narrow"): Tile(32, 128, 64, num_warps=4, num_stages=3),
+    ("bf16", "pointwise"): Tile(64, 128, 128, num_warps=4, num_stages=3),
+    ("bf16", "first"): Tile(64, 16, 256, num_warps=4, num_stages=2),
+    ("bf16", "last"): Tile(16, 64, 128, num_warps=4, num_stages=3),
     ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_stages=3),
     ("tf32", "narrow"): Tile(32, 128, 32, num_warps=4, num_stages=3),
     ("fp32", "wide"): Tile(64, 64, 32, num_warps=4, num_stages=2),
@@ -80,13 +83,19 @@ GEMM_TILES: dict[tuple[str, str], Tile] = {
 # The recompute pass also holds an int64 tile, twice the registers of the fp32 one, hence more warps.
 RECOMPUTE_TILES: dict[tuple[str, str], Tile] = {
     ("bf16", "wide"): Tile(64, 128, 64, num_warps=8, num_stages=3),
-    ("bf16", "narrow"): Tile(32, 128, 64, num_warps=8, num_stages=3),
+    ("bf16", "narrow"): Tile(32, 64, 64, num_warps=8, num_stages=3),
     ("tf32", "wide"): Tile(64, 128, 32, num_warps=8, num_stages=3),
     ("tf32", "narrow"): Tile(32, 128, 32, num_warps=8, num_stages=3),
     ("fp32", "wide"): Tile(64, 64, 32, num_warps=8, num_stages=2),
     ("fp32", "narrow"): Tile(32, 64, 32, num_warps=8, num_stages=2),
 }
-WIDE_ROWS = 64
+WIDE_ROWS, FEW_CHANNELS = 64, 4
+# How a recomputed sum deals units to programs: one program's units reduce over at least LENGTH terms, so that its one
+# atomic addition costs little beside its products, unless fewer than PROGRAMS programs would be left to fill a card.
+# This picks the fastest of what was measured on an H100 on 2026-11-27: 64 units of 25,088 terms, one per program, in
+# 0.51 ms (9.2 ms with one program per tile); 16 units of 2,048 terms, four per program, in 0.18 ms (0.21 ms with one).
+RECOMPUTE_LENGTH = 8192
+RECOMPUTE_PROGRAMS = 256
 # In the interpreter a `tl.dot` costs milliseconds whatever its size: few steps, huge tiles.
 INTERPRETED_TILE = Tile(64, 256, 1024, num_warps=1, num_stages=1)
 
@@ -98,12 +107,30 @@ EMBEDDING_ROWS, EMBEDDING_COLUMNS = 16, 64
 CHACHA_BLOCKS = 128
 
 
-def gemm_tile(precision: str, rows: int, *, recompute: bool = False) -> Tile:
-    """Return the tile for a weight gradient with `rows` output channels; precision is bf16, tf32 or fp32."""
+def gemm_tile(precision: str, weight_shape: Sequence[int], *, recompute: bool = False) -> Tile:
+    """Return the tile for the gradient of a weight [O, I, kh, kw]; precision is bf16, tf32 or fp32."""
     if INTERPRETER:
         return INTERPRETED_TILE
-    shape_class = "wide" if rows >= WIDE_ROWS else "narrow"
-    return (RECOMPUTE_TILES if recompute else GEMM_TILES)[precision, shape_class]
+    if precision == "bf16" and not recompute:
+        return GEMM_TILES[precision, _shape_class(weight_shape)]
+    plain = "wide" if weight_shape[0] >= WIDE_ROWS else "narrow"
+    return (RECOMPUTE_TILES if recompute else GEMM_TILES)[precision, plain]
+
+
+def _shape_class(weight_shape: Sequence[int]) -> str:
+    """Return a weight's class: the first and last layer of a network have images' few channels on one side."""
+    rows, channels, height, width = weight_shape
+    if rows < WIDE_ROWS:
+        return "last" if rows <= FEW_CHANNELS else "narrow"
+    if channels <= FEW_CHANNELS:
+        return "first"
+    return "pointwise" if height == width == 1 else "wide"
+
+
+def recompute_programs(tiles: int, units: int, reduction: int) -> int:
+    """Return how many programs share the units of each tile of a recomputed sum; reduction: K·T, terms per unit."""
+    per_program = min(-(-RECOMPUTE_LENGTH // reduction), max(1, units * tiles // RECOMPUTE_PROGRAMS))
+    return -(-units // per_program)
 
 
 def precision_of(dtype: torch.dtype) -> str:

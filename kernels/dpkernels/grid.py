@@ -30,6 +30,16 @@ def add_to(place: tl.tensor, value: tl.tensor, mask: tl.tensor) -> None:
 
 
 @triton.jit
+def add_shared(place: tl.tensor, value: tl.tensor, mask: tl.tensor) -> None:
+    """Add int64 `value` to memory at `place`, to which other programs add too, in any order.
+
+    The only atomic of the package: integer sums are exact, so that no order can show.
+    """
+    tl.static_assert(place.dtype.element_ty == tl.int64, "sums of floating point would depend on the order")
+    tl.atomic_add(place, value, mask=mask, sem="relaxed")
+
+
+@triton.jit
 def store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, ACCUMULATE: tl.constexpr) -> tl.tensor:
     """Store fp32 `value`, or add it to what is there; return what memory then holds, as fp32.
 

@@ -14,16 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpkernels.conv2d_triton import (
-    PLAIN,
-    add_clipped_conv2d,
-    conv2d_grads,
-    layer_shape,
-    mode_of,
-    require_indexable,
-    tiles,
-    unit_program,
-)
+from dpkernels.conv2d_tiles import PLAIN, layer_shape, mode_of, require_indexable, tiles
+from dpkernels.conv2d_triton import add_clipped_conv2d, conv2d_grads, unit_program
 from dpkernels.device import gemm_tile, precision_of
 
 
@@ -103,7 +95,7 @@ def shared_input_grads(
     x_image, images = as_image(x), [as_image(grad) for grad in grads]
     require_indexable(x_image, images[0], len(weight_outs[0]))
     shape = layer_shape(x_image, images[0], (*weight_outs[0].shape[1:], 1, 1), bias_outs is not None, PLAIN)
-    tile = gemm_tile(precision_of(x.dtype), shape.cout)
+    tile = gemm_tile(precision_of(x.dtype), shape[:4])
     weight_stride = (*weight_outs[0].stride(), 0, 0)
     _shared_kernel[(tiles(tile, shape[:4], shape.bias), len(weight_outs[0]), 3)](
         *(x_image, tuple(images), tuple(weight_outs), tuple(bias_outs or weight_outs), squares),

@@ -25,7 +25,7 @@ from dpkernels.catalog import CATALOG, Row
 from dpkernels.device import always_triton
 from dpkernels.examples import Shape
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -61,16 +61,41 @@ def launches_compile_only(kernels: list[Any]) -> Iterator[None]:
         JITFunction.run = launch
 
 
-def resources(cubin: bytes) -> tuple[int, int]:
-    """(registers a thread, bytes of stack a thread): the stack is where registers spill to."""
+def tool(name: str, *options: str, cubin: bytes) -> str:
+    """What one of CUDA's binary tools, which triton ships, says of a kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(CUOBJDUMP), "-res-usage", file.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [str(TOOLS / name), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """(registers a thread, bytes of stack a thread): the stack is where registers spill to."""
+    report = tool("cuobjdump", "-res-usage", cubin=cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     assert found is not None, report
     return int(found[1]), int(found[2])
+
+
+def issued(cubin: bytes) -> float | None:
+    """Warp instructions per 2^10 multiply-adds in the innermost loop of a kernel of warpgroup products."""
+    labels: dict[str, int] = {}
+    code: list[str] = []
+    loops: list[tuple[int, float]] = []
+    for line in tool("nvdisasm", "-c", cubin=cubin).splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(instruction[1])
+            back = re.search(r"BRA.*`\((\.L_x_\d+)\)", code[-1])
+            body = code[labels[back[1]] :] if back and back[1] in labels else []
+            sizes = [re.search(r"HGMMA\.(\d+)x(\d+)x(\d+)", one) for one in body]
+            # Four warps issue a warpgroup's product together.
+            products = sum(int(s[1]) * int(s[2]) * int(s[3]) for s in sizes if s) / 4
+            if products:
+                loops.append((len(body), len(body) / products * 2**10))
+    return min(loops)[1] if loops else None
 
 
 def combinations(row: Row) -> Iterator[tuple[int, str, Shape]]:
@@ -106,10 +131,11 @@ def main() -> None:
                 line |= {"registers": registers, "stack": stack, "shared": kernel.metadata.shared}
                 products = re.findall(r"(?:wgmma\.mma_async|mma\.sync|fma\.rn\.f32)[\w.:]*", ptx)
                 line |= {"products": dict(Counter(products))}
+                line |= {"issued": issued(kernel.asm["cubin"]) if "wgmma.mma_async" in ptx else None}
                 line |= {"wgmma": "wgmma.mma_async" in ptx, "mma": "mma.sync" in ptx}
                 line |= {
                     "wide_copies": bool(re.search(r"cp\.async\.cg", ptx)),
-                    "atomics": bool(re.search(r"\b(atom|red)\.", ptx)),
+                    "atomics": sorted(set(re.findall(r"\b(?:atom|red)\.[\w.:]+", ptx))),
                 }
                 print(json.dumps(line), flush=True)
 

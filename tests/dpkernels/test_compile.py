@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 import dpkernels
 from dpkernels.catalog import CATALOG
@@ -16,6 +17,11 @@ from dpkernels.catalog import CATALOG
 PACKAGE = Path(dpkernels.__file__).parent
 # Shared memory a program may take: H100, A100.
 SHARED = {90: 227 * 1024, 80: 163 * 1024}
+
+# Bytes of stack beyond a row's own that triton 3.6's compiler takes: a larger frame for libdevice's sine; two words of
+# group norm's backward in fp32, in 64 registers; the addition to what is stored, by the 1x1 tile on sm_80,
+# after the loop.
+OLDER_STACK = {"noise_step": 8, "group_norm": 8, "linear_added_in_bf16": 200}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,10 @@ def test_every_kernel_of_the_package_is_compiled_for_both_architectures(
 
 
 def test_no_main_configuration_spills(compiled: list[dict[str, Any]]) -> None:
-    spilling = [line for line in compiled if line["stack"] > CATALOG[line["row"]].stack]
+    more = OLDER_STACK if triton.__version__.startswith("3.6.") else {}
+    spilling = [
+        line for line in compiled if line["stack"] > CATALOG[line["row"]].stack + more.get(line["row"], 0)
+    ]
     assert not spilling, "\n".join(map(str, spilling))
 
 
@@ -64,8 +73,25 @@ def test_products_run_on_the_matrix_units(compiled: list[dict[str, Any]]) -> Non
             assert line["wide_copies"], line
 
 
-def test_no_kernel_uses_atomics(compiled: list[dict[str, Any]]) -> None:
-    assert not [line for line in compiled if line["atomics"]]
+def test_a_row_of_taps_issues_less_than_half_as_much_per_product_as_the_general_kernel(
+    compiled: list[dict[str, Any]],
+) -> None:
+    """What kept the general kernel from the matrix units' speed: finding addresses and masks for every tap."""
+    loops = {
+        line["kernel"]: line["issued"]
+        for line in compiled
+        if line["arch"] == 90 and line["precision"] == "bf16" and line["row"] in ("conv2d", "conv2d_taps")
+        if line["shape"]["cin"] == line["shape"]["cout"] == 64
+    }
+    assert loops.keys() == {"_unit_kernel", "_taps_kernel"}
+    assert loops["_taps_kernel"] < loops["_unit_kernel"] / 2
+
+
+def test_only_integers_are_added_atomically(compiled: list[dict[str, Any]]) -> None:
+    """In any order they give the same sum; floating point does not."""
+    atomics = {kind for line in compiled for kind in line["atomics"]}
+    assert atomics  # the recomputed sums'
+    assert all(re.fullmatch(r"(atom|red)[\w.]*\.add\.[us]64", kind) for kind in atomics), atomics
 
 
 def test_what_is_recomputed_for_the_sum_is_multiplied_as_it_was_for_the_norm(

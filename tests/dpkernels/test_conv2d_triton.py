@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from dpkernels import device
+from dpkernels import conv2d_tiles, device
 from dpkernels.clip_sum_triton import add_scaled_rows, squared_row_norms
+from dpkernels.conv2d_tiles import to_tf32
 from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
 from dpkernels.linear_triton import add_clipped_linear, linear_squares
 
@@ -179,3 +182,31 @@ def test_a_unit_too_large_for_the_kernels_offsets_is_refused() -> None:
     squares = torch.empty(1, 1, dtype=torch.float64, device="meta")
     with pytest.raises(ValueError, match="32 x 67108864 elements"):
         conv2d_squares(x, g, (64, 64, 3, 3), True, GEOMETRY, squares)
+
+
+@triton.jit
+def _round_kernel(value: tl.tensor, count: tl.constexpr) -> None:
+    place = value + tl.arange(0, count)
+    tl.store(place, to_tf32(tl.load(place)))
+
+
+def test_rounding_to_tf32_leaves_what_is_not_finite() -> None:
+    step = 2.0**-10
+    kept = [0.0, -0.0, 1.0, 1 + step, torch.inf, -torch.inf, 2.0**-126]
+    ties = {1 + step / 2: 1 + step, -1 - step / 2: -1 - step, 1 + step * 0.499: 1.0, 3.4028e38: torch.inf}
+    value = torch.tensor([*kept, *ties, torch.nan, -torch.nan, *[0.0] * 3])
+    value.view(torch.int32)[-3:] = torch.tensor([0x7FFFFFFF, -1, 0x7F800001])  # NaN of other bits
+    _round_kernel[(1,)](value, 16)
+    assert value[:11].tolist() == [*kept, *ties.values()]
+    assert value[11:].isnan().all()
+
+
+def test_operands_of_tf32_products_are_rounded_where_the_hardware_would_cut_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conv2d_tiles, "precision_of", lambda dtype: "tf32")
+    between = torch.tensor([1 + 0.75 * 2.0**-10, 1 + 0.25 * 2.0**-10]).view(2, 1, 1, 1)
+    for x, g in ((between, torch.ones(2, 1, 1, 1)), (torch.ones(2, 1, 1, 1), between)):
+        weight = torch.zeros(2, 1, 1, 1, 1)
+        conv2d_grads(x, g, weight, None)
+        assert weight.flatten().tolist() == [1 + 2.0**-10, 1.0]

@@ -1,5 +1,7 @@
 """Faults of a GPU's path: the fused engine, the microbatch as a graph. They are seen in Triton's interpreter."""
 
+import torch
+
 from dpkernels import device
 from tests.mutations.planting import Check, Fault
 
@@ -18,6 +20,11 @@ ONE_PASS = Check(
     "test_the_update_in_one_pass_is_noise_then_the_expected_batch_then_adam_and_ema"
 )
 REPEATS = Check("tests.curriculum.test_repeats:test_algorithms_that_do_not_repeat_raise_and_fp32_is_fp32")
+DEALT = Check(
+    "tests.dpkernels.test_recompute:test_the_sum_is_the_same_to_the_bit_however_units_are_dealt_to_programs",
+    {"programs": 2},
+)
+RECOMPUTED = "dpkernels.conv2d_triton:_recompute_kernel"
 TWICE = 'raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")'
 
 GPU_FAULTS = [
@@ -117,6 +124,67 @@ GPU_FAULTS = [
         "self._fresh = False",
         "pass",
         Check(FUSED + "test_a_backward_is_summed_once"),
+    ),
+    Fault(
+        "a recomputed unit summed by two programs",
+        RECOMPUTED,
+        "first, programs = tl.program_id(1), tl.num_programs(1)",
+        "first, programs = tl.program_id(1), 1",
+        DEALT,
+    ),
+    Fault(
+        "a recomputed unit scaled as another",
+        RECOMPUTED,
+        "total += rint(tile * factor).to(tl.int64)",
+        "total += rint(tile * tl.load(scale + first)).to(tl.int64)",
+        DEALT,
+    ),
+    Fault(
+        "operands of tf32 products cut to ten bits, so that norms come out small",
+        "dpkernels.conv2d_tiles:weight_tile",
+        "g_tile, x_tile = to_tf32(g_tile), to_tf32(x_tile)",
+        "pass",
+        Check(
+            "tests.dpkernels.test_conv2d_triton:"
+            "test_operands_of_tf32_products_are_rounded_where_the_hardware_would_cut_them"
+        ),
+    ),
+    Fault(
+        "positions of the next unit read in the last step of a unit",
+        "dpkernels.conv2d_taps_triton:_taps_kernel",
+        "inside = live & (above >= 0) & (above < SIZE)",
+        "inside = (above >= 0) & (above < SIZE)",
+        Check(
+            "tests.dpkernels.test_conv2d_taps:test_a_unit_that_is_not_finite_does_not_touch_its_neighbour",
+            {"bad": float("nan"), "which": 1},
+        ),
+    ),
+    Fault(
+        "a row of taps missing from a unit's norm",
+        "dpkernels.conv2d_taps_triton:_taps_kernel",
+        "square + 2 * CHANNEL_TILES * ROW_TILES, MODE)",
+        "square + CHANNEL_TILES * ROW_TILES, MODE)",
+        Check(
+            "tests.dpkernels.test_conv2d_taps:test_a_row_of_taps_is_the_gradient_and_its_parts_are_the_norm",
+            {"size": (3, 2)},
+        ),
+    ),
+    Fault(
+        "floating point added atomically, in any order",
+        "dpkernels.conv2d_tiles:put_tile",
+        "tl.store(square, tl.sum(tl.ravel(wide * wide), 0))",
+        "tl.atomic_add(square, tl.sum(tl.ravel(wide * wide), 0))",
+        Check("tests.dpkernels.test_recompute:test_no_kernel_adds_atomically_but_by_add_shared"),
+    ),
+    Fault(
+        "sums that programs share in floating point",
+        "dpkernels.grid:add_shared",
+        'tl.static_assert(place.dtype.element_ty == tl.int64, "sums of floating point would depend on the order")',
+        "pass",
+        Check(
+            "tests.dpkernels.test_recompute:test_floating_point_is_refused_where_programs_share_a_sum",
+            {"dtype": torch.float32},
+        ),
     ),
 ]
 if not device.INTERPRETER:  # with a GPU at hand its own tests see to them

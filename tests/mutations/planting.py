@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import linecache
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from types import FunctionType
 from typing import Any, NoReturn
 
 import pytest
+from triton.runtime.interpreter import InterpretedFunction
 
 from tests.mutations.calling import call_test
 
@@ -55,7 +57,8 @@ class Check:
 class Fault:
     """`old`, once in `function`'s source, becomes `new`; `check` must then fail.
 
-    function: "curriculumdp.privacy.grid_noise:add_noise". uses: names that the new line needs, as an import brings.
+    function: "curriculumdp.privacy.grid_noise:add_noise", or a Triton kernel, as the interpreter runs it. uses: names
+    that the new line needs, as an import brings.
     raises: the error of this package by which the code itself may refuse the fault, where that is the check.
     """
 
@@ -76,7 +79,7 @@ class Fault:
             found = inspect.getattr_static(found, part)
         inner = found.fget if isinstance(found, property) else found
         inner = inner.__func__ if isinstance(inner, classmethod | staticmethod) else inner
-        function = inspect.unwrap(inner)
+        function = inner.fn if isinstance(inner, InterpretedFunction) else inspect.unwrap(inner)
         assert isinstance(function, FunctionType), f"{self.function} is no function"
         return function, found
 
@@ -97,7 +100,11 @@ class Fault:
         assert isinstance(definition, ast.FunctionDef)
         definition.decorator_list = []
         scope = {**function.__globals__, **self.uses}
-        exec(compile(tree, f"<fault: {self.name}>", "exec"), scope)
+        # Triton's interpreter, and tests that read a kernel, take its source from where its code says it is.
+        file = f"<fault: {self.name}>"
+        source = ast.unparse(definition)
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        exec(compile(source, file, "exec"), scope)
         faulty = scope[definition.name]
         assert faulty.__code__.co_freevars == function.__code__.co_freevars
         function.__globals__.update(self.uses)
@@ -105,6 +112,8 @@ class Fault:
         function.__defaults__, function.__kwdefaults__ = faulty.__defaults__, faulty.__kwdefaults__
         if hasattr(found, "cache_clear"):
             found.cache_clear()
+        if isinstance(found, InterpretedFunction):
+            found.rewritten_fn.pop(function, None)
 
 
 @dataclass(frozen=True)
