@@ -6,7 +6,7 @@ import torch
 
 from curriculumdp.clipping.layer_plan import EnginePlan, LayerShape, explain, layer_shapes, plan_layers
 from curriculumdp.clipping.per_unit import PerUnitGradients
-from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.clipping.planned_engine import planned_engine
 from curriculumdp.config.config import Config
 from curriculumdp.config.sections import ComputeConfig
 from curriculumdp.diffusion.networks import UNet2DModel, build_unet
@@ -26,7 +26,7 @@ def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUni
     repeat_to_the_bit()
     memory = torch.cuda.get_device_properties(device).total_memory
     plan = engine_plan(net, compute, draws, memory)
-    return FusedGradients(
+    return planned_engine(
         net,
         compute.microbatch,
         draws,

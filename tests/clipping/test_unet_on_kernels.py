@@ -13,7 +13,8 @@ if not torch.cuda.is_available():
 
 from curriculumdp.clipping.layer_plan import EnginePlan, LayerPlan, Way
 from curriculumdp.clipping.per_unit import PerUnitGradients
-from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.clipping.planned_engine import planned_engine
+from curriculumdp.clipping.planned_store import PlannedStore
 from curriculumdp.config.sections import ComputeConfig
 from curriculumdp.curriculum.engine import (
     EXPLAINED_MEMORY,
@@ -94,12 +95,12 @@ def test_the_planned_engine_gives_the_references_norms_and_sum(where: str, preci
     expected, norms = clipped_sum(PerUnitGradients(net, UNITS, DRAWS), losses)
     if where == "cuda":
         engine = build_engine(net, compute, DRAWS)
-        assert isinstance(engine, FusedGradients)
+        assert isinstance(engine.store, PlannedStore)
         found, ours = clipped_sum(engine, losses)
     else:
         plan = engine_plan(net, compute, DRAWS, EXPLAINED_MEMORY)
         with device.interpreted():
-            engine = FusedGradients(net, UNITS, DRAWS, plan, stored_dtype(compute), channels_last=True)
+            engine = planned_engine(net, UNITS, DRAWS, plan, stored_dtype(compute), channels_last=True)
             found, ours = clipped_sum(engine, losses)
     assert engine.grads.dtype == stored_dtype(compute)
     if bf16:  # each unit's stored gradient by at most so much of its norm, clipped or not
@@ -135,7 +136,7 @@ def test_over_30_steps_of_a_unet_the_unnoised_sums_stay_those_of_the_reference()
     plan = mixed_plan(net)
     assert {layer.way for layer in plan.layers} == {"store", "recompute", "factors"}
     reference = PerUnitGradients(net, UNITS, DRAWS)
-    fused = FusedGradients(net, UNITS, DRAWS, plan, channels_last=True)
+    fused = planned_engine(net, UNITS, DRAWS, plan, channels_last=True)
     weights = list(net.parameters())
     adam = torch.optim.Adam(weights, lr=1e-2)
     for number in range(30):

@@ -3,7 +3,7 @@
 from dpkernels import device
 from tests.mutations.planting import Check, Fault
 
-FUSED = "tests.clipping.test_triton_gradients:"
+FUSED = "tests.clipping.test_planned_store:"
 ENGINE = "curriculumdp.clipping.triton_gradients:FusedGradients"
 CAPTURED = Check(
     "tests.clipping.test_cuda_graph:"
