@@ -56,7 +56,7 @@ def _sizes(qkv: Tensor, heads: int) -> tuple[Head, int, int]:
     head = Head(qkv.shape[1], heads, width, max(16, triton.next_power_of_2(width)), INTERPRETER)
     narrow = qkv.dtype != torch.float32
     size = (64 if head.block <= 128 else 32) if narrow else (32 if head.block <= 64 else 16)
-    return head, size, 4 if head.block <= 64 else 8
+    return head, size, 4 if head.block <= (64 if narrow else 32) else 8
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import torch
 
 from dpkernels import examples
 from dpkernels.examples import Call, Outputs, Shape
+from dpkernels.rows_examples import ROWS
 
 # Relative to fp64 on the same inputs. bf16 means bf16 inputs and fp32 sums, against a bf16-input oracle.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-5}
@@ -284,3 +285,4 @@ CATALOG |= {
         *(_in_bf16(CATALOG[name], accumulate=True) for name in ("conv2d", "linear")),
     )
 }
+CATALOG |= {fields["name"]: Row(**fields) for fields in ROWS}

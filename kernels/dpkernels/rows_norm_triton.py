@@ -61,7 +61,7 @@ def norm_act(
     y = torch.empty(*a.shape[:3], len(weight), dtype=a.dtype, device=a.device)
     mean = torch.empty(len(a), groups, device=a.device)
     rstd = torch.empty_like(mean)
-    _forward_kernel[grid](
+    _rows_forward_kernel[grid](
         *(a, b, _or(added, weight), _or(shift, weight), weight, bias, y, mean, rstd, eps, shape, tile),
         num_warps=_warps(tile),
     )
@@ -87,7 +87,7 @@ def norm_act_backward(
     counts = tuple(len(extra) for extra in (*plus, ())[:2])
     # An unused pointer argument must still be a tensor: the source stands in.
     extras = [(*extra, source, source)[:2] for extra, source in zip((*plus, ())[:2], (sources * 2)[:2])]
-    _backward_kernel[grid](
+    _rows_backward_kernel[grid](
         *(sources[0], sources[-1], _or(added, weight), _or(shift, weight), weight, bias, grad_out.contiguous()),
         *(mean, rstd, grads[0], grads[-1], *extras[0], *extras[1], sums, shape, tile, *counts),
         num_warps=_warps(tile),
@@ -99,7 +99,7 @@ def unit_sums(sums: Tensor, out: Tensor, columns: Sequence[int], squares: Tensor
     """Do what `rows_norm.unit_sums` does."""
     units, channels = len(out), sums.shape[2]
     first, second, third = (*columns, 0, 0)[:3]
-    _unit_kernel[(len(columns), units)](
+    _draws_kernel[(len(columns), units)](
         *(sums, out, squares, first, second, third, out.stride(0), squares.stride(0), len(sums) // units),
         *(channels, sums.shape[1], triton.next_power_of_2(channels)),
         num_warps=1,
@@ -128,7 +128,9 @@ def _layout(
         shift is not None,
     )
     columns = triton.next_power_of_2(shape.groups), triton.next_power_of_2(wide)
-    rows = max(1, ELEMENTS // (columns[0] * columns[1]))
+    # Padded groups need more registers for their masks: half a tile does not spill.
+    elements = ELEMENTS if columns[1] == wide else ELEMENTS // 2
+    rows = max(1, elements // (columns[0] * columns[1]))
     return shape, Tile(min(triton.next_power_of_2(positions), rows), *columns), (slices, samples)
 
 
@@ -139,7 +141,7 @@ def _slices(samples: int, channels: int, groups: int) -> int:
 
 
 @triton.jit
-def _forward_kernel(
+def _rows_forward_kernel(
     a: tl.tensor,  # [N, positions, first]
     b: tl.tensor,  # [N, positions, second]
     added: tl.tensor,  # [C]
@@ -205,8 +207,8 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
-    a: tl.tensor,  # as in _forward_kernel
+def _rows_backward_kernel(
+    a: tl.tensor,  # as in _rows_forward_kernel
     b: tl.tensor,
     added: tl.tensor,
     shift: tl.tensor,
@@ -291,7 +293,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _unit_kernel(
+def _draws_kernel(
     sums: tl.tensor,  # fp32 [N, KINDS, C]
     out: tl.tensor,  # [B, width]
     squares: tl.tensor,  # float64 [B, segments]
