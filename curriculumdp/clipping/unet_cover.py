@@ -28,12 +28,12 @@ def _reasons(net: Any) -> Iterator[str]:
     ):
         if config[option] not in covered:
             yield f"{option} is {config[option]}"
-    for name, module in net.named_modules():
-        yield from (f"{name} ({type(module).__name__}): {why}" for why in _of_module(module))
     for kind in ("down", "up"):
         for number, block in enumerate(getattr(net, f"{kind}_blocks")):
             if type(block).__name__ not in BLOCKS:
                 yield f"{kind}_blocks.{number} is a {type(block).__name__}"
+    for name, module in net.named_modules():
+        yield from (f"{name} ({type(module).__name__}): {why}" for why in _of_module(module))
 
 
 def _of_module(module: Any) -> Iterator[str]:
