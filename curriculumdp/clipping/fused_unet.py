@@ -140,14 +140,16 @@ def _time_embedding(net: Any, p: Pass, times: Tensor, labels: Tensor | None) -> 
     first, back_first = linear(p, mlp.linear_1, net.time_proj(times).to(weights))
     second, back_second = linear(p, mlp.linear_2, F.silu(first))
     embedding = second.to(weights)
-    if net.class_embedding is not None:
-        if labels is None:
-            raise GradientError("the network is class-conditional, but the forward got no labels")
-        embedding = embedding + F.embedding(labels, net.class_embedding.weight, net.class_embedding.padding_idx)
+    if (labels is None) != (net.class_embedding is None):
+        raise GradientError("the network and the forward disagree on whether there are class labels")
+    if labels is not None:
+        embedding = embedding + F.embedding(
+            labels, net.class_embedding.weight, net.class_embedding.padding_idx
+        )
 
     def pull(grad: Tensor, earlier: Any) -> tuple[()]:
         grad = torch.ops.aten.silu_backward(grad, embedding)
-        if net.class_embedding is not None:
+        if labels is not None:
             p.sink.embedding(net.class_embedding, labels, grad)
         back_first(torch.ops.aten.silu_backward(back_second(grad), first))
         return ()

@@ -17,7 +17,9 @@ def kernel_rules(net: nn.Module, *, channels_last: bool) -> dict[str, tuple[nn.M
 
     channels_last: convolutions return that memory format whatever their input has.
     """
-    rules = KERNEL_RULES | {nn.Conv2d: replace(KERNEL_RULES[nn.Conv2d], forward=partial(_convolve, channels_last))}
+    rules = KERNEL_RULES | {
+        nn.Conv2d: replace(KERNEL_RULES[nn.Conv2d], forward=partial(_convolve, channels_last))
+    }
     return {
         name: (layer, rules[type(layer)])
         for name, layer, _ in ruled_layers(net)

@@ -161,7 +161,7 @@ class PlannedStore:
         bias: bool,
     ) -> None:
         (view, again), way = self._of(layer.weight), self._way_of[id(layer)]
-        bias_view = self._of(layer.bias)[0] if bias else None
+        bias_view = self._of(layer.bias)[0] if bias and layer.bias is not None else None
         if way != "store" and again:
             raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")
         rows, _, *taps = _as_conv(layer.weight)
@@ -172,9 +172,7 @@ class PlannedStore:
             if way == "store":
                 part = view.view(len(view), *_as_conv(layer.weight))[:, :, first : first + width]
                 squares = self.parts(key, conv2d_parts(shape, with_bias, x.dtype))
-                conv2d_grads(
-                    x, grad_out, part, bias_view if with_bias else None, geometry, again, squares
-                )
+                conv2d_grads(x, grad_out, part, bias_view if with_bias else None, geometry, again, squares)
             else:
                 self._norm_alone(key, x, grad_out, shape, geometry, way, with_bias)
                 self._products.append(_Product(layer, x, grad_out, geometry, first, with_bias))

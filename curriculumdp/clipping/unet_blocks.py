@@ -172,8 +172,7 @@ def _shortcut(
 
 def _joined(straight: Sequence[Tensor], earlier: Sequence[Tensor | None]) -> Plus:
     return [
-        (path,) if before is None else (path, before)
-        for path, before in zip(straight, earlier, strict=True)
+        (path,) if before is None else (path, before) for path, before in zip(straight, earlier, strict=True)
     ]
 
 
@@ -184,7 +183,11 @@ def attention(p: Pass, block: Any, x: Tensor) -> Tensor:
     normal, back_norm = _norm(p, block.group_norm, (x,), act=False)
     tokens = normal.flatten(1, 2)
     weight, out_weight = p.cast(torch.cat([layer.weight for layer in layers])), p.cast(out_layer.weight)
-    bias = torch.cat([layer.bias for layer in layers]).detach().to(p.dtype) if block.to_q.bias is not None else None
+    bias = (
+        torch.cat([layer.bias for layer in layers]).detach().to(p.dtype)
+        if block.to_q.bias is not None
+        else None
+    )
     qkv = F.linear(tokens, weight, bias)
     mixed, lse = attend(qkv, block.heads)
     out = add_rows((x, mixed.matmul(out_weight.t()).view_as(x)), out_layer.bias)

@@ -33,9 +33,7 @@ def attend_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor) -> 
     query, key, value = _heads(widen(qkv), heads)
     scale = query.shape[3] ** -0.5
     weights = (query.matmul(key.transpose(2, 3)) * scale - lse[..., None]).exp()
-    grad, result = (
-        part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (widen(grad_out), widen(out))
-    )
+    grad, result = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (widen(grad_out), widen(out)))
     towards = grad.matmul(value.transpose(2, 3)) - (grad * result).sum(3, keepdim=True)
     pulled = weights * towards * scale
     parts = (pulled.matmul(key), pulled.transpose(2, 3).matmul(query), weights.transpose(2, 3).matmul(grad))

@@ -53,7 +53,7 @@ def norm_forward_call(
     sources: list[Tensor],
     affine: tuple[Tensor, Tensor],
     groups: int,
-    before: dict[str, Tensor | None],
+    before: dict[str, Any],
     act: bool,
     **backward: Any,
 ) -> Call:
@@ -70,7 +70,7 @@ def norm_forward_truth(
     sources: list[Tensor],
     affine: tuple[Tensor, Tensor],
     groups: int,
-    before: dict[str, Tensor | None],
+    before: dict[str, Any],
     act: bool,
     **backward: Any,
 ) -> Outputs:
@@ -87,7 +87,7 @@ def norm_call(
     grad_out: Tensor,
     affine: tuple[Tensor, Tensor],
     groups: int,
-    before: dict[str, Tensor | None],
+    before: dict[str, Any],
     act: bool,
     plus: list[list[Tensor]],
     units: int,
@@ -101,9 +101,7 @@ def norm_call(
     written: Outputs = {}
 
     def launch() -> None:
-        grads, sums = norm_act_backward(
-            sources, grad_out, mean, rstd, *affine, act=act, plus=plus, **before
-        )
+        grads, sums = norm_act_backward(sources, grad_out, mean, rstd, *affine, act=act, plus=plus, **before)
         unit_sums(sums, out, columns, squares)
         written.update({f"x{number}": grad for number, grad in enumerate(grads)})
         if kinds == 3:
@@ -121,7 +119,7 @@ def norm_truth(
     grad_out: Tensor,
     affine: tuple[Tensor, Tensor],
     groups: int,
-    before: dict[str, Tensor | None],
+    before: dict[str, Any],
     act: bool,
     plus: list[list[Tensor]],
     units: int,
@@ -131,7 +129,9 @@ def norm_truth(
         inside = {name: None if t is None else t.double() for name, t in before.items()}
         if inside["shift"] is not None:
             inside["shift"] = inside["shift"][samples]
-        leaves = [t.requires_grad_() for t in (*(t.double() for t in affine), *inside.values()) if t is not None]
+        leaves = [
+            t.requires_grad_() for t in (*(t.double() for t in affine), *inside.values()) if t is not None
+        ]
         y = _plain_norm(_summed(xs, inside), groups, leaves[0], leaves[1], act)
         return torch.autograd.grad(y, (*xs, *leaves), grad_out[samples].double())
 
@@ -233,7 +233,9 @@ def attention_truth(qkv: Tensor, heads: int, grad_out: Tensor) -> Outputs:
 # --- rows of the catalogue ----------------------------------------------------------------------------------
 
 
-def _norm(units: int, draws: int, sources: tuple[int, ...], groups: int, size: int | tuple[int, int], **more: Any) -> Shape:
+def _norm(
+    units: int, draws: int, sources: tuple[int, ...], groups: int, size: int | tuple[int, int], **more: Any
+) -> Shape:
     size = (size, size) if isinstance(size, int) else size
     shape = {"units": units, "draws": draws, "sources": sources, "groups": groups, "size": size}
     return shape | {"added": False, "act": True, "plus": 1} | more

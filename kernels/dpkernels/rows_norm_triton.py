@@ -84,12 +84,22 @@ def norm_act_backward(
     shape, tile, grid = _layout(sources, mean.shape[1], act, added, shift)
     grads = tuple(torch.empty_like(source) for source in sources)
     sums = torch.empty(len(mean), 3, len(weight), device=mean.device)
-    counts = tuple(len(extra) for extra in (*plus, ())[:2])
+    plus_a, plus_b = (*plus, ())[:2]
     # An unused pointer argument must still be a tensor: the source stands in.
-    extras = [(*extra, source, source)[:2] for extra, source in zip((*plus, ())[:2], (sources * 2)[:2])]
+    more_a, more_b = (
+        (*extra, source, source)[:2] for extra, source in ((plus_a, sources[0]), (plus_b, sources[-1]))
+    )
     _rows_backward_kernel[grid](
-        *(sources[0], sources[-1], _or(added, weight), _or(shift, weight), weight, bias, grad_out.contiguous()),
-        *(mean, rstd, grads[0], grads[-1], *extras[0], *extras[1], sums, shape, tile, *counts),
+        *(
+            sources[0],
+            sources[-1],
+            _or(added, weight),
+            _or(shift, weight),
+            weight,
+            bias,
+            grad_out.contiguous(),
+        ),
+        *(mean, rstd, grads[0], grads[-1], *more_a, *more_b, sums, shape, tile, len(plus_a), len(plus_b)),
         num_warps=_warps(tile),
     )
     return grads, sums
@@ -268,23 +278,11 @@ def _rows_backward_kernel(
             z_sum += value
         row = (sample * POSITIONS + place)[:, None]
         own, place_a = inside & (channel < S.first)[None, :], row * S.first + channel[None, :]
-        total = value
-        if PLUS_A > 0:
-            total += tl.load(plus_a + place_a, mask=own, other=0.0).to(tl.float32)
-        if PLUS_A > 1:
-            total += tl.load(more_a + place_a, mask=own, other=0.0).to(tl.float32)
-        tl.store(grad_a + place_a, total.to(grad_a.dtype.element_ty), mask=own)
+        _store_sum(grad_a, value, plus_a, more_a, place_a, own, PLUS_A)
         if S.second:
-            theirs, place_b = (
-                inside & (channel >= S.first)[None, :],
-                row * S.second + (channel - S.first)[None, :],
-            )
-            total = value
-            if PLUS_B > 0:
-                total += tl.load(plus_b + place_b, mask=theirs, other=0.0).to(tl.float32)
-            if PLUS_B > 1:
-                total += tl.load(more_b + place_b, mask=theirs, other=0.0).to(tl.float32)
-            tl.store(grad_b + place_b, total.to(grad_b.dtype.element_ty), mask=theirs)
+            theirs = inside & (channel >= S.first)[None, :]
+            place_b = row * S.second + (channel - S.first)[None, :]
+            _store_sum(grad_b, value, plus_b, more_b, place_b, theirs, PLUS_B)
     out = sums + sample * (3 * CHANNELS) + channel
     tl.store(out, scale, mask=live)
     tl.store(out + CHANNELS, straight, mask=live)
@@ -335,7 +333,12 @@ def _channels(S: tl.constexpr, GROUPS: tl.constexpr, WIDE: tl.constexpr) -> tl.t
 
 @triton.jit
 def _constant(
-    added: tl.tensor, shift: tl.tensor, sample: tl.tensor, channel: tl.tensor, live: tl.tensor, S: tl.constexpr
+    added: tl.tensor,
+    shift: tl.tensor,
+    sample: tl.tensor,
+    channel: tl.tensor,
+    live: tl.tensor,
+    S: tl.constexpr,
 ) -> tl.tensor:
     """Return what is added to every position, fp32 [columns]."""
     extra = tl.zeros(channel.shape, dtype=tl.float32)
@@ -387,6 +390,24 @@ def _through(
         gate = tl.sigmoid(y)
         pulled = pulled * gate * (1.0 + y * (1.0 - gate))
     return pulled
+
+
+@triton.jit
+def _store_sum(
+    out: tl.tensor,
+    value: tl.tensor,
+    plus: tl.tensor,
+    more: tl.tensor,
+    place: tl.tensor,
+    mask: tl.tensor,
+    PLUS: tl.constexpr,
+) -> None:
+    """Store `value` and the first PLUS of two other tensors' values, rounded once."""
+    if PLUS > 0:
+        value += tl.load(plus + place, mask=mask, other=0.0).to(tl.float32)
+    if PLUS > 1:
+        value += tl.load(more + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

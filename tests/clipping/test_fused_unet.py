@@ -43,7 +43,9 @@ def network(case: str) -> UNet2DModel:
     torch.manual_seed(0)
     if case in NETS:
         size, image_channels, channels, blocks, attention, options = NETS[case]
-        net = build_unet(channels, size, image_channels, 4, False, blocks=blocks, attention=attention, groups=2)
+        net = build_unet(
+            channels, size, image_channels, 4, False, blocks=blocks, attention=attention, groups=2
+        )
         if options:
             net = UNet2DModel(**{**net.config, **options})
     else:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from curriculumdp.clipping.dense_store import DenseStore
 from curriculumdp.clipping.layer_plan import EnginePlan, LayerPlan, LayerShape, Way
+from curriculumdp.clipping.parameters import Parameters
 from curriculumdp.clipping.per_unit import GradientError, PerUnitGradients
 from curriculumdp.clipping.planned_engine import planned_engine
+from curriculumdp.clipping.planned_store import PlannedStore
 from dpkernels import device
 
 UNITS, DRAWS, CLIP = 3, 2, 0.4
@@ -108,6 +112,43 @@ def test_three_projections_of_one_input_give_the_references_norms_and_sums(times
                 engine.backward(lambda: net(x).square().sum(1).view(UNITS, DRAWS).mean(1))
                 norms = engine.add_clipped_grads(total, CLIP, present).norms
             found.append((total, norms))
+    (expected, norms), (total, ours) = found
+    torch.testing.assert_close(ours, norms, rtol=1e-6, atol=0.0)
+    assert (total - expected).double().norm() < 1e-6 * expected.double().norm()
+
+
+@pytest.mark.parametrize("way", ["store", "recompute"])
+@pytest.mark.parametrize("what", ["two sources", "projections", "channels"])
+def test_what_the_fused_execution_hands_over_gives_the_references_norms_and_sums(what: str, way: Way) -> None:
+    torch.manual_seed(4)
+    net = nn.Module()
+    samples, present, found = UNITS * DRAWS, torch.tensor([True, False, True]), []
+    x, grad = torch.randn(samples, 6, 4, 3), torch.randn(samples, 5, 4, 3)
+    sums = torch.randn(samples, 3, 4)
+    if what == "two sources":
+        net.shortcut = nn.Conv2d(6, 5, 1)
+    elif what == "projections":
+        net.query, net.key, net.value = (nn.Linear(4, 5) for _ in range(3))
+    else:
+        net.norm, net.conv1 = nn.GroupNorm(2, 4), nn.Conv2d(5, 4, 1)
+    layers = dict(net.named_children())
+    ways = {name: "store" if name == "norm" else way for name in layers}
+    apart = frozenset({"norm.weight", "norm.bias", "conv1.bias"})
+    for store in (DenseStore(Parameters(net), UNITS), PlannedStore(net, UNITS, ways, apart=apart)):
+        store.parameters.begin()
+        store.begin()
+        with device.interpreted() if isinstance(store, PlannedStore) else nullcontext():
+            if what == "two sources":
+                store.conv2d(net.shortcut, x.split((2, 4), 1), grad, bias=True)
+            elif what == "projections":
+                tokens = x.flatten(2).transpose(1, 2)[:, :, :4].contiguous()
+                store.projections(list(layers.values()), tokens, torch.cat([grad.flatten(2)] * 3, 1).mT)
+            else:
+                store.channels([net.norm.weight, net.norm.bias, net.conv1.bias], sums)
+                store.conv2d(net.conv1, (grad,), x[:, :4], bias=False)
+            store.parameters.require_complete()
+            total = torch.zeros(store.parameters.total, dtype=torch.int64)
+            found.append((total, store.add_clipped(total, CLIP, present).norms))
     (expected, norms), (total, ours) = found
     torch.testing.assert_close(ours, norms, rtol=1e-6, atol=0.0)
     assert (total - expected).double().norm() < 1e-6 * expected.double().norm()

@@ -24,6 +24,7 @@ from types import FunctionType
 from typing import Any, NoReturn
 
 import pytest
+from triton.runtime.interpreter import InterpretedFunction
 
 from tests.mutations.calling import call_test
 
@@ -75,6 +76,7 @@ class Fault:
         for part in path.split("."):
             found = inspect.getattr_static(found, part)
         inner = found.fget if isinstance(found, property) else found
+        inner = inner.fn if isinstance(inner, InterpretedFunction) else inner
         inner = inner.__func__ if isinstance(inner, classmethod | staticmethod) else inner
         function = inspect.unwrap(inner)
         assert isinstance(function, FunctionType), f"{self.function} is no function"
@@ -92,6 +94,11 @@ class Fault:
     def plant(self) -> None:
         """Exchanges the function's code for the faulty one, for every caller in this process."""
         function, found = self.target
+        if isinstance(found, InterpretedFunction):  # it compiles its own source once, when first launched
+            source = self.mutated()
+            found.rewriter._prepare_source = lambda _: source[source.index("def ") :]
+            found.rewritten_fn.pop(function, None)
+            return
         tree = ast.parse(self.mutated())
         definition = tree.body[0]
         assert isinstance(definition, ast.FunctionDef)
