@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dpkernels.grid import store_value
+from dpkernels.rows_norm_tiles import channels_of, constant_of, group_sum, load_tile, store_sum, through_act
 
 # Elements of a tile; per warp. Measured on an H100 with a sketch of these kernels: 8192 and 8 warps.
 ELEMENTS, ELEMENTS_PER_WARP = 8192, 1024
@@ -172,8 +173,8 @@ def _rows_forward_kernel(
     POSITIONS: tl.constexpr = S.positions
     CHANNELS: tl.constexpr = S.first + S.second
     sample = tl.program_id(1).to(tl.int64)
-    channel, live = _channels(S, GROUPS, WIDE)
-    extra = _constant(added, shift, sample, channel, live, S)
+    channel, live = channels_of(S, GROUPS, WIDE)
+    extra = constant_of(added, shift, sample, channel, live, S)
     first = tl.load(a + sample * (POSITIONS * S.first) + channel, mask=live & (channel < S.first), other=0.0)
     first = first.to(tl.float32)
     if S.second:
@@ -183,19 +184,19 @@ def _rows_forward_kernel(
             other=0.0,
         )
         first += other.to(tl.float32)
-    around = _group_sum(tl.where(live, first + extra, 0.0), GROUPS, WIDE) / S.wide
+    around = group_sum(tl.where(live, first + extra, 0.0), GROUPS, WIDE) / S.wide
     offset = extra - around
     sums = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
     squares = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
     for start in range(0, POSITIONS, ROWS):
         place = start + tl.arange(0, ROWS)
         inside = (place < POSITIONS)[:, None] & live[None, :]
-        z = _load(a, b, sample, place, channel, inside, S) + offset[None, :]
+        z = load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]
         z = tl.where(inside, z, 0.0)
         sums += z
         squares += z * z
-    total = _group_sum(tl.sum(sums, 0), GROUPS, WIDE) / (S.wide * POSITIONS)
-    power = _group_sum(tl.sum(squares, 0), GROUPS, WIDE) / (S.wide * POSITIONS)
+    total = group_sum(tl.sum(sums, 0), GROUPS, WIDE) / (S.wide * POSITIONS)
+    power = group_sum(tl.sum(squares, 0), GROUPS, WIDE) / (S.wide * POSITIONS)
     spread = 1.0 / tl.sqrt_rn(tl.maximum(power - total * total, 0.0) + eps)
     centre = around + total
     leads = live & ((channel % S.wide) == 0)
@@ -208,7 +209,7 @@ def _rows_forward_kernel(
     for start in range(0, POSITIONS, ROWS):
         place = start + tl.arange(0, ROWS)
         inside = (place < POSITIONS)[:, None] & live[None, :]
-        z = _load(a, b, sample, place, channel, inside, S) + offset[None, :]
+        z = load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]
         value = z * factor[None, :] + constant[None, :]
         if S.act:
             value = value * tl.sigmoid(value)
@@ -246,10 +247,10 @@ def _rows_backward_kernel(
     POSITIONS: tl.constexpr = S.positions
     CHANNELS: tl.constexpr = S.first + S.second
     sample = tl.program_id(1).to(tl.int64)
-    channel, live = _channels(S, GROUPS, WIDE)
+    channel, live = channels_of(S, GROUPS, WIDE)
     statistic = sample * S.all + channel // S.wide
     spread = tl.load(rstd + statistic, mask=live, other=0.0)
-    offset = _constant(added, shift, sample, channel, live, S) - tl.load(
+    offset = constant_of(added, shift, sample, channel, live, S) - tl.load(
         mean + statistic, mask=live, other=0.0
     )
     factor = tl.load(weight + channel, mask=live, other=0.0).to(tl.float32)
@@ -259,30 +260,30 @@ def _rows_backward_kernel(
     for start in range(0, POSITIONS, ROWS):
         place = start + tl.arange(0, ROWS)
         inside = (place < POSITIONS)[:, None] & live[None, :]
-        normal = (_load(a, b, sample, place, channel, inside, S) + offset[None, :]) * spread[None, :]
-        pulled = _through(g, normal, sample, place, channel, inside, factor, constant, S)
+        normal = (load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]) * spread[None, :]
+        pulled = through_act(g, normal, sample, place, channel, inside, factor, constant, S)
         scale_sum += pulled * normal
         shift_sum += pulled
     scale, straight = tl.sum(scale_sum, 0), tl.sum(shift_sum, 0)
-    turned = _group_sum(factor * scale, GROUPS, WIDE) / (S.wide * POSITIONS)
-    level = _group_sum(factor * straight, GROUPS, WIDE) / (S.wide * POSITIONS)
+    turned = group_sum(factor * scale, GROUPS, WIDE) / (S.wide * POSITIONS)
+    level = group_sum(factor * straight, GROUPS, WIDE) / (S.wide * POSITIONS)
     z_sum = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
     for start in range(0, POSITIONS, ROWS):
         place = start + tl.arange(0, ROWS)
         inside = (place < POSITIONS)[:, None] & live[None, :]
-        normal = (_load(a, b, sample, place, channel, inside, S) + offset[None, :]) * spread[None, :]
-        pulled = _through(g, normal, sample, place, channel, inside, factor, constant, S)
+        normal = (load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]) * spread[None, :]
+        pulled = through_act(g, normal, sample, place, channel, inside, factor, constant, S)
         value = spread[None, :] * (pulled * factor[None, :] - level[None, :] - normal * turned[None, :])
         value = tl.where(inside, value, 0.0)
         if S.added or S.shift:
             z_sum += value
         row = (sample * POSITIONS + place)[:, None]
         own, place_a = inside & (channel < S.first)[None, :], row * S.first + channel[None, :]
-        _store_sum(grad_a, value, plus_a, more_a, place_a, own, PLUS_A)
+        store_sum(grad_a, value, plus_a, more_a, place_a, own, PLUS_A)
         if S.second:
             theirs = inside & (channel >= S.first)[None, :]
             place_b = row * S.second + (channel - S.first)[None, :]
-            _store_sum(grad_b, value, plus_b, more_b, place_b, theirs, PLUS_B)
+            store_sum(grad_b, value, plus_b, more_b, place_b, theirs, PLUS_B)
     out = sums + sample * (3 * CHANNELS) + channel
     tl.store(out, scale, mask=live)
     tl.store(out + CHANNELS, straight, mask=live)
@@ -316,102 +317,3 @@ def _draws_kernel(
     column = tl.where(segment == 0, first, tl.where(segment == 1, second, third))
     stored = store_value(out + unit * out_stride + column + channel, acc, live, False).to(tl.float64)
     tl.store(squares + unit * squares_stride + segment, tl.sum(stored * stored, 0))
-
-
-@triton.jit
-def _channels(S: tl.constexpr, GROUPS: tl.constexpr, WIDE: tl.constexpr) -> tl.tuple:
-    """Return the channel of each column and whether there is one."""
-    column = tl.arange(0, GROUPS * WIDE)
-    begin = tl.program_id(0) * (S.groups * S.wide)
-    if S.wide == WIDE:  # plain runs, which the compiler reads in 16 bytes at once
-        channel, live = begin + column, column < S.groups * WIDE
-    else:
-        channel = begin + column // WIDE * S.wide + column % WIDE
-        live = (column % WIDE < S.wide) & (column // WIDE < S.groups)
-    return channel, live
-
-
-@triton.jit
-def _constant(
-    added: tl.tensor,
-    shift: tl.tensor,
-    sample: tl.tensor,
-    channel: tl.tensor,
-    live: tl.tensor,
-    S: tl.constexpr,
-) -> tl.tensor:
-    """Return what is added to every position, fp32 [columns]."""
-    extra = tl.zeros(channel.shape, dtype=tl.float32)
-    if S.added:
-        extra += tl.load(added + channel, mask=live, other=0.0).to(tl.float32)
-    if S.shift:
-        extra += tl.load(shift + sample * (S.first + S.second) + channel, mask=live, other=0.0).to(tl.float32)
-    return extra
-
-
-@triton.jit
-def _load(
-    a: tl.tensor,
-    b: tl.tensor,
-    sample: tl.tensor,
-    place: tl.tensor,
-    channel: tl.tensor,
-    inside: tl.tensor,
-    S: tl.constexpr,
-) -> tl.tensor:
-    """Return a tile of the concatenated sources, fp32. Two masked loads: selecting pointers would lose alignment."""
-    row = (sample * S.positions + place)[:, None]
-    own = inside & (channel < S.first)[None, :]
-    tile = tl.load(a + row * S.first + channel[None, :], mask=own, other=0.0).to(tl.float32)
-    if S.second:
-        theirs = inside & (channel >= S.first)[None, :]
-        place_b = row * S.second + (channel - S.first)[None, :]
-        tile += tl.load(b + place_b, mask=theirs, other=0.0).to(tl.float32)
-    return tile
-
-
-@triton.jit
-def _through(
-    g: tl.tensor,
-    normal: tl.tensor,
-    sample: tl.tensor,
-    place: tl.tensor,
-    channel: tl.tensor,
-    inside: tl.tensor,
-    factor: tl.tensor,
-    constant: tl.tensor,
-    S: tl.constexpr,
-) -> tl.tensor:
-    """Return a tile of g', the output's gradient pulled back through the SiLU."""
-    row = (sample * S.positions + place)[:, None] * (S.first + S.second)
-    pulled = tl.load(g + row + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    if S.act:
-        y = normal * factor[None, :] + constant[None, :]
-        gate = tl.sigmoid(y)
-        pulled = pulled * gate * (1.0 + y * (1.0 - gate))
-    return pulled
-
-
-@triton.jit
-def _store_sum(
-    out: tl.tensor,
-    value: tl.tensor,
-    plus: tl.tensor,
-    more: tl.tensor,
-    place: tl.tensor,
-    mask: tl.tensor,
-    PLUS: tl.constexpr,
-) -> None:
-    """Store `value` and the first PLUS of two other tensors' values, rounded once."""
-    if PLUS > 0:
-        value += tl.load(plus + place, mask=mask, other=0.0).to(tl.float32)
-    if PLUS > 1:
-        value += tl.load(more + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _group_sum(value: tl.tensor, GROUPS: tl.constexpr, WIDE: tl.constexpr) -> tl.tensor:
-    """Return, for each column, the sum over its group."""
-    total = tl.sum(tl.reshape(value, (GROUPS, WIDE)), 1)
-    return tl.reshape(tl.broadcast_to(total[:, None], (GROUPS, WIDE)), (GROUPS * WIDE,))

@@ -142,7 +142,7 @@ GPU_FAULTS = [
         "a norm's statistics over two samples",
         NORM + "_rows_forward_kernel",
         "sums += z",
-        "sums += 0.5 * z + 0.5 * (_load(a, b, sample // 2 * 2, place, channel, inside, S) + offset[None, :])",
+        "sums += 0.5 * z + 0.5 * (load_tile(a, b, sample // 2 * 2, place, channel, inside, S) + offset[None, :])",
         ALONE,
     ),
     Fault(
