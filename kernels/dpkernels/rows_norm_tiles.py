@@ -27,7 +27,7 @@ def constant_of(
     S: tl.constexpr,
 ) -> tl.tensor:
     """Return what is added to every position, fp32 [columns]."""
-    extra = tl.zeros(channel.shape, dtype=tl.float32)
+    extra = tl.zeros_like(channel).to(tl.float32)
     if S.added:
         extra += tl.load(added + channel, mask=live, other=0.0).to(tl.float32)
     if S.shift:
