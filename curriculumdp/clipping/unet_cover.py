@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 
 BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
+# Wider ones would not fit in a program's shared memory.
+WIDEST_HEAD = 512
 
 
 def uncovered(net: nn.Module) -> str | None:
@@ -52,6 +54,8 @@ def _of_module(module: Any) -> Iterator[str]:
     elif kind == "Attention":
         if not _is_plain_attention(module):
             yield "it is not plain self-attention with a norm and a residual path"
+        elif module.to_q.out_features // module.heads > WIDEST_HEAD:
+            yield f"its heads have more than {WIDEST_HEAD} channels"
     elif kind in ("Upsample2D", "Downsample2D"):
         if not module.use_conv or module.norm is not None or getattr(module, "use_conv_transpose", False):
             yield "it is more or less than a convolution"

@@ -149,6 +149,9 @@ def test_a_resampling_resnet_a_frozen_parameter_and_another_network_are_not_cove
     assert "down_blocks.0.downsamplers.0" in uncovered(
         UNet2DModel(**{**net.config, "downsample_type": "resnet"})
     )
+    with torch.device("meta"):
+        wide = build_unet((520,), 8, 1, 4, False, blocks=1)
+    assert uncovered(wide) == "mid_block.attentions.0 (Attention): its heads have more than 512 channels"
     net.conv_in.weight.requires_grad_(False)
     assert uncovered(net) == "conv_in (Conv2d): a frozen parameter"
     assert uncovered(nn.Linear(2, 2)) == "the network is a Linear"

@@ -108,6 +108,7 @@ def main() -> None:
                 line |= {"products": dict(Counter(products))}
                 line |= {"wgmma": "wgmma.mma_async" in ptx, "mma": "mma.sync" in ptx}
                 line |= {
+                    "runs": bool(re.search(r"ld\.global[\w.:]*\.v4\.b32", ptx)),
                     "wide_copies": bool(re.search(r"cp\.async\.cg", ptx)),
                     "atomics": bool(re.search(r"\b(atom|red)\.", ptx)),
                 }

@@ -64,6 +64,16 @@ def test_products_run_on_the_matrix_units(compiled: list[dict[str, Any]]) -> Non
             assert line["wide_copies"], line
 
 
+def test_blocks_on_rows_of_channels_read_in_runs_of_16_bytes(compiled: list[dict[str, Any]]) -> None:
+    """Wherever a group has a power of two of channels; the sums over draws are small."""
+    lines = [line for line in compiled if line["row"].startswith(("rows", "attention"))]
+    assert lines
+    for line in lines:
+        shape = line["shape"]
+        padded = "sources" in shape and (sum(shape["sources"]) // shape["groups"]).bit_count() != 1
+        assert line["runs"] or padded or line["kernel"] == "_draws_kernel", line
+
+
 def test_no_kernel_uses_atomics(compiled: list[dict[str, Any]]) -> None:
     assert not [line for line in compiled if line["atomics"]]
 
