@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dpkernels.device import INTERPRETER
+from dpkernels.rows_triton import require_rows
 
 
 class Head(NamedTuple):
@@ -27,6 +28,7 @@ class Head(NamedTuple):
 
 def attend(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Return what `attention.attend` does."""
+    require_rows(qkv)
     samples, tokens, channels = len(qkv), qkv.shape[1], qkv.shape[2] // 3
     out = torch.empty(samples, tokens, channels, dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(samples, heads, tokens, device=qkv.device)
@@ -39,6 +41,7 @@ def attend(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 
 def attend_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor) -> Tensor:
     """Return what `attention.attend_backward` does."""
+    require_rows(qkv, out, lse)
     heads = lse.shape[1]
     grad_qkv, turns = torch.empty_like(qkv), torch.empty_like(lse)
     head, size, warps = _sizes(qkv, heads)

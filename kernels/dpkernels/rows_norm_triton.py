@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dpkernels.grid import store_value
 from dpkernels.rows_norm_tiles import channels_of, constant_of, group_sum, load_tile, store_sum, through_act
+from dpkernels.rows_triton import require_rows
 
 # Elements of a tile; per warp. Measured on an H100 with a sketch of these kernels: 8192 and 8 warps.
 ELEMENTS, ELEMENTS_PER_WARP = 8192, 1024
@@ -57,6 +58,7 @@ def norm_act(
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `rows_norm.norm_act` does."""
+    require_rows(*sources)
     shape, tile, grid = _layout(sources, groups, act, added, shift)
     a, b = sources[0], sources[-1]
     y = torch.empty(*a.shape[:3], len(weight), dtype=a.dtype, device=a.device)
@@ -82,6 +84,7 @@ def norm_act_backward(
     plus: Sequence[Sequence[Tensor]],
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return what `rows_norm.norm_act_backward` does."""
+    require_rows(*sources, *(tensor for extra in plus for tensor in extra))
     shape, tile, grid = _layout(sources, mean.shape[1], act, added, shift)
     grads = tuple(torch.empty_like(source) for source in sources)
     sums = torch.empty(len(mean), 3, len(weight), device=mean.device)
@@ -108,6 +111,7 @@ def norm_act_backward(
 
 def unit_sums(sums: Tensor, out: Tensor, columns: Sequence[int], squares: Tensor) -> None:
     """Do what `rows_norm.unit_sums` does."""
+    require_rows(sums)
     units, channels = len(out), sums.shape[2]
     first, second, third = (*columns, 0, 0)[:3]
     _draws_kernel[(len(columns), units)](

@@ -10,8 +10,15 @@ from torch import Tensor
 BLOCK = 4096
 
 
+def require_rows(*tensors: Tensor) -> None:
+    """Raise ValueError unless the tensors are contiguous, as the kernels on rows read them."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        raise ValueError("the kernels on rows of channels read contiguous tensors alone")
+
+
 def add_rows(terms: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """Return what `rows.add_rows` does."""
+    require_rows(*terms)
     out = torch.empty_like(terms[0])
     # An unused pointer argument must still be a tensor: the first term stands in.
     first, second, third, fourth = (*terms, *(terms[0],) * 3)[:4]
@@ -25,6 +32,7 @@ def add_rows(terms: Sequence[Tensor], bias: Tensor | None) -> Tensor:
 
 def upsample(x: Tensor) -> Tensor:
     """Return what `rows.upsample` does."""
+    require_rows(x)
     samples, height, width, channels = x.shape
     out = torch.empty(samples, 2 * height, 2 * width, channels, dtype=x.dtype, device=x.device)
     _upsample_kernel[(triton.cdiv(x.numel(), BLOCK),)](

@@ -11,7 +11,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from dpkernels import device
+from dpkernels.attention import attend
 from dpkernels.catalog import CATALOG
+from dpkernels.rows import add_rows, upsample
 from dpkernels.rows_norm import norm_act
 from tests.dpkernels.test_catalog import compare, relative_error
 
@@ -92,3 +94,16 @@ def test_statistics_survive_a_mean_far_from_zero_and_a_first_pixel_far_from_the_
     truth, _, exact = norm_act((x.double(),), one.double(), zero.double(), 2, 1e-5, act=False)
     assert relative_error(y, truth) < 1e-4
     assert relative_error(rstd, exact) < 1e-4
+
+
+def test_rows_that_are_not_contiguous_are_refused() -> None:
+    x = torch.randn(2, 3, 4, 8).transpose(1, 2)
+    with device.interpreted():
+        for call in (
+            lambda: add_rows((x,)),
+            lambda: upsample(x),
+            lambda: norm_act((x,), torch.ones(8), torch.zeros(8), 2, 1e-5, act=True),
+            lambda: attend(torch.randn(2, 24, 5).mT, 2),
+        ):
+            with pytest.raises(ValueError, match="contiguous"):
+                call()
