@@ -5,9 +5,10 @@ launch of ours is logged with the bytes it moves and the operations it does (tra
 table by kind: passes, bytes and operations per image, and the time that they would take on an H100 (traffic_model.py
 says what that rests on). Appends it to bench/results/step_traffic.csv with date and versions.
 
-Ways: plain, forward and backward in torch; ours, the engine that training builds on a GPU; sketch, ours with group norm
-and SiLU as one kernel and without divisions by 1, the throw-away that was measured beside the other two. Another engine
-is one more row of ENGINES.
+Ways: plain, forward and backward in torch; layer by layer, our engine as it was measured on a GPU, which networks still
+get that the fused execution does not cover; sketch, the same with group norm and SiLU as one kernel and without
+divisions by 1, the throw-away that was measured beside the other two; fused, the engine that training builds on a GPU.
+Another engine is one more row of ENGINES.
 """
 
 import argparse
@@ -29,9 +30,12 @@ from torch import Tensor, nn  # noqa: E402
 from bench.bench_step import installed  # noqa: E402
 from bench.traffic_log import Event, TrafficLog, logged, size  # noqa: E402
 from bench.traffic_model import Row, table_of  # noqa: E402
+from curriculumdp.clipping.kernel_rules import kernel_rules  # noqa: E402
+from curriculumdp.clipping.layerwise import LayerByLayer  # noqa: E402
 from curriculumdp.clipping.per_unit import PerUnitGradients  # noqa: E402
+from curriculumdp.clipping.planned_engine import planned_engine  # noqa: E402
+from curriculumdp.clipping.planned_store import PlannedStore  # noqa: E402
 from curriculumdp.clipping.rules import Rule, Saved  # noqa: E402
-from curriculumdp.clipping.triton_gradients import FusedGradients  # noqa: E402
 from curriculumdp.command import one_line_errors  # noqa: E402
 from curriculumdp.config.config import Config, load_config  # noqa: E402
 from curriculumdp.curriculum.engine import EXPLAINED_MEMORY, engine_plan, stored_dtype  # noqa: E402
@@ -149,10 +153,10 @@ def losses_of(net: nn.Module, config: Config) -> Callable[[], Tensor]:
     return losses
 
 
-def layer_by_layer(net: UNet2DModel, config: Config, log: TrafficLog) -> FusedGradients:
+def fused(net: UNet2DModel, config: Config, log: TrafficLog) -> PerUnitGradients:
     """Return the engine that `build_engine` returns on a GPU with an H100's memory."""
     compute, draws = config.compute, config.private.draws
-    return FusedGradients(
+    return planned_engine(
         net,
         compute.microbatch,
         draws,
@@ -162,7 +166,23 @@ def layer_by_layer(net: UNet2DModel, config: Config, log: TrafficLog) -> FusedGr
     )
 
 
-def sketch(net: UNet2DModel, config: Config, log: TrafficLog) -> FusedGradients:
+def layer_by_layer(
+    net: UNet2DModel, config: Config, log: TrafficLog, norm: Rule | None = None
+) -> PerUnitGradients:
+    """Return the engine on a GPU for networks that the fused execution does not cover; norm: another rule for norms."""
+    compute, draws = config.compute, config.private.draws
+    plan = engine_plan(net, compute, draws, EXPLAINED_MEMORY)
+    covered = kernel_rules(net, channels_last=compute.memory_format == "channels_last")
+    rules = {
+        id(layer): norm if norm is not None and isinstance(layer, nn.GroupNorm) else rule
+        for layer, rule in covered.values()
+    }
+    ways = {name: plan.way(name) for name in covered}
+    store = PlannedStore(net, compute.microbatch, ways, stored_dtype(compute))
+    return PerUnitGradients(net, compute.microbatch, draws, store, LayerByLayer(net, rules))
+
+
+def sketch(net: UNet2DModel, config: Config, log: TrafficLog) -> PerUnitGradients:
     """Return the layer-by-layer engine with group norm and SiLU as one kernel, by its description.
 
     Its programs own complete samples, its output is bf16, and torch adds the per-sample sums of channels.
@@ -179,18 +199,14 @@ def sketch(net: UNet2DModel, config: Config, log: TrafficLog) -> FusedGradients:
         log.add("norm", "norm and SiLU, backward", size(x, grad, grad_x, sums), "rows backward")
         for weight, part in zip((layer.weight, layer.bias), sums, strict=True):
             sink.segment(weight)[0].copy_(part.view(sink.units, -1, x.shape[1]).sum(1))
-        sink.parts(layer, 1)
+        sink.parts(id(layer), 1)
         return grad_x
 
-    engine = layer_by_layer(net, config, log)
+    engine = layer_by_layer(net, config, log, Rule(forward, backward))
     for layer in list(net.modules()):
         for name, child in layer.named_children():
             if isinstance(child, nn.SiLU):
                 setattr(layer, name, nn.Identity())
-    engine._layers = [
-        (name, layer, Rule(forward, backward) if isinstance(layer, nn.GroupNorm) else own)
-        for name, layer, own in engine._layers
-    ]
     return engine
 
 
@@ -199,7 +215,7 @@ def as_sketched(event: Event) -> Event:
     return replace(event, pattern=event.pattern.replace("unit product", "unit product, 64 deep"))
 
 
-ENGINES: dict[str, Engine] = {"ours": layer_by_layer, "sketch": sketch}
+ENGINES: dict[str, Engine] = {"layer by layer": layer_by_layer, "sketch": sketch, "fused": fused}
 
 
 def show(title: str, rows: Sequence[Row], images: int) -> None:

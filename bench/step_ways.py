@@ -21,7 +21,7 @@ from bench.step_opacus import opacus_ghost, opacus_hooks
 from curriculumdp.clipping.cuda_graph import Captured
 from curriculumdp.clipping.layer_plan import layer_shapes, plan_layers
 from curriculumdp.clipping.per_unit import PerUnitGradients
-from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.clipping.planned_engine import planned_engine
 from curriculumdp.curriculum.engine import KEPT_SHARE, repeat_to_the_bit
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
@@ -99,7 +99,7 @@ def ours(batch: Microbatch) -> Way:
     return of_engine(batch, PerUnitGradients(batch.net, batch.units, batch.draws))
 
 
-def _fused(batch: Microbatch, choose: str) -> FusedGradients:
+def _fused(batch: Microbatch, choose: str) -> PerUnitGradients:
     """Return our engine on Triton kernels with its layers stored, recomputed (those that can be) or as planned.
 
     As in training: gradients stored in bf16 under bf16, a layer plan for the engine's part of the GPU's memory, and the
@@ -119,7 +119,7 @@ def _fused(batch: Microbatch, choose: str) -> FusedGradients:
         ]
         plan = replace(plan, layers=tuple(layers))
     chosen = None if choose == "store" else plan
-    return FusedGradients(batch.net, batch.units, batch.draws, chosen, dtype, channels_last=batch.bf16)
+    return planned_engine(batch.net, batch.units, batch.draws, chosen, dtype, channels_last=batch.bf16)
 
 
 def captured(batch: Microbatch) -> Way:

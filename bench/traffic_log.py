@@ -284,10 +284,37 @@ def _unit_gradients(log: TrafficLog, name: str, args: Any) -> None:
     log.add("weight gradients", name, size(*of), "unit product", flops)
 
 
+def _distinct(args: Any) -> list[Tensor]:
+    """Return a launch's tensors, each once: a kernel that takes fewer than it can is given one of them again."""
+    return list(
+        {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in tensors(args)}.values()
+    )
+
+
+def _row_sums(log: TrafficLog, name: str, args: Any) -> None:
+    log.add("adds", name, size(*_distinct(args)))
+
+
+def _unit_sums(log: TrafficLog, name: str, args: Any) -> None:
+    sums, grads = tensors(args)[
+        :2
+    ]  # of all gradients only some columns are written: fewer bytes than the sums have
+    log.add("norm", name, size(sums) + len(grads) * size(sums) // len(sums), "rows")
+
+
+def _row_attention(log: TrafficLog, name: str, args: Any) -> None:
+    head = next(a for a in args if hasattr(a, "heads"))
+    of = _distinct(args)
+    samples = max(t.shape[0] for t in of)
+    products = {"_attend_kernel": 2, "_queries_kernel": 3, "_keys_kernel": 4}[name.rpartition(".")[2]]
+    flops = products * 2 * samples * head.heads * head.tokens**2 * head.width
+    log.add("attention", name, size(*of), "attention", flops)
+
+
 def _other_launch(log: TrafficLog, name: str, args: Any) -> None:
     """Log a kernel without a rule: each tensor is read or written once, in long runs; no operations are counted."""
     kind = next((kind for part, kind in LAUNCH_KINDS.items() if part in name), "other")
-    log.add(kind, name, size(*tensors(args)), "rows backward" if "backward" in name else "rows")
+    log.add(kind, name, size(*_distinct(args)), "rows backward" if "backward" in name else "rows")
 
 
 Launch = Callable[[TrafficLog, str, Any], None]
@@ -296,12 +323,12 @@ LAUNCHES: dict[str, Launch] = {
     "group_norm_triton._group_norm_kernel": _norm_backward,
     "conv2d_triton._unit_kernel": _unit_gradients,
     "conv2d_triton._recompute_kernel": _unit_gradients,
+    "conv2d_taps_triton._taps_kernel": _unit_gradients,
     "linear_triton._shared_kernel": _unit_gradients,
+    "rows_triton._add_kernel": _row_sums,
+    "rows_norm_triton._draws_kernel": _unit_sums,
+    "attention_triton._attend_kernel": _row_attention,
+    "attention_triton._queries_kernel": _row_attention,
+    "attention_triton._keys_kernel": _row_attention,
 }
-LAUNCH_KINDS = {
-    "clip_sum": "clip and sum",
-    "norm": "norm",
-    "attention": "attention",
-    "add": "adds",
-    "gather": "concatenation",
-}
+LAUNCH_KINDS = {"clip_sum": "clip and sum", "norm": "norm", "sample": "up-sampling", "gather": "up-sampling"}

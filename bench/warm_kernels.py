@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from bench.step_nets import GPU_NETS, NETS, Microbatch, microbatch  # noqa: E402
 from curriculumdp.clipping.layer_plan import layer_shapes, plan_layers  # noqa: E402
-from curriculumdp.clipping.triton_gradients import FusedGradients  # noqa: E402
+from curriculumdp.clipping.planned_engine import planned_engine  # noqa: E402
 from curriculumdp.curriculum.engine import EXPLAINED_MEMORY, KEPT_SHARE  # noqa: E402
 from dpkernels.catalog import CATALOG  # noqa: E402
 from dpkernels.device import always_triton  # noqa: E402
@@ -129,7 +129,7 @@ def step_without_memory(name: str, draws: int) -> None:
         with torch.no_grad():
             shapes = layer_shapes(module, batch.losses)
         plan = plan_layers(shapes, net.units, draws, int(KEPT_SHARE * EXPLAINED_MEMORY), 2)
-        engine = FusedGradients(module, net.units, draws, plan, torch.bfloat16, channels_last=True)
+        engine = planned_engine(module, net.units, draws, plan, torch.bfloat16, channels_last=True)
         engine.backward(batch.unit_losses)
         total = torch.zeros(engine.total, dtype=torch.int64)
         engine.add_clipped_grads(total, 1.0, torch.ones(net.units, dtype=torch.bool))

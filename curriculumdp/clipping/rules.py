@@ -4,7 +4,7 @@ A layer type is supported if it has an entry in `RULES`. A trainable layer witho
 that the engine missed would never learn, and a layer that mixes units has no sensitivity bound.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,12 +27,30 @@ class UnruledLayer(UserError):
 
 
 class Sink(Protocol):
-    """The destination of per-unit gradients."""
+    """The destination of per-unit gradients. The rules here use `segment` alone, the fused execution the rest."""
 
     units: int
 
     def segment(self, parameter: Tensor | None) -> tuple[Tensor, bool] | None:
         """Return (view [B, *shape], whether to add to it) for a trainable parameter, None for any other."""
+
+    def conv2d(self, layer: nn.Conv2d, sources: Sequence[Tensor], grad_out: Tensor, *, bias: bool) -> None:
+        """Take a convolution's operands: its input is the concatenation of `sources`, images [N, C_i, H, W].
+
+        bias: whether the bias' gradient is to be computed as well.
+        """
+
+    def linear(self, layer: nn.Linear, x: Tensor, grad_out: Tensor) -> None:
+        """Take a linear layer's operands, x [N, ..., I] and grad_out [N, ..., O]."""
+
+    def projections(self, layers: Sequence[nn.Linear], x: Tensor, grad_out: Tensor) -> None:
+        """Take the operands of layers of one size on one input; grad_out [N, T, their outputs side by side]."""
+
+    def channels(self, parameters: Sequence[Tensor], sums: Tensor) -> None:
+        """Take per-sample gradients, fp32 or fp64 [N, S, C], of S or fewer parameters [C]."""
+
+    def embedding(self, layer: nn.Embedding, index: Tensor, grad_out: Tensor) -> None:
+        """Take an embedding's operands, index int64 [N] and grad_out [N, D]."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ def _conv2d_backward(
     layer: nn.Conv2d, saved: Saved, grad_out: Tensor, wants_input: bool, sink: Sink
 ) -> Tensor | None:
     x, weight = saved
-    stride, padding, dilation = _geometry(layer)
+    stride, padding, dilation = geometry(layer)
     if (target := sink.segment(layer.weight)) is not None:
         conv2d_weight_grad(x, grad_out, target[0], stride, padding, dilation, layer.groups, target[1])
     if (target := sink.segment(layer.bias)) is not None:
@@ -82,7 +100,8 @@ def _conv2d_backward(
     return grad
 
 
-def _geometry(layer: nn.Conv2d) -> tuple[Pair, Pair, Pair]:
+def geometry(layer: nn.Conv2d) -> tuple[Pair, Pair, Pair]:
+    """Return a convolution's stride, padding and dilation."""
     padding = layer.padding
     assert not isinstance(padding, str)  # _conv2d_refusal rejects it
     (sh, sw), (ph, pw), (dh, dw) = layer.stride, padding, layer.dilation

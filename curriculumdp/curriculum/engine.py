@@ -1,12 +1,14 @@
-"""The gradient engine for a run's network and device: torch on a CPU, Triton with a layer plan on a GPU."""
+"""The gradient engine for a run's network and device: torch on a CPU; on a GPU Triton, a layer plan, fused blocks."""
 
 import os
 
 import torch
+from torch import nn
 
 from curriculumdp.clipping.layer_plan import EnginePlan, LayerShape, explain, layer_shapes, plan_layers
 from curriculumdp.clipping.per_unit import PerUnitGradients
-from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.clipping.planned_engine import planned_engine
+from curriculumdp.clipping.unet_cover import uncovered
 from curriculumdp.config.config import Config
 from curriculumdp.config.sections import ComputeConfig
 from curriculumdp.diffusion.networks import UNet2DModel, build_unet
@@ -26,7 +28,7 @@ def build_engine(net: UNet2DModel, compute: ComputeConfig, draws: int) -> PerUni
     repeat_to_the_bit()
     memory = torch.cuda.get_device_properties(device).total_memory
     plan = engine_plan(net, compute, draws, memory)
-    return FusedGradients(
+    return planned_engine(
         net,
         compute.microbatch,
         draws,
@@ -75,7 +77,7 @@ def unet_shapes(net: UNet2DModel) -> list[LayerShape]:
 
 
 def explained(config: Config, memory: int = EXPLAINED_MEMORY) -> str:
-    """Return the table of `--explain`: the layer plan of the config's network on a GPU with `memory` bytes."""
+    """Return the table of `--explain`: execution and layer plan of the config's network on a GPU of `memory` bytes."""
     model, data = config.model, config.data
     with torch.device("meta"):
         net = build_unet(
@@ -88,4 +90,12 @@ def explained(config: Config, memory: int = EXPLAINED_MEMORY) -> str:
             attention=model.attention,
             groups=model.norm_groups,
         )
-    return explain(engine_plan(net, config.compute, config.private.draws, memory))
+    return f"{execution(net)}\n{explain(engine_plan(net, config.compute, config.private.draws, memory))}"
+
+
+def execution(net: nn.Module) -> str:
+    """Return how a GPU runs `net`, in a line that names what keeps it from the fused execution. PUBLIC."""
+    reason = uncovered(net)
+    return (
+        "execution: fused, in one layout" if reason is None else f"execution: layer by layer, since {reason}"
+    )

@@ -21,6 +21,7 @@ from dpkernels.examples import (
     group_norm,
     linear,
     noise_step,
+    rows,
 )
 
 # Relative to fp64 on the same inputs. bf16 means bf16 inputs and fp32 sums, against a bf16-input oracle; so does tf32,
@@ -337,3 +338,4 @@ CATALOG |= {
         _in_bf16(CATALOG["linear"], accumulate=True),
     )
 }
+CATALOG |= {fields["name"]: Row(**fields) for fields in rows.ROWS}

@@ -14,7 +14,7 @@ from curriculumdp.audit import audit as audit_module
 from curriculumdp.audit.audit import Request, audit, exceeded, ideal_bounds, in_words, write_audit
 from curriculumdp.audit.bounds import bounds_of_one_run
 from curriculumdp.audit.canaries import AuditedPhase, of_units, one_run
-from curriculumdp.clipping import per_unit
+from curriculumdp.clipping import dense_store
 from curriculumdp.curriculum import audited, private
 from curriculumdp.curriculum.audited import audited_run
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
@@ -86,7 +86,7 @@ def test_a_step_that_forgets_its_noise_is_seen(run: Run, monkeypatch: pytest.Mon
 def test_a_clip_that_lets_ten_times_the_norm_through_is_seen(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = per_unit.add_clipped_rows
+    honest = dense_store.add_clipped_rows
 
     def loose(grads, total, clip_norm, present):
         part = total.clone().zero_()
@@ -94,7 +94,7 @@ def test_a_clip_that_lets_ten_times_the_norm_through_is_seen(
         total += 10 * part
         return result
 
-    monkeypatch.setattr(per_unit, "add_clipped_rows", loose)
+    monkeypatch.setattr(dense_store, "add_clipped_rows", loose)
     scores = one_run(of_units(run, CANARIES), CANARIES, True, next(secrets()))
     assert bounds_of_one_run(scores.ratios, scores.included, 1e-4, 0.05).plain > run.plan.epsilon
 

@@ -14,11 +14,11 @@ from bench.traffic_model import BYTES_PER_SECOND, EFFICIENCY, Row, seconds_of, t
 from curriculumdp.config.config import load_config
 
 # Measured on an H100, in ms per microbatch; traffic_model.py says where.
-MEASURED = {"plain": 202.9, "ours": 149.7, "sketch": 68.1}
+MEASURED = {"plain": 202.9, "layer by layer": 149.7, "sketch": 68.1}
 CHECKED_ROWS = {
-    ("ours", "silu"): 12.5,
-    ("ours", "casts"): 12.3,
-    ("ours", "norm"): 52.2,
+    ("layer by layer", "silu"): 12.5,
+    ("layer by layer", "casts"): 12.3,
+    ("layer by layer", "norm"): 52.2,
     ("sketch", "norm"): 12.3,
 }
 GB = 10**9
@@ -48,7 +48,7 @@ def test_the_arithmetic_is_that_of_the_network() -> None:
     """7 TFLOP per 2048 images: forward, input gradient and weight gradient, each the same product."""
     for way in MEASURED:
         assert rows(way)["total"].flops == pytest.approx(7e12, rel=0.1)
-    plain, ours = rows("plain"), rows("ours")
+    plain, ours = rows("plain"), rows("layer by layer")
     assert ours["convolution"].flops == plain["convolution"].flops
 
 
@@ -60,13 +60,13 @@ COPY = (
 def test_the_shipped_engines_bytes_per_image_do_not_grow() -> None:
     """Lower the figure by running step_traffic.py again. Libraries of other versions may do some passes more."""
     with RESULTS.open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if (line["way"], line["kind"]) == ("ours", "total")]
+        lines = [line for line in csv.DictReader(file) if (line["way"], line["kind"]) == ("fused", "total")]
     config = load_config(CONFIG)
     setting = (config.name, str(config.compute.microbatch), str(config.private.draws))
     kept = [line for line in lines if (line["config"], line["units"], line["draws"]) == setting][-1]
     allowed = COPY if all(kept[package] == installed(package) for package in VERSIONS) else 10 * COPY
     images = config.compute.microbatch * config.private.draws
-    assert rows("ours")["total"].bytes / images < 1e6 * float(kept["mb_per_image"]) + allowed
+    assert rows("fused")["total"].bytes / images < 1e6 * float(kept["mb_per_image"]) + allowed
 
 
 def test_bytes_are_of_distinct_elements_and_views_move_nothing() -> None:
@@ -122,7 +122,7 @@ def test_the_command_prints_a_table_and_keeps_it(tmp_path, monkeypatch, capsys) 
         "--draws",
         "2",
         "--ways",
-        "ours",
+        "layer by layer",
         "--out",
         str(out),
     ]

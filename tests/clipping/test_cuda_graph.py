@@ -16,14 +16,14 @@ if not torch.cuda.is_available():
 
 from curriculumdp.clipping.cuda_graph import Captured, Static
 from curriculumdp.clipping.per_unit import PerUnitGradients
-from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.clipping.planned_engine import planned_engine
 from curriculumdp.curriculum.batch import UnitBatch
 from curriculumdp.curriculum.clipped_sum import Microbatch, Seen, figures_of, figures_table
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss
 from dpkernels import device
 from tests.clipping.conftest import unet
-from tests.clipping.test_triton_gradients import CLIP, DRAWS, UNITS, WAYS, Net, plan_of
+from tests.clipping.test_planned_store import CLIP, DRAWS, UNITS, WAYS, Net, plan_of
 from tests.support.recorded import HostRead, Recorded, record_graphs
 
 interpreted = pytest.mark.skipif(
@@ -88,9 +88,9 @@ def test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_
 
     total = torch.zeros(sum(p.numel() for p in net.parameters()), dtype=torch.int64)
     with device.interpreted():
-        work = Microbatch(FusedGradients(net, UNITS, DRAWS, ways), losses, CLIP, total, capture=True)
+        work = Microbatch(planned_engine(net, UNITS, DRAWS, ways), losses, CLIP, total, capture=True)
         seen = [work.add(one) for one in batches]
-        plain = summed(FusedGradients(net, UNITS, DRAWS, ways), losses, batches)
+        plain = summed(planned_engine(net, UNITS, DRAWS, ways), losses, batches)
     assert plain.any()
     assert torch.equal(total, plain)
     assert same(total, summed(PerUnitGradients(net, UNITS, DRAWS), losses, batches), 1e-6)
@@ -112,7 +112,7 @@ def test_a_recorded_microbatch_replayed_on_other_units_adds_what_the_plain_path_
     total = torch.zeros(sum(p.numel() for p in net.parameters()), dtype=torch.int64)
     with device.interpreted():
         work = Microbatch(
-            FusedGradients(net, UNITS, DRAWS, plan_of(ways)), losses, CLIP, total, capture=False
+            planned_engine(net, UNITS, DRAWS, plan_of(ways)), losses, CLIP, total, capture=False
         )
         work.add(UnitBatch(**buffers.tensors))  # buffers are made in the first call
         with Recorded(monkeypatch) as recorded:
@@ -121,7 +121,7 @@ def test_a_recorded_microbatch_replayed_on_other_units_adds_what_the_plain_path_
         for seed in (7, 8):
             buffers.take(batch(seed).tensors())
             recorded.replay()
-        engine = FusedGradients(net, UNITS, DRAWS, plan_of(ways))
+        engine = planned_engine(net, UNITS, DRAWS, plan_of(ways))
         plain = summed(engine, losses, [batch(7), batch(8)])
     assert torch.equal(total, plain)
     assert same(total, summed(PerUnitGradients(net, UNITS, DRAWS), losses, [batch(7), batch(8)]), 1e-6)
@@ -227,7 +227,7 @@ def test_graph_and_plain_path_give_the_same_sums_on_a_gpu(bf16):
 
     sums = []
     for capture in (True, False, True):
-        engine = FusedGradients(net, UNITS, DRAWS, channels_last=True)
+        engine = planned_engine(net, UNITS, DRAWS, channels_last=True)
         total = torch.zeros(engine.total, dtype=torch.int64, device="cuda")
         work = Microbatch(engine, losses, CLIP, total, capture=capture)
         for seed in (1, 2, 3):
@@ -242,7 +242,7 @@ def test_graph_and_plain_path_give_the_same_sums_on_a_gpu(bf16):
 def test_a_plain_microbatch_never_waits_for_the_gpu():
     net = unet((32, 64), size=16).cuda()
     denoiser = Denoiser(net)
-    engine = FusedGradients(net, UNITS, DRAWS)
+    engine = planned_engine(net, UNITS, DRAWS)
     total = torch.zeros(engine.total, dtype=torch.int64, device="cuda")
     work = Microbatch(
         engine,

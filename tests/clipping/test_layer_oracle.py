@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curriculumdp.clipping.dense_store import DenseStore
+from curriculumdp.clipping.parameters import Parameters
 from curriculumdp.clipping.per_unit import PerUnitGradients
 from curriculumdp.clipping.rules import UnruledLayer
 
@@ -50,7 +52,9 @@ def by_autograd(layer: nn.Module, x: Tensor, weight: Tensor, draws: int) -> list
 
 def by_engine(layer: nn.Module, x: Tensor, weight: Tensor, draws: int) -> list[Tensor]:
     """The same of the engine; what comes before the layer has x's layout, and so has the gradient after it."""
-    engine = PerUnitGradients(layer, UNITS, draws, dtype=next(layer.parameters()).dtype)
+    engine = PerUnitGradients(
+        layer, UNITS, draws, DenseStore(Parameters(layer), UNITS, next(layer.parameters()).dtype)
+    )
     leaf = x.detach()
     if leaf.is_floating_point():
         leaf.requires_grad_()

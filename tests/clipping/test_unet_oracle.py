@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from curriculumdp.clipping.dense_store import DenseStore
+from curriculumdp.clipping.parameters import Parameters
 from curriculumdp.clipping.per_unit import PerUnitGradients
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
@@ -51,7 +53,7 @@ def training_loss(net: nn.Module, samples: int) -> LossOf:
 def by_unit(net: nn.Module, loss: LossOf, draws: int) -> dict[str, Tensor]:
     """The engine's gradients: name -> [units, *shape]."""
     dtype = next(net.parameters()).dtype
-    engine = PerUnitGradients(net, UNITS, draws, dtype)
+    engine = PerUnitGradients(net, UNITS, draws, DenseStore(Parameters(net), UNITS, dtype))
     engine.backward(lambda: loss(net, slice(None)).view(UNITS, draws).mean(1))
     return {
         name: engine.grads[:, at : at + shape.numel()].unflatten(1, shape)

@@ -6,8 +6,8 @@ import torch
 from curriculumdp.clipping.layer_plan import PlanError
 from curriculumdp.clipping.per_unit import PerUnitGradients
 from curriculumdp.config.config import load_config
-from curriculumdp.curriculum.engine import build_engine, engine_plan, explained
-from curriculumdp.diffusion.networks import build_unet
+from curriculumdp.curriculum.engine import build_engine, engine_plan, execution, explained
+from curriculumdp.diffusion.networks import UNet2DModel, build_unet
 
 CONFIG = "configs/fashion_mnist_eps10.yaml"
 GIB = 2**30
@@ -39,6 +39,15 @@ def test_explain_names_every_layer_of_a_shipped_recipe():
     assert "conv_in" in text
     assert "class_embedding" in text
     assert "64 units, 32 draws" in text.splitlines()[-1]
+    assert text.splitlines()[0] == "execution: fused, in one layout"
+
+
+def test_explain_names_what_runs_layer_by_layer():
+    with torch.device("meta"):
+        net = UNet2DModel(**{**meta_unet((8, 16, 16)).config, "downsample_padding": 0})
+    assert execution(net) == (
+        "execution: layer by layer, since down_blocks.0.downsamplers.0 (Downsample2D): uneven padding"
+    )
 
 
 def test_a_cpu_gets_the_torch_engine():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.clipping.planned_engine import planned_engine
 from curriculumdp.curriculum import private, warmup
 from curriculumdp.curriculum.batch import UnitBatch
 from curriculumdp.curriculum.central import CentralImages
@@ -131,7 +131,7 @@ def test_no_operation_beside_the_kernels_of_a_gpus_engine_is_one_that_does_not_r
     phase = PrivatePhase(run)
     batch = phase._draw(run, 0, torch.arange(2).numpy())
     denoiser = Denoiser(state.net)
-    engine = FusedGradients(state.net, 2, run.config.private.draws)
+    engine = planned_engine(state.net, 2, run.config.private.draws)
     total = torch.zeros_like(state.weights, dtype=torch.int64)
     work = Microbatch(engine, lambda b: phase._unit_losses(run, denoiser, b), 1.0, total, capture=False)
     with device.interpreted():
@@ -181,7 +181,7 @@ def test_a_sum_with_attention_over_more_than_384_tokens_is_the_same_twelve_times
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
             return edm_loss(denoiser, b.images, b.labels, b.level.exp(), b.noise).view(units, draws).mean(1)
 
-    engine = FusedGradients(net, units, draws, dtype=torch.bfloat16 if bf16 else torch.float32)
+    engine = planned_engine(net, units, draws, dtype=torch.bfloat16 if bf16 else torch.float32)
     sums = []
     for _ in range(12):
         total = torch.zeros(engine.total, dtype=torch.int64, device="cuda")

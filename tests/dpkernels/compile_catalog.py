@@ -134,6 +134,7 @@ def main() -> None:
                 line |= {"issued": issued(kernel.asm["cubin"]) if "wgmma.mma_async" in ptx else None}
                 line |= {"wgmma": "wgmma.mma_async" in ptx, "mma": "mma.sync" in ptx}
                 line |= {
+                    "runs": bool(re.search(r"ld\.global[\w.:]*\.v4\.b32", ptx)),
                     "wide_copies": bool(re.search(r"cp\.async\.cg", ptx)),
                     "atomics": sorted(set(re.findall(r"\b(?:atom|red)\.[\w.:]+", ptx))),
                 }

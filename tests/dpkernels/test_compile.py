@@ -94,6 +94,16 @@ def test_only_integers_are_added_atomically(compiled: list[dict[str, Any]]) -> N
     assert all(re.fullmatch(r"(atom|red)[\w.]*\.add\.[us]64", kind) for kind in atomics), atomics
 
 
+def test_blocks_on_rows_of_channels_read_in_runs_of_16_bytes(compiled: list[dict[str, Any]]) -> None:
+    """Wherever a group has a power of two of channels; the sums over draws are small."""
+    lines = [line for line in compiled if line["row"].startswith(("rows", "attention"))]
+    assert lines
+    for line in lines:
+        shape = line["shape"]
+        padded = "sources" in shape and (sum(shape["sources"]) // shape["groups"]).bit_count() != 1
+        assert line["runs"] or padded or line["kernel"] == "_draws_kernel", line
+
+
 def test_what_is_recomputed_for_the_sum_is_multiplied_as_it_was_for_the_norm(
     compiled: list[dict[str, Any]],
 ) -> None:

@@ -5,12 +5,15 @@ import torch
 from dpkernels import device
 from tests.mutations.planting import Check, Fault
 
-FUSED = "tests.clipping.test_triton_gradients:"
-ENGINE = "curriculumdp.clipping.triton_gradients:FusedGradients"
+PLANNED = "tests.clipping.test_planned_store:"
+STORE = "curriculumdp.clipping.planned_store:PlannedStore"
 CAPTURED = Check(
     "tests.clipping.test_cuda_graph:"
     "test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_before"
 )
+NORM, ROWS = "dpkernels.rows_norm_triton:", "tests.dpkernels.test_rows:"
+OF_ITS_DRAWS = Check(ROWS + "test_a_units_gradients_are_the_sums_over_its_draws_and_its_norm_is_theirs")
+ALONE = Check(ROWS + "test_a_sample_that_is_replaced_changes_no_bit_of_the_others", {"name": "rows_norm"})
 UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
 IN_ONE_PASS = (
     "noise_step(total, key, sigma, clip_norm, self.expected_units, state, step, rate, self.config.ema)"
@@ -72,37 +75,37 @@ GPU_FAULTS = [
     ),
     Fault(
         "layers stored by their ordinary rule missing from a GPU's norm",
-        ENGINE + "._sum_clipped",
+        STORE + ".add_clipped",
         "squared = squared + squared_row_norms(self._columns(segment).flatten(1))",
         "pass",
-        Check(FUSED + "test_every_way_gives_the_references_norms_and_sums", {"ways": {}}),
+        Check(PLANNED + "test_every_way_gives_the_references_norms_and_sums", {"ways": {}}),
     ),
     Fault(
         "the last of three projections missing from a GPU's norm",
-        ENGINE + "._shared_parts",
-        "self._squares.update({id(layer): part for layer, part in zip(layers, whole, strict=True)})",
-        "self._squares.update({id(layer): part for layer, part in zip(layers[:2], whole[:2], strict=True)})",
+        STORE + ".projections",
+        "shared_input_grads(x, grads, weights, biases, squares)",
+        "shared_input_grads(x, grads, weights, biases, squares); squares[2].zero_()",
         Check(
-            FUSED + "test_three_projections_of_one_input_give_the_references_norms_and_sums",
-            {"times": 1, "bias": True},
+            PLANNED + "test_what_the_fused_execution_hands_over_gives_the_references_norms_and_sums",
+            {"what": "projections", "way": "store"},
         ),
     ),
     Fault(
         "the norm of a recomputed layer's last use for the sum of both",
-        ENGINE + ".take",
+        STORE + "._take",
         TWICE,
         "pass",
         Check(
-            FUSED + "test_a_layer_used_twice_is_refused_where_its_gradient_is_not_stored",
+            PLANNED + "test_a_layer_used_twice_is_refused_where_its_gradient_is_not_stored",
             {"way": "recompute"},
         ),
     ),
     Fault(
         "the norms of two layers for the sum of their shared parameter",
-        ENGINE + ".__init__",
-        "self._refuse_shared_parameters()",
+        STORE + ".__init__",
+        "_refuse_shared_parameters(net)",
         "pass",
-        Check(FUSED + "test_layers_that_share_a_parameter_are_refused_by_name", {"ways": {}}),
+        Check(PLANNED + "test_layers_that_share_a_parameter_are_refused_by_name", {"ways": {}}),
     ),
     Fault(
         "times C forgotten in a GPU's noise",
@@ -120,10 +123,72 @@ GPU_FAULTS = [
     ),
     Fault(
         "a backward summed twice on a GPU",
-        ENGINE + ".add_clipped_grads",
+        "curriculumdp.clipping.per_unit:PerUnitGradients.add_clipped_grads",
         "self._fresh = False",
         "pass",
-        Check(FUSED + "test_a_backward_is_summed_once"),
+        Check(PLANNED + "test_a_backward_is_summed_once"),
+    ),
+    Fault(
+        "the second of two sources missing from a GPU's norm",
+        STORE + "._take",
+        "shape, key = (rows, width, *taps), (id(layer), number)",
+        "shape, key = (rows, width, *taps), (id(layer), 0)",
+        Check(
+            PLANNED + "test_what_the_fused_execution_hands_over_gives_the_references_norms_and_sums",
+            {"what": "two sources", "way": "store"},
+        ),
+    ),
+    Fault(
+        "the bias of a norm's input missing from its unit's norm",
+        NORM + "_draws_kernel",
+        "tl.sum(stored * stored, 0)",
+        "tl.where(segment == 2, 0.0, tl.sum(stored * stored, 0))",
+        OF_ITS_DRAWS,
+    ),
+    Fault(
+        "a norm's and a bias' gradient of another unit's draws",
+        NORM + "_draws_kernel",
+        "(unit * draws + draw)",
+        "(draw * tl.num_programs(1) + unit)",
+        OF_ITS_DRAWS,
+    ),
+    Fault(
+        "a norm's statistics over two samples",
+        NORM + "_rows_forward_kernel",
+        "sums += z",
+        "sums += 0.5 * z + 0.5 * (load_tile(a, b, sample // 2 * 2, place, channel, inside, S) + offset[None, :])",
+        ALONE,
+    ),
+    Fault(
+        "a norm's gradient with another sample's statistics",
+        NORM + "_rows_backward_kernel",
+        "statistic = sample * S.all + channel // S.wide",
+        "statistic = sample // 2 * 2 * S.all + channel // S.wide",
+        ALONE,
+    ),
+    Fault(
+        "floats added atomically to what memory holds",
+        NORM + "_rows_backward_kernel",
+        "tl.store(out + CHANNELS, straight, mask=live)",
+        "tl.atomic_add(out + CHANNELS, straight, mask=live)",
+        Check(ROWS + "test_what_the_memory_of_the_results_held_does_not_show", {"name": "rows_norm"}),
+    ),
+    Fault(
+        "attention to another sample's keys",
+        "dpkernels.attention_triton:_places",
+        "tl.program_id(1).to(tl.int64) // H.heads, ",
+        "tl.program_id(1).to(tl.int64) // H.heads // 2 * 2, ",
+        Check(ROWS + "test_a_sample_that_is_replaced_changes_no_bit_of_the_others", {"name": "attention"}),
+    ),
+    Fault(
+        "the gradient of a time embedding from another sample",
+        "curriculumdp.clipping.unet_blocks:_norm",
+        "return grads, sums[:, 2]",
+        "return grads, sums[:, 2].flip(0)",
+        Check(
+            "tests.clipping.test_fused_unet:test_a_unit_that_is_replaced_changes_no_bit_of_the_others",
+            {"hostile": float("inf")},
+        ),
     ),
     Fault(
         "a recomputed unit summed by two programs",

@@ -70,15 +70,15 @@ SUM_FAULTS = [
     ),
     Fault(
         "clipping per layer",
-        "curriculumdp.clipping.per_unit:PerUnitGradients.add_clipped_grads",
+        "curriculumdp.clipping.dense_store:DenseStore.add_clipped",
         "return add_clipped_rows(self.grads, total, clip_norm, present)",
         "return [add_clipped_rows(v.flatten(1), total[s.offset : s.offset + s.shape.numel()], clip_norm, present)"
-        " for v, s in zip(self._views, self.parameters)][-1]",
+        " for v, s in zip(self._views, self.parameters.segments)][-1]",
         TIGHT,
     ),
     Fault(
         "clipping after averaging",
-        "curriculumdp.clipping.per_unit:PerUnitGradients.add_clipped_grads",
+        "curriculumdp.clipping.dense_store:DenseStore.add_clipped",
         "return add_clipped_rows(self.grads, total, clip_norm, present)",
         "return add_clipped_rows(self.grads.mean(0, keepdim=True).repeat(self.units, 1), total, clip_norm, present)",
         HOSTILE,
@@ -142,7 +142,7 @@ SUM_FAULTS = [
     ),
     Fault(
         "gradients pile up over microbatches",
-        "curriculumdp.clipping.per_unit:PerUnitGradients.backward",
+        "curriculumdp.clipping.parameters:Parameters.begin",
         "self._written.clear()",
         "pass",
         ADDITIVE,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from curriculumdp.clipping.dense_store import DenseStore
 from curriculumdp.clipping.layer_plan import EnginePlan, LayerPlan, LayerShape, Way
+from curriculumdp.clipping.parameters import Parameters
 from curriculumdp.clipping.per_unit import GradientError, PerUnitGradients
-from curriculumdp.clipping.triton_gradients import FusedGradients
+from curriculumdp.clipping.planned_engine import planned_engine
+from curriculumdp.clipping.planned_store import PlannedStore
 from dpkernels import device
 
 UNITS, DRAWS, CLIP = 3, 2, 0.4
@@ -74,7 +78,7 @@ def test_every_way_gives_the_references_norms_and_sums(ways: dict[str, Way]) -> 
     present = torch.tensor([True, False, True])
     expected = step(net, PerUnitGradients(net, UNITS, DRAWS), present)
     with device.interpreted():
-        fused = step(net, FusedGradients(net, UNITS, DRAWS, plan_of(ways)), present)
+        fused = step(net, planned_engine(net, UNITS, DRAWS, plan_of(ways)), present)
     torch.testing.assert_close(fused[1][present], expected[1][present], rtol=1e-6, atol=0.0)
     error = (fused[0] - expected[0]).double().norm() / expected[0].double().norm()
     assert error < 1e-6
@@ -102,12 +106,49 @@ def test_three_projections_of_one_input_give_the_references_norms_and_sums(times
     net, x = Projections(times, bias), torch.randn(UNITS * DRAWS, 5, 6)
     present, found = torch.tensor([True, False, True]), []
     with device.interpreted():
-        for engine in (PerUnitGradients(net, UNITS, DRAWS), FusedGradients(net, UNITS, DRAWS)):
+        for engine in (PerUnitGradients(net, UNITS, DRAWS), planned_engine(net, UNITS, DRAWS)):
             for _ in range(2):  # the second microbatch finds the buffers of the first
                 total = torch.zeros(engine.total, dtype=torch.int64)
                 engine.backward(lambda: net(x).square().sum(1).view(UNITS, DRAWS).mean(1))
                 norms = engine.add_clipped_grads(total, CLIP, present).norms
             found.append((total, norms))
+    (expected, norms), (total, ours) = found
+    torch.testing.assert_close(ours, norms, rtol=1e-6, atol=0.0)
+    assert (total - expected).double().norm() < 1e-6 * expected.double().norm()
+
+
+@pytest.mark.parametrize("way", ["store", "recompute"])
+@pytest.mark.parametrize("what", ["two sources", "projections", "channels"])
+def test_what_the_fused_execution_hands_over_gives_the_references_norms_and_sums(what: str, way: Way) -> None:
+    torch.manual_seed(4)
+    net = nn.Module()
+    samples, present, found = UNITS * DRAWS, torch.tensor([True, False, True]), []
+    x, grad = torch.randn(samples, 6, 4, 3), torch.randn(samples, 5, 4, 3)
+    sums = torch.randn(samples, 3, 4)
+    if what == "two sources":
+        net.shortcut = nn.Conv2d(6, 5, 1)
+    elif what == "projections":
+        net.query, net.key, net.value = (nn.Linear(4, 5) for _ in range(3))
+    else:
+        net.norm, net.conv1 = nn.GroupNorm(2, 4), nn.Conv2d(5, 4, 1)
+    layers = dict(net.named_children())
+    ways = {name: "store" if name == "norm" else way for name in layers}
+    apart = frozenset({"norm.weight", "norm.bias", "conv1.bias"})
+    for store in (DenseStore(Parameters(net), UNITS), PlannedStore(net, UNITS, ways, apart=apart)):
+        store.parameters.begin()
+        store.begin()
+        with device.interpreted() if isinstance(store, PlannedStore) else nullcontext():
+            if what == "two sources":
+                store.conv2d(net.shortcut, x.split((2, 4), 1), grad, bias=True)
+            elif what == "projections":
+                tokens = x.flatten(2).transpose(1, 2)[:, :, :4].contiguous()
+                store.projections(list(layers.values()), tokens, torch.cat([grad.flatten(2)] * 3, 1).mT)
+            else:
+                store.channels([net.norm.weight, net.norm.bias, net.conv1.bias], sums)
+                store.conv2d(net.conv1, (grad,), x[:, :4], bias=False)
+            store.parameters.require_complete()
+            total = torch.zeros(store.parameters.total, dtype=torch.int64)
+            found.append((total, store.add_clipped(total, CLIP, present).norms))
     (expected, norms), (total, ours) = found
     torch.testing.assert_close(ours, norms, rtol=1e-6, atol=0.0)
     assert (total - expected).double().norm() < 1e-6 * expected.double().norm()
@@ -120,7 +161,7 @@ def test_the_sum_is_exactly_that_of_what_each_unit_adds_alone(ways: dict[str, Wa
     net = Net()
     begun = torch.arange(sum(p.numel() for p in net.parameters()))  # what `step` adds to
     with device.interpreted():
-        engine = FusedGradients(net, UNITS, DRAWS, plan_of(ways))
+        engine = planned_engine(net, UNITS, DRAWS, plan_of(ways))
         together, *alone = (
             step(net, engine, present)[0] - begun
             for present in (torch.ones(UNITS, dtype=torch.bool), *torch.eye(UNITS, dtype=torch.bool))
@@ -131,7 +172,7 @@ def test_the_sum_is_exactly_that_of_what_each_unit_adds_alone(ways: dict[str, Wa
 
 def test_recomputed_layers_take_no_place_in_the_stored_gradients() -> None:
     net = Net()
-    engine = FusedGradients(net, UNITS, DRAWS, plan_of({"first": "recompute", "query": "recompute"}))
+    engine = planned_engine(net, UNITS, DRAWS, plan_of({"first": "recompute", "query": "recompute"}))
     left_out = sum(p.numel() for layer in (net.first, net.query) for p in layer.parameters())
     assert engine.grads.shape == (UNITS, engine.total - left_out)
 
@@ -146,7 +187,7 @@ def test_a_unit_that_is_not_finite_is_left_out_and_counted(ways: dict[str, Way])
     sums = []
     with device.interpreted():
         for images, present in ((x, [True, False, True]), (spoiled, [True, True, True])):
-            engine = FusedGradients(net, UNITS, DRAWS, plan_of(ways))
+            engine = planned_engine(net, UNITS, DRAWS, plan_of(ways))
             total = torch.zeros(engine.total, dtype=torch.int64)
             engine.backward(
                 lambda images=images: net(images, labels).square().sum(1).view(UNITS, DRAWS).mean(1)
@@ -164,13 +205,13 @@ def test_layers_that_share_a_parameter_are_refused_by_name(ways: dict[str, Way])
     net.first, net.second = nn.Linear(4, 4), nn.Linear(4, 4)
     net.second.weight = net.first.weight
     with pytest.raises(GradientError, match="first and second share a parameter"):
-        FusedGradients(net, UNITS, DRAWS, plan_of(ways))
+        planned_engine(net, UNITS, DRAWS, plan_of(ways))
 
 
 def test_a_backward_is_summed_once() -> None:
     net = Net()
     with device.interpreted():
-        engine = FusedGradients(net, UNITS, DRAWS)
+        engine = planned_engine(net, UNITS, DRAWS)
         present = torch.ones(UNITS, dtype=torch.bool)
         total, *_ = step(net, engine, present)
         with pytest.raises(GradientError, match="a unit would count twice"):
@@ -183,7 +224,7 @@ def test_a_layer_used_twice_is_refused_where_its_gradient_is_not_stored(way: Way
     net = nn.Sequential(nn.Linear(3, 3))
     x = torch.ones(UNITS * DRAWS, 3)
     with device.interpreted():
-        engine = FusedGradients(net, UNITS, DRAWS, plan_of({"0": way}))
+        engine = planned_engine(net, UNITS, DRAWS, plan_of({"0": way}))
         with pytest.raises(GradientError, match="a Linear is used twice"):
             engine.backward(lambda: net(torch.tanh(net(x))).sum(1).view(UNITS, DRAWS).mean(1))
     with pytest.raises(GradientError, match="complete backward"):
@@ -204,7 +245,7 @@ def test_a_unit_whose_gradient_overflows_fp32_alone_adds_nothing(way: Way) -> No
     sums = []
     with device.interpreted():
         for present in ([False, True, True], [True, True, True]):
-            engine = FusedGradients(net, UNITS, DRAWS, plan_of({"0": way}))
+            engine = planned_engine(net, UNITS, DRAWS, plan_of({"0": way}))
             sums.append(torch.zeros(engine.total, dtype=torch.int64))
             losses = engine.backward(lambda: (net(x).sum(1) * pull).view(UNITS, DRAWS).mean(1))
             assert losses.isfinite().all()
@@ -219,7 +260,7 @@ def test_over_a_training_run_the_unnoised_sums_stay_those_of_the_reference() -> 
     net = Net()
     present = torch.ones(UNITS, dtype=torch.bool)
     reference = PerUnitGradients(net, UNITS, DRAWS)
-    fused = FusedGradients(net, UNITS, DRAWS, plan_of(WAYS[1]))
+    fused = planned_engine(net, UNITS, DRAWS, plan_of(WAYS[1]))
     for _ in range(30):
         expected = step(net, reference, present)[0]
         with device.interpreted():
