@@ -22,9 +22,9 @@ DERIVED from calls of single kernels, not from the profile:
 ASSUMED: full speed for streamed passes and for the library's products.
 
 Everything else checks the model: the totals of the layer-by-layer step (149.7 ms) and of the sketch (68.1), and every
-other row. Rows that it misses: layout copies, layer by layer (9.2 modelled, 15.1 measured) and in the sketch (9.2; 2.5),
-for which the log has 21 passes each and the profile 28 and 9; adds that are not vectorised, in both (12.2; 9.1); other
-adds and divisions, layer by layer (5.5; 4.1 and 2.9; 1.9). The fused execution was not measured.
+other row. Rows that it misses, modelled and measured: layout copies, layer by layer (9.2; 15.1) and in the sketch (9.2;
+2.5), for which the log has 21 passes each and the profile 28 and 9; adds that are not vectorised, in both (12.2; 9.1);
+other adds and divisions, layer by layer (5.5; 4.1 and 2.9; 1.9). The fused execution was not measured.
 """
 
 from collections import defaultdict
