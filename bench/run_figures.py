@@ -34,7 +34,7 @@ from curriculumdp.command import one_line_errors  # noqa: E402
 from curriculumdp.config.config import Config, load_config  # noqa: E402
 from curriculumdp.evaluation.record import RECORD, UTILITY, public_folder  # noqa: E402
 from curriculumdp.phases import PHASE_NAMES  # noqa: E402
-from curriculumdp.report.figures import PAUSE, seconds_by_phase  # noqa: E402
+from curriculumdp.report.quality import PAUSE, seconds_by_phase  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 COLUMNS = [

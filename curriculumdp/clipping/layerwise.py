@@ -1,4 +1,4 @@
-"""Layer-by-layer execution of any network whose layers have rules.
+"""Layer-by-layer execution of any network whose layers have rules, by swapped forwards and an autograd Function.
 
 During a backward, every trainable layer's forward is replaced by an autograd Function that returns only the input's
 gradient and hands the weights' gradient, split by unit, to the store.

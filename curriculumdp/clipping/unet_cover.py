@@ -1,4 +1,4 @@
-"""What the fused execution of a U-Net does not cover, by name."""
+"""Whether the fused execution covers a U-Net: the first block, layer or option that it does not, by name."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The ledger of a config's named data set: where it is, who may create it, and what it holds."""
+"""A config's `data.name`: where that data set's ledger is, who may create it, and the table of what it holds."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An append-only file of lines, each with a MAC over itself and everything before it. Ledgers are built on it.
+"""An append-only file of lines, each with a MAC over itself and all before it; a torn last line is dropped.
 
 A line is {"body":B,"mac":M} and a newline. B is canonical JSON; Mᵢ = HMAC-SHA256(key, Mᵢ₋₁ ‖ Bᵢ), where M₀
 encodes the kind of ledger. The whole line is a function of B and Mᵢ₋₁, so any changed byte is detected.

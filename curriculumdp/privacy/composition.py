@@ -1,4 +1,4 @@
-"""The cost of composed privacy losses, with every rounding error on the safe side. PUBLIC arithmetic.
+"""Privacy loss distributions on a grid, composed with every rounding error on the safe side. PUBLIC arithmetic.
 
 The loss L of a whole run is a sum of independent losses on one grid, and δ(ε) = E max(0, 1 − e^(ε−L)). A Fourier
 transform in double precision gives the n-fold convolution with an absolute error of about n·2⁻⁵³, too coarse for

@@ -17,7 +17,7 @@ from curriculumdp.evaluation.released import read_released
 from curriculumdp.phases import PHASE_NAMES
 from curriculumdp.plots import scatter_panels
 from curriculumdp.privacy.event import rounded_up
-from curriculumdp.report.figures import read_metrics, seconds_by_phase
+from curriculumdp.report.quality import read_metrics, seconds_by_phase
 
 TABLE, PLOT, RECORD = "compare.csv", "compare.png", "compare.json"
 NONE = "–"

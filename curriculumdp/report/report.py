@@ -14,7 +14,8 @@ from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import percent, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import Released, read_released
 from curriculumdp.privacy.event import rounded_up
-from curriculumdp.report.figures import (
+from curriculumdp.report.page import Html, document, facts, paragraph, section, tag
+from curriculumdp.report.quality import (
     curves_section,
     fidelity_section,
     memorisation_section,
@@ -23,7 +24,6 @@ from curriculumdp.report.figures import (
     utility_plot_of,
     utility_section,
 )
-from curriculumdp.report.page import Html, document, facts, paragraph, section, tag
 from curriculumdp.report.sections import (
     budget_section,
     cost_facts,

@@ -23,7 +23,7 @@ from curriculumdp.evaluation.record import public_folder, table
 from curriculumdp.evaluation.released import read_released
 from curriculumdp.report.compare import read_run
 from curriculumdp.report.compare import table as comparison
-from curriculumdp.report.figures import fidelity_section, memorisation_section
+from curriculumdp.report.quality import fidelity_section, memorisation_section
 from tests.support.evaluated_run import CLASSES, digits, write_npz
 
 CPU = torch.device("cpu")
