@@ -68,7 +68,7 @@ def save_checkpoint(
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, unfinished / STATE)
         facts = asdict(position) | {"sha256": _sha256(unfinished / STATE)}
         facts["mac"] = _mac(facts, mac_key)
-        (unfinished / FACTS).write_text(json.dumps(facts, indent=1))
+        (unfinished / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         for path in (unfinished / STATE, unfinished / FACTS, unfinished):
             sync(path)
         _swap(unfinished, target)
@@ -132,7 +132,7 @@ def authentic_positions(folder: Path, mac_key: bytes) -> list[Position]:
 def _record(path: Path, mac_key: bytes) -> dict[str, Any]:
     """Return a checkpoint's record without its MAC, which has been checked; raise CheckpointError."""
     try:
-        facts = json.loads((path / FACTS).read_text())
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         mac = facts.pop("mac")
         if not hmac.compare_digest(mac, _mac(facts, mac_key)):
             raise CheckpointError(f"{path / FACTS}: the checkpoint's record was modified")

@@ -5,6 +5,7 @@ It imports only the standard library, so `--help` and command-line errors answer
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -46,8 +47,12 @@ class Parser(argparse.ArgumentParser):
 def one_line_errors() -> Iterator[None]:
     """Turn user errors, and errors of the machine, into one line `error: …` on stderr and exit status 2.
 
-    Ctrl-C prints one line and exits with 130. A closed standard output (`| head`) exits silently with 141.
+    Ctrl-C prints one line and exits with 130. A closed standard output (`| head`) exits silently with 141. Letters that
+    the console's encoding lacks are printed as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()

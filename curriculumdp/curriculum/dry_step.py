@@ -83,7 +83,7 @@ def _needs(config: Config) -> Iterator[tuple[str, str, int]]:
 def _machine_memory() -> int:
     """Return the max bytes this process can have: the machine's memory, or its control group's limit."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip() if CGROUP_LIMIT.exists() else "max"
     return min(physical, int(limit)) if limit.isdecimal() else physical
 
 

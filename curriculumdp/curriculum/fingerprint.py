@@ -78,7 +78,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
-    driver = NVIDIA_DRIVER.read_text().splitlines()[:1] if NVIDIA_DRIVER.exists() else []
+    driver = NVIDIA_DRIVER.read_text(encoding="utf-8").splitlines()[:1] if NVIDIA_DRIVER.exists() else []
     return {
         "gpu": torch.cuda.get_device_name(device),
         "driver": driver,
@@ -97,7 +97,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 def _processor() -> str:
     """Return the first processor's model and a digest of its features; libraries choose their code by both."""
     try:
-        lines = CPU_INFO.read_text().split("\n\n", maxsplit=1)[0].splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8").split("\n\n", maxsplit=1)[0].splitlines()
     except OSError:
         return platform.processor()
     facts = dict(line.replace("\t", "").partition(":")[::2] for line in lines)

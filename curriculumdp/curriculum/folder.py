@@ -157,7 +157,7 @@ class RunFolder:
         """Return the options saved last; raise FolderError if they cannot be read."""
         file = self.private / CONFIG
         try:
-            saved = json.loads(file.read_text())
+            saved = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(saved, dict):
                 raise ValueError("not a mapping of options")
         except (OSError, ValueError, RecursionError) as error:

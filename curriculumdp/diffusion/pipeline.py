@@ -41,7 +41,7 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, float]:
     """Return (network in eval mode, sigma_data) from a folder that `save_pipeline` wrote. Raises NetworkError."""
     try:
         net = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
-        sigma_data = float(json.loads((folder / SCHEDULER_CONFIG).read_text())["sigma_data"])
+        sigma_data = float(json.loads((folder / SCHEDULER_CONFIG).read_text(encoding="utf-8"))["sigma_data"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise NetworkError(f"{folder} contains no network that this version can sample: {error}") from error
     return net.eval(), sigma_data

@@ -69,7 +69,7 @@ def read_record(folder: Path, release: Mapping[str, str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         known = record["format"] == FORMAT
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         known = False

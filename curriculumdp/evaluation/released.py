@@ -53,7 +53,7 @@ def read_released(folder: Path) -> Released:
     """Read the release in `folder` without verifying it. Raises CertificateError or EvaluationError, one line."""
     certificate = read_certificate(folder)
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         for section in ("data", "privacy", "model", "private", "sampling"):
             dict(config[section])
     except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):

@@ -128,10 +128,11 @@ def export_release(
         image_grid(pictures, samples.per_class).save(staging / "samples.png")
         if central is not None and len(central):
             _central_grid(np.asarray(central), guarantee.public.classes).save(staging / "central.png")
-        (staging / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        (staging / CONFIG).write_text(text, encoding="utf-8")
         has_central = (staging / "central.png").exists()
         card = model_card(str(config["name"]), guarantee, accounting, samples.steps, has_central)
-        (staging / "README.md").write_text(card)
+        (staging / "README.md").write_text(card, encoding="utf-8")
         _certify(staging, guarantee, accounting, signing_key)
         _check_target(folder, guarantee, weights)
     return asked

@@ -91,6 +91,6 @@ def document(title: str, *body: object) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light">'
-        f"<title>{escape(title)}</title><style>{STYLE.read_text()}</style>"
+        f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style>"
     )
     return f'<!doctype html>\n<html lang="en">{tag("head", head)}{tag("body", tag("main", *body))}</html>\n'

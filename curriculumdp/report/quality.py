@@ -126,7 +126,7 @@ def memorisation_section(record: Mapping[str, Any], folder: Path) -> Html:
 def read_metrics(private: Path) -> list[dict[str, Any]]:
     """Read the rows of metrics.jsonl, oldest first, skipping unreadable lines such as a torn last one. PRIVATE."""
     try:
-        lines = (private / "metrics.jsonl").read_text().splitlines()
+        lines = (private / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     rows = []
