@@ -14,8 +14,14 @@ shift 4
 where='import sys; from curriculumdp.config.config import load_config; print(load_config(sys.argv[1], sys.argv[2:]).run_dir)'
 run=$(PYTHONPATH=.:kernels $python -c "$where" "$config" "$@") || exit 2
 mkdir -p "$carried" "$run"
-if compgen -G "$carried/run.tar.gz.*" >/dev/null && [ ! -e "$run/private" ]; then
-  cat "$carried"/run.tar.gz.* | tar xz -C "$run"
+# A kill while files were replaced leaves both sets or the next one alone; only a complete one unpacks.
+if [ ! -e "$run/private" ]; then
+  for set in next run; do
+    if compgen -G "$carried/$set.tar.gz.*" >/dev/null; then
+      rm -rf "$run.partial" && mkdir -p "$run.partial"
+      if cat "$carried/$set".tar.gz.* | tar xz -C "$run.partial"; then rm -rf "$run" && mv "$run.partial" "$run" && break; fi
+    fi
+  done
 fi
 
 # SIGTERM is how a run is asked to save and stop; it then exits 143. One process needs no launcher.

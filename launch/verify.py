@@ -24,23 +24,17 @@ def main() -> int:
     with one_line_errors():
         from curriculumdp.printable import printable
         from curriculumdp.release.files import release_of
-        from curriculumdp.release.verify import check_release, summary
+        from curriculumdp.release.verify import check_release, failure, summary
 
         release = release_of(asked.release)
         checked = check_release(release, asked.signer)
-        if checked.problems:
-            print(printable(f"NOT VERIFIED: {release}"))
-        for problem in checked.problems:
-            print(printable(f"WRONG: {problem}"))
         if checked.certificate is None or checked.recomputed is None or checked.problems:
-            return 1
-        for line in summary(checked.certificate, checked.recomputed):
+            lines = failure(release, checked.problems)
+        else:
+            lines = summary(release, checked.certificate, checked.recomputed, asked.signer)
+        for line in lines:
             print(printable(line))
-        origin = (
-            f"origin: signed by {asked.signer}" if asked.signer else "origin not proved: pass --signer PUB"
-        )
-        print(printable(origin))
-        return 0
+        return int(bool(checked.problems))
 
 
 if __name__ == "__main__":

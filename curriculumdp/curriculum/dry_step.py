@@ -4,6 +4,7 @@ PUBLIC: it reads no image of the data set and draws nothing from the run's secre
 of its own, so a config always gets the same answer on the same machine. It leaves no trace in the state.
 """
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -93,7 +94,7 @@ def dry_step(
     """Do one step per phase on dummy images; raise DryStepError or another UserError on every rank if any fails.
 
     phases: how to make each phase. It costs about one microbatch, one warm-up step and one query on each rank.
-    Weights, moments, generators and flags are restored afterwards.
+    Weights, moments and generators are restored afterwards, and the memory is free again.
     """
     error: Exception | None = None
     try:
@@ -226,5 +227,7 @@ def _no_trace(state: State) -> Iterator[None]:
     finally:
         state.load(buffers)
         state.central = central
+        # Engines lie in cycles of references, and the run could not allocate its own beside them.
+        gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

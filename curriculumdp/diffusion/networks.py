@@ -1,5 +1,6 @@
 """The U-Net: diffusers' `UNet2DModel`, restricted to layers that have a rule for per-unit gradients."""
 
+import os
 from collections.abc import Sequence
 from math import gcd
 from pathlib import Path
@@ -11,6 +12,8 @@ from curriculumdp.errors import UserError
 
 __all__ = ["NetworkError", "UNet2DModel", "build_unet", "check_trainable", "load_public_weights"]
 
+# What the first bytes of a certificate contain (`release.certificate.FORMAT`).
+CERTIFICATE_MARK, MARKED = b"curriculumdp privacy certificate", 200
 MIXES_EXAMPLES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -94,6 +97,24 @@ def check_trainable(net: nn.Module) -> None:
             )
 
 
+def _refuse_release(folder: Path, source: Path) -> None:
+    """Raise NetworkError if the weights in `source`, or what its links lead to, lie in a release."""
+    files = [source, *source.glob("*.safetensors"), *source.glob("*.json")]
+    places = {
+        folder.resolve(),
+        *(place for file in files for place in (file.resolve(), *file.resolve().parents[:2])),
+    }
+    for place in sorted(places):
+        certificate = place / "privacy.json"
+        if os.path.lexists(certificate) and (
+            not certificate.is_file() or CERTIFICATE_MARK in certificate.read_bytes()[:MARKED]
+        ):
+            raise NetworkError(
+                f"init_from: {place} is a release with a privacy certificate, so its weights are not public: what they "
+                "cost is not in this run's ε; start from a public model"
+            )
+
+
 def load_public_weights(net: UNet2DModel, folder: Path) -> None:
     """Overwrite `net`'s weights with those of a PUBLIC diffusers folder (a pipeline's, or its `unet`).
 
@@ -101,13 +122,8 @@ def load_public_weights(net: UNet2DModel, folder: Path) -> None:
     only safetensors. Raises NetworkError that names the first parameter that does not fit, and for a release, whose
     weights were trained on private images: a unit in both sets would lose more than this run's ε.
     """
-    for place in (folder.resolve(), folder.resolve().parent):
-        if (place / "privacy.json").exists():
-            raise NetworkError(
-                f"init_from: {place} is a release with a privacy certificate, so its weights are not public: what they "
-                "cost is not in this run's ε; start from a public model"
-            )
     source = folder / "unet" if (folder / "unet").is_dir() else folder
+    _refuse_release(folder, source)
     try:
         public = UNet2DModel.from_pretrained(source, local_files_only=True, use_safetensors=True).state_dict()
     except (OSError, ValueError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 from curriculumdp.config.yaml_file import parse_yaml
 from curriculumdp.phases import PHASES, SOLVED
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.event import MIN_NOISE_MULTIPLIER
+from curriculumdp.privacy.event import MAX_COUNT, MIN_NOISE_MULTIPLIER
 from curriculumdp.release.certificate import MAX_BYTES, Accounting, Guarantee
 from curriculumdp.release.files import CENTRAL, CERTIFICATE, CONFIG, read_limited
 
@@ -60,8 +60,9 @@ def _settings(config: Any, guarantee: Guarantee) -> Pairs:
         yield f"mechanism of {row.name}", "subsampled_gaussian", row.mechanism
         yield f"{row.name}.sample_rate", phase.get("sample_rate"), row.sample_rate
         clip_norm = phase.get("clip_norm")
+        if row.name != SOLVED:
+            yield f"{row.name}.noise_multiplier", phase.get("noise_multiplier"), row.noise_multiplier
         if row.name == "central":
-            yield "central.noise_multiplier", phase.get("noise_multiplier"), row.noise_multiplier
             clip_norm = clip_norm or _widest(phase, config["data"])
         yield f"{row.name}.clip_norm", clip_norm, row.clip_norm
 
@@ -73,9 +74,16 @@ def _widest(central: Any, data: Any) -> float:
 
 
 def _planned(config: Any) -> dict[str, int]:
-    """Return how many events each charged phase of the curriculum plans; a run may have no private phase."""
+    """Return how many events each charged phase of the curriculum plans; a run may have no private phase.
+
+    Raises ValueError for a number that no plan can have.
+    """
     phases = config.get("curriculum", list(STEPS))
-    return {name: config[name][key] for name, key in STEPS.items() if name in phases}
+    planned = {name: config[name][key] for name, key in STEPS.items() if name in phases}
+    for name, count in planned.items():
+        if type(count) is not int or not 0 < count <= MAX_COUNT:
+            raise ValueError(f"{name} plans {count!r} events")
+    return planned
 
 
 def _counts(config: Any, guarantee: Guarantee) -> Pairs:

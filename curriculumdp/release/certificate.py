@@ -23,7 +23,7 @@ from curriculumdp.privacy.accountant import (
 )
 from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM, PrivacyEvent, rounded_up
 
-FORMAT = "curriculumdp privacy certificate 2"
+FORMAT = "curriculumdp privacy certificate 3"
 MAX_BYTES = 1_000_000  # of a certificate
 SLACK = 1e-6  # relative; two versions of an accountant may differ in the last digits
 
@@ -249,7 +249,8 @@ def _values(parsed: Any) -> Mapping[str, Any]:
     if not isinstance(parsed, dict) or parsed.get("format") != FORMAT:
         found = parsed.get("format") if isinstance(parsed, dict) else type(parsed).__name__
         raise CertificateError(
-            f"privacy.json: format is {_one_line(repr(found))}; this version reads '{FORMAT}'"
+            f"privacy.json: format is {_one_line(repr(found))}; this version reads '{FORMAT}': verify it with the "
+            "version that made it"
         )
     return {key: value for key, value in parsed.items() if key not in ("format", "statement")}
 

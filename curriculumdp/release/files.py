@@ -28,9 +28,15 @@ ALLOWED = REQUIRED | {CENTRAL, CERTIFICATE, SIGNATURE}
 
 
 def release_of(folder: Path) -> Path:
-    """Return the release in a run's folder, or `folder` itself if it is not a run's folder."""
+    """Return `folder`/release if `folder` itself holds nothing of a release and that is a folder, else `folder`.
+
+    A model beside somebody's genuine release must not be taken for it.
+    """
     inside = folder / "release"
-    return inside if not (folder / CERTIFICATE).exists() and (inside / CERTIFICATE).exists() else folder
+    own = {name.partition("/")[0] for name in ALLOWED}
+    if inside.is_symlink() or not inside.is_dir() or any(os.path.lexists(folder / name) for name in own):
+        return folder
+    return inside
 
 
 def list_files(folder: Path) -> tuple[set[str], list[str]]:

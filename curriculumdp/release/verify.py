@@ -21,6 +21,7 @@ from curriculumdp.release.certificate import (
 from curriculumdp.release.files import CERTIFICATE, SIGNATURE, file_problems, list_files, read_limited
 from curriculumdp.release.signature import is_signed, load_signer
 
+MAX_SHOWN = 20  # problems: a list that scrolls could hide the verdict
 # How far a stated value may lie above the recomputed one, times (1 + it), if another version of the accountant
 # computed it. None may lie below by more than SLACK: that would promise too much.
 FIGURES = {"epsilon_of_events": 1e-3, "epsilon_replace_one": 1e-3, "opacus_rdp": 1e-2, "opacus_prv": 5e-2}
@@ -75,11 +76,25 @@ def check_release(folder: Path, signer_public_key: Path | None = None) -> Checke
     return Checked(problems, certificate, recomputed)
 
 
-def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
-    """Return in words that a release without problems is verified, and what it costs. ε and δ are rounded up."""
+def failure(release: Path, problems: list[str]) -> list[str]:
+    """Return in words that a release is not verified: the verdict first and last, the first problems between."""
+    verdict = f"NOT VERIFIED: {release}"
+    shown = [f"WRONG: {problem}" for problem in problems[:MAX_SHOWN]]
+    more = [f"and {len(problems) - MAX_SHOWN} more"] if problems[MAX_SHOWN:] else []
+    return [verdict, *shown, *more, verdict]
+
+
+def summary(
+    release: Path, certificate: Certificate, recomputed: Accounting, signer: Path | None
+) -> list[str]:
+    """Return in words that a release without problems is verified, and what it costs. ε and δ are rounded up.
+
+    signer: the public key that it was checked with, or None.
+    """
     promised = certificate.guarantee
     lines = [
-        f"verified: at most ε = {rounded_up(promised.epsilon)} at δ = {rounded_up(promised.delta)} per unit (zero-out)",
+        f"verified: {release}",
+        f"promised: at most ε = {rounded_up(promised.epsilon)} at δ = {rounded_up(promised.delta)} per unit (zero-out)",
         f"files: {len(certificate.files)}, each as certified",
         f"cost, recomputed (PLD, which the promise rests on): ε = {rounded_up(recomputed.epsilon_of_events)}",
     ]
@@ -97,6 +112,7 @@ def summary(certificate: Certificate, recomputed: Accounting) -> list[str]:
         *lines,
         f"recomputed with: {recomputed.accountant}; Opacus {recomputed.opacus}",
         f"stopped: {promised.stopped}; private metrics shown: {shown}",
+        f"origin: signed by {signer}" if signer else "origin not proved: pass --signer PUB",
         f"a unit is {promised.unit!r}",  # last: no sender's text can pass for one of the lines above
     ]
 

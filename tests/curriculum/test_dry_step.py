@@ -1,7 +1,9 @@
 """One step of each phase on made images: what it refuses, when, and that it leaves no trace."""
 
 import random
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +118,36 @@ def test_it_leaves_no_trace(make_run, digits):
     assert generators[1] == random.getstate()
     assert np.array_equal(generators[2], np.random.get_state()[1])
     assert all(parameter.grad is None for parameter in state.net.parameters())
+
+
+def test_the_memory_of_the_rehearsals_is_free_again(make_run, digits):
+    """Else the run would build its engine beside the rehearsal's, and could run out of memory once it was charged."""
+    made, state = make_run(digits, one_process())
+    alive: list[weakref.ref[Any]] = []
+
+    def kept(maker: Any) -> Any:
+        def make(run: Any) -> Any:
+            phase = maker(run)
+            alive.append(weakref.ref(phase))
+            return phase
+
+        return make
+
+    engines = weakref.WeakSet[Any]()
+    original = private.build_engine
+    with pytest.MonkeyPatch.context() as patch:
+
+        def build(*given: Any) -> Any:
+            engine = original(*given)
+            engines.add(engine)
+            return engine
+
+        patch.setattr(private, "build_engine", build)
+        makers = {name: kept(maker) for name, maker in train.PHASE_CLASSES.items()}
+        dry_step(made.config, one_process(), state, makers)
+    assert len(alive) == 3
+    assert [phase() for phase in alive] == [None] * 3
+    assert not engines
 
 
 def test_it_sees_no_image_and_no_secret_of_the_run(tmp_path, monkeypatch):

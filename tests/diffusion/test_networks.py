@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from curriculumdp.diffusion.networks import NetworkError, build_unet, check_trainable, load_public_weights
+from curriculumdp.release.certificate import FORMAT
 
 
 def tiny(**changes: object) -> nn.Module:
@@ -103,11 +104,28 @@ def test_public_weights_are_taken_and_misfits_named(tmp_path: Path) -> None:
         load_public_weights(tiny(), tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("given", ["release", "release/unet", "link"])
-def test_the_weights_of_a_release_are_not_public(tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("given", ["release", "release/unet", "link", "with a link", "with linked files"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_weights_of_a_release_are_not_public(tmp_path: Path, given: str, whole: bool) -> None:
     """They were trained on private images, perhaps these: what that cost would be missing from this run's ε."""
-    tiny().save_pretrained(tmp_path / "release" / "unet")
-    (tmp_path / "release" / "privacy.json").write_text("{}")
-    (tmp_path / "link").symlink_to(tmp_path / "release" / "unet")
+    unet = tmp_path / "release" / "unet"
+    tiny().save_pretrained(unet)
+    certificate = tmp_path / "release" / "privacy.json"
+    if whole:
+        certificate.write_text(f'{{"format": "{FORMAT}"}}', encoding="utf-8")
+    else:
+        certificate.symlink_to("nowhere")
+    (tmp_path / "link").symlink_to(unet)
+    (tmp_path / "with a link").mkdir()
+    (tmp_path / "with a link" / "unet").symlink_to(unet)
+    (tmp_path / "with linked files").mkdir()
+    for file in unet.iterdir():
+        (tmp_path / "with linked files" / file.name).symlink_to(file)
     with pytest.raises(NetworkError, match="release is a release with a privacy certificate"):
         load_public_weights(tiny(), tmp_path / given)
+
+
+def test_a_privacy_policy_beside_a_public_model_is_no_certificate(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "unet")
+    (tmp_path / "privacy.json").write_text('{"policy": "we keep nothing"}', encoding="utf-8")
+    load_public_weights(tiny(), tmp_path)

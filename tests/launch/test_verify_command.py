@@ -1,6 +1,7 @@
 """launch/verify.py says what a release promises, and fails where it is not so."""
 
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_a_good_release_passes_from_anywhere(signed: tuple[Path, Path], tmp_path
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("verified: at most ε = 6 at δ = 0.0001 per unit")
+    assert done.stdout.startswith(f"verified: {signed[0]}\npromised: at most ε = 6 at δ = 0.0001 per unit")
     assert "cross-check by Opacus PRV" in done.stdout
     assert "origin not proved" in done.stdout
 
@@ -71,7 +72,38 @@ def test_a_runs_folder_stands_for_the_release_in_it(
     signed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert verify(monkeypatch, signed[0].parent) == 0
-    assert capsys.readouterr().out.startswith("verified: ")
+    assert capsys.readouterr().out.startswith(f"verified: {signed[0]}\n")
+
+
+@pytest.mark.parametrize("beside", ["unet", "model_index.json", "privacy.json"])
+def test_what_lies_beside_a_genuine_release_is_not_verified_by_it(
+    signed: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    beside: str,
+) -> None:
+    """Somebody's model with a copy of a signed release inside would else be called verified and signed."""
+    shutil.copytree(signed[0], tmp_path / "model" / "release")
+    (tmp_path / "model" / beside).symlink_to("nowhere")
+    assert verify(monkeypatch, tmp_path / "model", "--signer", signed[1]) == 1
+    assert capsys.readouterr().out.startswith(f"NOT VERIFIED: {tmp_path / 'model'}\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "release").symlink_to(signed[0])
+    assert verify(monkeypatch, tmp_path / "run") == 1
+
+
+def test_many_problems_do_not_hide_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_release(tmp_path / "release")
+    for number in range(50):
+        (folder / f"verified {number}").touch()
+    assert verify(monkeypatch, folder) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[-1] == f"NOT VERIFIED: {folder}"
+    assert lines[-2] == "and 30 more"
+    assert len(lines) == 23
 
 
 def test_an_unusable_key_is_a_bad_input(

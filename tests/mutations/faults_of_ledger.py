@@ -239,6 +239,20 @@ LEDGER_FAULTS = [
         Check("tests.curriculum.test_dry_step:test_it_leaves_no_trace"),
     ),
     Fault(
+        "a rehearsal's engine left in the run's memory",
+        "curriculumdp.curriculum.dry_step:_no_trace",
+        "gc.collect()",
+        "pass",
+        Check("tests.curriculum.test_dry_step:test_the_memory_of_the_rehearsals_is_free_again"),
+    ),
+    Fault(
+        "two clip norms in one phase",
+        "curriculumdp.ledger.spending:Spending.take_clip_norm",
+        "if clip_norm != first:",
+        "if False:",
+        Check("tests.ledger.test_spending:test_all_events_of_a_phase_have_one_clip_norm"),
+    ),
+    Fault(
         "a dry step after the ledger is made",
         "curriculumdp.curriculum.train:run_curriculum",
         "dry_step(config, world, state, PHASE_CLASSES)",

@@ -156,6 +156,16 @@ RELEASE_FAULTS = [
         raises=(CertificateError,),
     ),
     Fault(
+        "a model beside a genuine release verified by it",
+        "curriculumdp.release.files:release_of",
+        "if inside.is_symlink() or not inside.is_dir() or any(os.path.lexists(folder / name) for name in own):",
+        "if not inside.is_dir() or (folder / CERTIFICATE).exists():",
+        Check(
+            "tests.release.test_verify:test_a_model_beside_a_release_does_not_stand_for_it",
+            {"beside": "unet"},
+        ),
+    ),
+    Fault(
         "a certificate without the central phase",
         PROMISE,
         CERTIFIED,

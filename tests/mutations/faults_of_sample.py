@@ -76,6 +76,23 @@ SAMPLE_FAULTS = [
         ),
     ),
     Fault(
+        "places without people certified as protected units",
+        "curriculumdp.data.listing:_integer_indices",
+        "if (found := len(np.unique(indices))) != units:",
+        "if (found := len(np.unique(indices))) > units:",
+        Check("tests.data.test_arrays:test_units_without_images_are_declared_by_a_roster_or_refused"),
+    ),
+    Fault(
+        "weights of a release taken for public ones",
+        "curriculumdp.diffusion.networks:load_public_weights",
+        "_refuse_release(folder, source)",
+        "pass",
+        Check(
+            "tests.diffusion.test_networks:test_the_weights_of_a_release_are_not_public",
+            {"whole": True, "given": "release"},
+        ),
+    ),
+    Fault(
         "a higher rate than is charged",
         STEP,
         ROWS,

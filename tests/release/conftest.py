@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from curriculumdp.privacy.event import PrivacyEvent
-from curriculumdp.release import certificate, verify
+from curriculumdp.release import agreement, certificate
 from tests.support.tiny_release import write_keys, write_release
 
 Method = Callable[[Sequence[PrivacyEvent], float], object]
@@ -26,7 +26,7 @@ KEPT: dict[tuple[ModuleType, str], Method] = {
     (module, name): kept(getattr(module, name))
     for module, names in {
         certificate: ("epsilon", "epsilon_replace_one", "epsilon_opacus_rdp", "epsilon_prv"),
-        verify: ("epsilon",),
+        agreement: ("epsilon",),
     }.items()
     for name in names
 }

@@ -161,11 +161,12 @@ def test_what_is_printed_is_what_was_recomputed(release: Path) -> None:
         update={"epsilon_of_events": 1.00000049, "epsilon_replace_one": 2.0}
     )
     said = checked.certificate.guarantee.model_copy(update={"epsilon": 1.0000049, "delta": 1.0000001e-5})
-    printed = "\n".join(summary(checked.certificate.model_copy(update={"guarantee": said}), other))
+    certificate = checked.certificate.model_copy(update={"guarantee": said})
+    printed = "\n".join(summary(Path("release"), certificate, other, None))
     assert "at most ε = 1.00001 at δ = 1.00001e-05 per unit" in printed
     assert printed.endswith("\na unit is 'one image'")
-    assert "PLD 1.00001," in printed
-    assert "under replace-one: PLD 2\n" in printed
+    assert "which the promise rests on): ε = 1.00001\n" in printed
+    assert "under replace-one adjacency: ε = 2\n" in printed
     assert f"recomputed with: {ACCOUNTANT}; Opacus {version('opacus')}" in printed
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from curriculumdp.release.certificate import CertificateError, certificate_bytes
-from curriculumdp.release.files import REQUIRED, WEIGHTS
+from curriculumdp.release.files import REQUIRED, WEIGHTS, release_of
 from curriculumdp.release.verify import (
     read_certificate,
     verify_release,
@@ -163,3 +163,12 @@ def test_weights_that_training_began_from_are_certified_as_taken_for_public(tmp_
     assert verify_release(release) == []
     for file in ("privacy.json", "README.md"):
         assert "started from are treated as public too: chest-xrays." in (release / file).read_text()
+
+
+@pytest.mark.parametrize("beside", ["unet", "samples.png", "privacy.json"])
+def test_a_model_beside_a_release_does_not_stand_for_it(tmp_path: Path, beside: str) -> None:
+    run, release = tmp_path / "run", tmp_path / "run" / "release"
+    release.mkdir(parents=True)
+    assert release_of(run) == release
+    (run / beside).symlink_to("nowhere")
+    assert release_of(run) == run
