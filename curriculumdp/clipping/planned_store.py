@@ -203,7 +203,10 @@ class PlannedStore:
             for layer, grad in zip(layers, grads, strict=True):
                 self.linear(layer, x, grad)
             return
-        weights = [self._of(layer.weight)[0] for layer in layers]
+        taken = [self._of(layer.weight) for layer in layers]
+        if any(again for _, again in taken):
+            raise GradientError("a projection is used twice in a forward: its store would keep one use alone")
+        weights = [view for view, _ in taken]
         biases = [self._of(layer.bias)[0] for layer in layers] if bias else None
         count = conv2d_parts(_as_conv(layers[0].weight), bias, x.dtype)
         squares = self.parts(id(layers[0]), 3 * count).view(self.units, 3, count).transpose(0, 1)
@@ -215,6 +218,8 @@ class PlannedStore:
         for parameter in parameters:
             written = self.parameters.write(parameter)
             assert written is not None
+            if written[1]:
+                raise GradientError("a norm is used twice in a forward: its store would keep one use alone")
             columns.append(self._column[self.parameters.segments[written[0]].name])
         unit_sums(sums, self.grads, columns, self.parts(id(parameters[0]), len(columns)))
 

@@ -27,7 +27,7 @@ class UnruledLayer(UserError):
 
 
 class Sink(Protocol):
-    """The destination of per-unit gradients. The rules here use `segment` alone, the fused execution the rest."""
+    """The destination of per-unit gradients. The rules in torch use `segment` alone; kernels and blocks use the rest."""
 
     units: int
 

@@ -60,7 +60,7 @@ def _squares_kernel(
 ) -> None:
     """Program (block, unit)."""
     unit = tl.program_id(1).to(tl.int64)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(grads + unit * grads_stride + place, mask=place < count, other=0.0).to(tl.float64)
     tl.store(parts + unit * parts_stride + tl.program_id(0), tl.sum(value * value, 0))
 
@@ -76,7 +76,7 @@ def _sum_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """Program (block)."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     sum_ = tl.zeros((BLOCK,), dtype=tl.int64)
     for unit in range(units):

@@ -11,7 +11,8 @@ from dpkernels.device import INTERPRETER, Tile, precision_of
 from dpkernels.grid import store_value
 
 Pair = tuple[int, int]
-MAX_ELEMENTS = 2**31
+# Below 2³¹ by more than the last tile of a reduction reaches past its end.
+MAX_ELEMENTS = 2**31 - 2**12
 
 
 class Geometry(NamedTuple):
@@ -71,7 +72,7 @@ def require_indexable(x: Tensor, grad_out: Tensor, units: int) -> None:
         if len(operand) // units * operand.stride(0) >= MAX_ELEMENTS:
             raise ValueError(
                 f"one unit's input to a layer has {len(operand) // units} x {operand.stride(0)} elements, but the "
-                "kernels index fewer than 2**31: use fewer draws or smaller images"
+                f"kernels index fewer than {MAX_ELEMENTS}: use fewer draws or smaller images"
             )
 
 

@@ -141,6 +141,7 @@ def _launch(
         *(shape, tile, mode),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        enable_fp_fusion=weight_out is not None,  # a norm alone is computed as its sum will be
     )
 
 

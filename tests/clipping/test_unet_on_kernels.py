@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
 
 from curriculumdp.clipping.fused_unet import FusedUNet
 from curriculumdp.clipping.layer_plan import EnginePlan, LayerPlan, Way
+from curriculumdp.clipping.parameters import GradientError
 from curriculumdp.clipping.per_unit import PerUnitGradients
 from curriculumdp.clipping.planned_engine import planned_engine
 from curriculumdp.clipping.planned_store import PlannedStore
@@ -224,3 +225,12 @@ def test_over_30_steps_of_a_unet_the_unnoised_sums_stay_those_of_the_reference()
         for weight, part in zip(weights, expected.float().split([w.numel() for w in weights]), strict=True):
             weight.grad = part.view(weight.shape) * (CLIP / UNITS)
         adam.step()
+
+
+@interpreted
+def test_a_network_that_runs_twice_in_a_loss_is_refused_rather_than_half_summed() -> None:
+    net = unet((8,))
+    losses = unit_losses(net, 1)
+    engine = planned_engine(net, UNITS, DRAWS)
+    with device.interpreted(), pytest.raises(GradientError, match="used twice in a forward"):
+        engine.backward(lambda: losses() + losses())
