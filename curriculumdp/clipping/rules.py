@@ -27,7 +27,7 @@ class UnruledLayer(UserError):
 
 
 class Sink(Protocol):
-    """The destination of per-unit gradients. The rules in torch use `segment` alone; kernels and blocks use the rest."""
+    """The destination of per-unit gradients. The rules in torch use `segment` alone, kernels and blocks the rest."""
 
     units: int
 
