@@ -5,7 +5,6 @@ Writes DIR/images.npz with images (uint8 [N, H, W, C]) and labels (int64 [N]). T
 
 import sys
 from pathlib import Path
-from typing import get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -13,7 +12,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 def main() -> int:
     from curriculumdp.command import Parser, one_line_errors
-    from curriculumdp.config.sections import SamplerName
 
     parser = Parser(__doc__)
     parser.add_argument("release", type=Path, help="a release folder, such as runs/NAME/release")
@@ -22,7 +20,7 @@ def main() -> int:
     parser.add_argument("--grid", type=Path, metavar="FILE", help="also one picture of the first 100 images")
     parser.add_argument("--labels", metavar="0,1,2", help="classes to sample in turn (default: all)")
     parser.add_argument("--png", action="store_true", help="also one file per image, in DIR/png")
-    parser.add_argument("--sampler", default="dpm", choices=get_args(SamplerName))
+    parser.add_argument("--sampler", default="dpm", choices=("dpm", "heun", "euler", "churn"))
     parser.add_argument("--steps", type=int, default=18, help="sampling steps (default 18)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256, help="images at once (default 256)")

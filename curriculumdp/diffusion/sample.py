@@ -69,10 +69,12 @@ def denoise(
 ) -> Tensor:
     """Turn noise into images, float [N, C, H, W], in [−1, 1] as trained.
 
-    noise: standard normal [D, N, C, H, W], D = SAMPLERS[sampler].normals(steps). Each image starts from noise[0]; a
-    sampler that adds fresh noise takes one more per step. labels: int64 [N].
+    noise: standard normal [D, N, C, H, W], of which the first SAMPLERS[sampler].normals(steps) are used. Each image
+    starts from noise[0]; a sampler that adds fresh noise takes one more per step. labels: int64 [N].
     """
-    return SAMPLERS[sampler].denoise(net, noise.to(net.device), labels.to(net.device), steps, sigma_data)
+    chosen = SAMPLERS[sampler]
+    used = noise[: chosen.normals(steps)].to(net.device)
+    return chosen.denoise(net, used, labels.to(net.device), steps, sigma_data)
 
 
 def _by_scheduler(
@@ -136,8 +138,8 @@ class Sampler:
 
 SAMPLERS: dict[str, Sampler] = {
     "dpm": Sampler(partial(_by_scheduler, EDMDPMSolverMultistepScheduler)),
-    "euler": Sampler(partial(_by_scheduler, EDMEulerScheduler)),
     "heun": Sampler(_by_heun),
+    "euler": Sampler(partial(_by_scheduler, EDMEulerScheduler)),
     "churn": Sampler(_by_heun, fresh=True),
 }
 

@@ -19,7 +19,7 @@ from curriculumdp.curriculum import audited, private
 from curriculumdp.curriculum.audited import audited_run
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.curriculum.run import Run
-from curriculumdp.curriculum.train import PHASES
+from curriculumdp.curriculum.train import PHASE_CLASSES
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy.event import PrivacyEvent
@@ -119,8 +119,8 @@ def test_every_step_of_an_audited_run_is_charged(
 
 
 def test_no_config_can_ask_for_the_control() -> None:
-    assert AuditedPhase not in PHASES.values()
-    assert set(PHASES) == {"central", "warmup", "private"}
+    assert AuditedPhase not in PHASE_CLASSES.values()
+    assert set(PHASE_CLASSES) == {"central", "warmup", "private"}
 
 
 def test_the_record_says_what_it_is_and_what_it_could_have_seen(record: dict) -> None:

@@ -115,7 +115,7 @@ def test_all_that_leaves_a_run_is_equal_to_the_bit_for_other_data(tmp_path, monk
     first = everything_that_leaves(tiny(tmp_path / "one", **changes), digits, monkeypatch)
     frozen.replay()
     second = everything_that_leaves(tiny(tmp_path / "two", **changes), others(digits), monkeypatch)
-    assert len(frozen.released) == 3 + 6
+    assert len(frozen.released) == 1 + 3 + 6  # the first in the dry step, on dummy images
     assert not frozen._left, "the second run released another number of sums"
     assert first["names"] == second["names"]
     assert [name for name in first if first[name] != second[name]] == []

@@ -1,5 +1,6 @@
 """Sampling finds the distribution that the network knows, and repeats itself."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -83,7 +84,7 @@ def test_no_labels_give_no_images() -> None:
 
 def test_bad_requests_and_diverged_networks_end_in_one_line() -> None:
     net = build_unet((8,), 8, 1, 3, True, blocks=1)
-    with pytest.raises(SamplingError, match="choose from dpm, euler, heun, churn"):
+    with pytest.raises(SamplingError, match="choose from dpm, heun, euler, churn"):
         draw(net, 1, 1, "ddim")
     with pytest.raises(SamplingError, match="at least 2"):
         sample_images(
@@ -117,4 +118,7 @@ def test_saved_images_come_back(tmp_path) -> None:
 
 
 def test_the_samplers_are_those_that_a_config_may_name():
+    """And those of the command line, which names them itself: it answers `--help` without a library."""
     assert tuple(SAMPLERS) == get_args(SamplerName)
+    command = Path(__file__).parents[2] / "launch" / "sample.py"
+    assert str(tuple(SAMPLERS)).replace("'", '"') in command.read_text(encoding="utf-8")

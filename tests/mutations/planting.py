@@ -78,7 +78,6 @@ class Fault:
         for part in path.split("."):
             found = inspect.getattr_static(found, part)
         inner = found.fget if isinstance(found, property) else found
-        inner = inner.fn if isinstance(inner, InterpretedFunction) else inner
         inner = inner.__func__ if isinstance(inner, classmethod | staticmethod) else inner
         function = inner.fn if isinstance(inner, InterpretedFunction) else inspect.unwrap(inner)
         assert isinstance(function, FunctionType), f"{self.function} is no function"
@@ -96,11 +95,6 @@ class Fault:
     def plant(self) -> None:
         """Exchanges the function's code for the faulty one, for every caller in this process."""
         function, found = self.target
-        if isinstance(found, InterpretedFunction):  # it compiles its own source once, when first launched
-            source = self.mutated()
-            found.rewriter._prepare_source = lambda _: source[source.index("def ") :]
-            found.rewritten_fn.pop(function, None)
-            return
         tree = ast.parse(self.mutated())
         definition = tree.body[0]
         assert isinstance(definition, ast.FunctionDef)
