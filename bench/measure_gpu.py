@@ -212,6 +212,7 @@ def warm_commands(asked: argparse.Namespace) -> list[list[str]]:
 def start(command: list[str]) -> subprocess.Popen[str]:
     """Start a command in a process group of its own, so that it can be ended with all that it started."""
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
+    environment.pop("TRITON_INTERPRET", None)  # kernels are to be compiled
     return subprocess.Popen(
         command,
         cwd=ROOT,

@@ -40,6 +40,7 @@ def asked(out: Path, **changes: object) -> argparse.Namespace:
     return argparse.Namespace(**values | changes)
 
 
+@pytest.mark.slow  # a minute and a half of CPU time
 def test_a_rehearsal_goes_through_every_leg_without_a_gpu(tmp_path: Path) -> None:
     command = [*SCRIPT, "--rehearse", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
