@@ -107,7 +107,7 @@ def _refuse_release(folder: Path, source: Path) -> None:
     for place in sorted(places):
         certificate = place / "privacy.json"
         if os.path.lexists(certificate) and (
-            not certificate.is_file() or CERTIFICATE_MARK in certificate.read_bytes()[:MARKED]
+            not certificate.is_file() or CERTIFICATE_MARK in certificate.open("rb").read(MARKED)
         ):
             raise NetworkError(
                 f"init_from: {place} is a release with a privacy certificate, so its weights are not public: what they "

@@ -46,7 +46,9 @@ KIND, VERSION = "dataset ledger", 1
 def state_folder(name: str) -> Path:
     """Return a data set's default ledger folder: ($XDG_STATE_HOME or ~/.local/state)/curriculumdp/name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise LedgerError(f"data set name {name!r}: use 1 to 100 letters, digits, . - and _, no sign first")
+        raise LedgerError(
+            f"data set name {name!r}: use 1 to 100 letters and digits, and . - _ after the first"
+        )
     root = os.environ.get("XDG_STATE_HOME", "")
     state = Path(root) if os.path.isabs(root) else Path.home() / ".local" / "state"
     return state / "curriculumdp" / name

@@ -107,3 +107,14 @@ def test_a_run_that_ended_early_under_its_own_noise_verifies(release: Path) -> N
     guarantee = with_row(release, count=7)["guarantee"].model_copy(update={"stopped": "operator"})
     certify_again(release, guarantee=guarantee, accounting=verify.account(guarantee))
     assert verify_release(release) == []
+
+
+@pytest.mark.parametrize("count", [10**9, 0, -1, 40.5, float("nan"), float("inf"), True, "40", None])
+def test_a_number_of_steps_that_no_plan_can_have_is_a_problem_not_an_error(
+    tmp_path: Path, count: object
+) -> None:
+    release = write_release(tmp_path / "release", guarantee=guarantee(stopped="operator"))
+    config = {**CONFIG, "private": {**CONFIG["private"], "steps": count}}
+    (release / "training_config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    certify_again(release)
+    assert verify_release(release) == ["training_config.yaml is not a training config"]
