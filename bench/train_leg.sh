@@ -29,6 +29,7 @@ status=0
 timeout --foreground --signal=TERM --kill-after=60 "$seconds" $python launch/train.py "$config" "$@" || status=$?
 case $status in 0 | 124 | 143) ;; *) exit 2 ;; esac
 
+rm -f "$carried"/next.tar.gz.*  # parts of a set that a kill left would follow those of a shorter one
 tar cz -C "$run" --exclude=./private/cache . | split -b 15m - "$carried/next.tar.gz."
 rm -f "$carried"/run.tar.gz.*
 for part in "$carried"/next.tar.gz.*; do mv "$part" "$carried/run.tar.gz.${part##*.}"; done
