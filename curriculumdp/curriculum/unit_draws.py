@@ -40,16 +40,16 @@ def distinct_picks(uniform: Tensor, counts: Tensor) -> Tensor:
     """
     owned = counts.clamp(min=1)
     picks = torch.empty(uniform.shape, dtype=torch.int64)
-    taken = torch.full_like(picks, NONE)  # a round's picks so far, ascending, then NONE
+    taken = picks[:, :0]  # a round's picks so far, ascending, then NONE
     for draw in range(picks.shape[1]):
         turn = draw % owned  # a new round begins when all images had their turn
         taken = torch.where((turn == 0)[:, None], NONE, taken)
         left = owned - turn
         rank = torch.minimum((uniform[:, draw] * left).long(), left - 1)
         # The image of that rank among those left follows every taken one with no more of those left before it.
-        passed = (taken - torch.arange(taken.shape[1]) <= rank[:, None]).sum(1)
+        passed = (taken - torch.arange(draw) <= rank[:, None]).sum(1)
         picks[:, draw] = rank + passed
-        taken = torch.cat([taken[:, :-1], picks[:, draw, None]], 1).sort(1).values
+        taken = torch.cat([taken, picks[:, draw, None]], 1).sort(1).values
     return picks
 
 

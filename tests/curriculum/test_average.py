@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from curriculumdp.curriculum import private
 from curriculumdp.curriculum.average import ema_decay, power
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.world import one_process
-from dpkernels import device
 from tests.curriculum.test_step_of_a_gpu import OnAGpu
 from tests.support.runs import finish, in_child, in_world, kill_at, outcome_of, tiny
 
@@ -49,20 +49,25 @@ def test_without_a_width_the_decay_is_constant(tmp_path):
     assert {ema_decay(private, step) for step in range(50)} == {0.9}
 
 
-@pytest.mark.skipif(
-    not device.INTERPRETER, reason="needs TRITON_INTERPRET=1, set before triton is first imported"
-)
-@pytest.mark.parametrize("step", [0, 3])
-def test_the_update_in_one_pass_averages_as_a_cpus_does(make_run, digits, step):
-    buffers = []
-    for kind in (Tensor, OnAGpu):
-        run, state = make_run(digits, one_process(), model__channels=(8,), **WIDTH)
-        total = torch.full_like(state.weights, 2**34, dtype=torch.int64)
-        with device.interpreted():
-            PrivatePhase(run).update(state, step, total.as_subclass(kind), bytes(range(32)))
-        buffers.append((state.weights, state.ema))
-    torch.testing.assert_close(buffers[1], buffers[0], rtol=1e-6, atol=1e-7)
-    assert torch.equal(*buffers[0]) == (step == 0), "the first step's weights are the first average"
+@pytest.mark.parametrize("changes", [WIDTH, {"private__ema": 0.7}], ids=str)
+def test_a_gpus_update_is_given_the_decay_of_a_cpus(monkeypatch, make_run, digits, changes):
+    run, state = make_run(digits, one_process(), model__channels=(8,), **changes)
+    phase, decays = PrivatePhase(run), []
+    monkeypatch.setattr(private, "noise_step", lambda *given: decays.append(given[-1]))
+    monkeypatch.setattr(private, "adam_step", lambda *given: decays.append(given[-1]))
+    for step in (0, 1, 5):
+        for kind in (Tensor, OnAGpu):
+            total = torch.zeros_like(state.weights, dtype=torch.int64).as_subclass(kind)
+            phase.update(state, step, total, bytes(range(32)))
+    assert decays == [ema_decay(phase.config, step) for step in (0, 0, 1, 1, 5, 5)]
+
+
+def test_after_the_first_step_the_average_is_its_weights(make_run, digits):
+    run, state = make_run(digits, one_process(), model__channels=(8,), **WIDTH)
+    phase = PrivatePhase(run)
+    for step, equal in [(0, True), (1, False)]:
+        phase.update(state, step, torch.zeros_like(state.weights, dtype=torch.int64), bytes([step] * 32))
+        assert torch.equal(state.weights, state.ema) is equal
 
 
 def test_a_varied_run_that_was_killed_or_shared_ends_as_one_process_does(tmp_path):

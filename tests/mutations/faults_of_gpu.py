@@ -120,6 +120,16 @@ GPU_FAULTS = [
         ONE_PASS,
     ),
     Fault(
+        "an average of another width on a GPU",
+        UPDATE,
+        IN_ONE_PASS,
+        IN_ONE_PASS.replace("decay", "self.config.ema"),
+        Check(
+            "tests.curriculum.test_average:test_a_gpus_update_is_given_the_decay_of_a_cpus",
+            {"changes": {"private__ema_width": 0.15}},
+        ),
+    ),
+    Fault(
         "a backward summed twice on a GPU",
         "curriculumdp.clipping.per_unit:PerUnitGradients.add_clipped_grads",
         "self._fresh = False",
