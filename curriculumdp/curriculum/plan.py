@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
+from math import sqrt
 from typing import Any, Literal
 
 from curriculumdp.config.config import Config
@@ -20,6 +21,8 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier_rdp,
 )
 from curriculumdp.privacy.event import AccountingError, Mechanism, PrivacyEvent, as_typed, rounded_up
+from curriculumdp.recipe.network_size import network_size
+from curriculumdp.recipe.signal import mean_clip_norm, pixel_noise, step_signal, warnings
 
 TABLE_HEAD = (
     "phase",
@@ -139,6 +142,27 @@ def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
         for budget in (plan.budget / 4, plan.budget / 2, 2 * plan.budget)
         if last.name == SOLVED and budget <= MAX_BUDGET
     ]
+
+
+def noise_warnings(config: Config, plan: Plan) -> list[str]:
+    """Return a line for each phase whose noise will drown the images, with the figure it goes by."""
+    rows, model, data = {row.name: row for row in plan.phases}, config.model, config.data
+    pixels = step = run = None
+    central, private = rows.get("central"), rows.get(SOLVED)
+    if central and config.central and config.central.statistic == "mean" and central.expected_units:
+        clip_norm = config.central.clip_norm or mean_clip_norm(data.channels, config.central.size)
+        pixels = pixel_noise(
+            central.expected_units, central.noise_multiplier or 0.0, clip_norm, data.classes, central.steps
+        )
+    if private and private.expected_units and private.noise_multiplier:
+        dropout = config.private.label_dropout + (config.warmup.label_dropout if config.warmup else 0)
+        size = network_size(
+            model.channels, data.size, data.channels, data.classes + (dropout > 0),
+            blocks=model.blocks, attention=model.attention,
+        )  # fmt: skip
+        step = step_signal(private.expected_units, private.noise_multiplier, size.parameters)
+        run = step * sqrt(private.steps)
+    return warnings(pixels, step, run)
 
 
 def described(plan: Plan) -> str:
