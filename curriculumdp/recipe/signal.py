@@ -49,6 +49,7 @@ def warnings(pixels: float | None, step: float | None, run: float | None) -> lis
     elif step is not None and step < LOW_STEP_SIGNAL:
         found.append(
             f"noise drowns each step of DP-SGD: its signal over its noise is {step:.2g}, and below "
-            f"{LOW_STEP_SIGNAL:g} images suffer (a larger private.sample_rate and fewer private.steps; launch/new.py writes a config by rule)"
+            f"{LOW_STEP_SIGNAL:g} images suffer (a larger private.sample_rate and fewer private.steps; launch/new.py "
+            "writes a config by rule)"
         )
     return found

@@ -84,7 +84,7 @@ def test_few_units_and_a_small_budget_are_warned_of_with_their_figures() -> None
 def test_a_batch_that_noise_drowns_is_warned_of() -> None:
     text, _ = new_config(asked(units=6000, classes=2, size=16, channels=1, epsilon=8.0))
     values = yaml.safe_load(text)
-    values["private"] |= {"sample_rate": 0.01, "steps": 4000, "draws": 1}
+    values["private"] |= {"sample_rate": 0.002, "steps": 2000, "draws": 1}
     config = config_from(values, "the recipe")
     assert any("each step" in line for line in noise_warnings(config, plan_curriculum(config)))
 
