@@ -6,6 +6,7 @@ entry), the secret, the checkpoint, the incarnation; then the steps, each charge
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Outcome:
         return (
             f"release:  {self.release}\n"
             f"samples:  {self.release / 'samples.png'}\n"
-            f"verify:   python launch/verify.py {self.release}"
+            f"verify:   launch/verify.py {shlex.quote(str(self.release))}"
         )
 
 

@@ -98,8 +98,8 @@ def _quality(record: Mapping[str, Any], folder: Path) -> list[Html]:
         return [
             section(
                 "Utility and fidelity",
-                paragraph("Not evaluated, or only against images that are not public: run ",
-                          tag("code", "python launch/evaluate.py RELEASE --real SET")),
+                paragraph("Not evaluated, or only against images that are not public. The command: ",
+                          tag("code", "curriculumdp-evaluate RELEASE --real SET")),
             )
         ]  # fmt: skip
     return [utility_section(record, utility_plot_of(folder)), fidelity_section(record)]

@@ -260,8 +260,10 @@ def settings_section(released: Released) -> Html:
             tag(
                 "div",
                 tag("h3", "Check it yourself"),
-                paragraph("This recomputes ε and checks every file of the release:"),
-                paragraph(tag("code", "python launch/verify.py RELEASE")),
+                paragraph(
+                    "With curriculumdp installed, this recomputes ε and checks every file of the release:"
+                ),
+                paragraph(tag("code", "curriculumdp-verify RELEASE")),
                 paragraph("SHA-256 of the certificate that this page was generated from:"),
                 paragraph(tag("code", digest)),
             ),
