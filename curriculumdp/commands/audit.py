@@ -35,14 +35,16 @@ def main() -> int:
 
         config = load_config(asked.config, [*asked.overrides, f"private.steps={steps}", *ON_CPU])
 
-        from curriculumdp.audit.audit import Request, audit, exceeded, write_audit
+        from curriculumdp.audit.audit import Request, audit, audit_folder, exceeded, write_audit
         from curriculumdp.curriculum.audited import audited_run
 
+        out = asked.out or Path(config.run_dir)
+        audit_folder(out, asked.with_data)  # refused before the work
         request = Request(canaries, runs, with_data=asked.with_data)
         run = audited_run(config, asked.with_data)
         record = audit(run, request, lambda text: print(text, file=sys.stderr, flush=True))
         print("\n".join([*record["in_words"], record["what"], record["privacy"]]))
-        print(f"written: {write_audit(record, asked.out or Path(config.run_dir))}")
+        print(f"written: {write_audit(record, out)}")
     return int(exceeded(record))
 
 

@@ -17,8 +17,17 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
-        from curriculumdp.report.compare import read_run, remarks, table, text_of, write_comparison
+        from curriculumdp.report.compare import (
+            read_run,
+            remarks,
+            require_place,
+            table,
+            text_of,
+            write_comparison,
+        )
 
+        if asked.out:
+            require_place(asked.out)
         runs = [read_run(run) for run in asked.runs]
         print(text_of(table(runs)))
         for line in remarks(runs):

@@ -89,8 +89,8 @@ def test_the_refusal_to_end_a_run_says_what_it_would_do(tmp_path, killed):
 ENDS = {
     "before the seal": lambda: kill_at(Ledger, "seal", 1),
     "sealed, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
-    "sealed, not at its place": lambda: kill_at(export, "_swap", 1),
-    "at its place": lambda: kill_at(export, "_swap", 1, after=True),
+    "sealed, not at its place": lambda: kill_at(export, "replace_folder", 1),
+    "at its place": lambda: kill_at(export, "replace_folder", 1, after=True),
 }
 
 

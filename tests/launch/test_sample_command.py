@@ -22,7 +22,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample(
     monkeypatch: pytest.MonkeyPatch, release: Path, out: Path, *options: object
 ) -> dict[str, np.ndarray]:
-    arguments = [str(part) for part in (release, "--out", out, "--steps", 2, *options)]
+    arguments = [str(part) for part in (release, "--out", out, *options)]
     monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
     assert runpy.run_path(str(COMMAND))["main"]() == 0
     with np.load(out / "images.npz") as kept:
@@ -46,7 +46,7 @@ def test_images_and_labels_are_as_asked(
     assert kept["images"].dtype == np.uint8
     assert kept["labels"].dtype == np.int64
     assert kept["labels"].tolist() == [0, 1, 2, 0, 1]
-    files = sorted((tmp_path / "out/png").iterdir())
+    files = sorted((tmp_path / "out/png/train").glob("*.png"))
     assert np.array_equal(np.asarray(Image.open(files[1])), kept["images"][1, :, :, 0])
     assert len(files) == 5
     assert Image.open(tmp_path / "sheets/grid.png").size[0] == 5 * 34 + 2
