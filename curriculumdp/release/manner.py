@@ -74,7 +74,8 @@ def require_null_class(config: Mapping[str, Any], guidance: float) -> None:
     """Raise MannerError unless the last phase that trained the network also trained a null class to guide with."""
     if not 0 <= guidance <= 100:
         raise MannerError(f"guidance is {guidance}: give a strength from 0 to 100, where 1 is no guidance")
-    phase = "private" if "private" in config.get("curriculum", ["private"]) else "warmup"
+    phases = config.get("curriculum")
+    phase = "warmup" if isinstance(phases, list) and "private" not in phases else "private"
     options = config.get(phase)
     share = options.get("label_dropout", 0) if isinstance(options, dict) else 0
     if not isinstance(share, int | float) or not share > 0:

@@ -101,3 +101,47 @@ def test_a_folder_that_is_no_release_is_said(
     with pytest.raises(SystemExit):
         sample(monkeypatch, tmp_path, tmp_path / "out", "--num", 1)
     assert "has no readable privacy.json" in capsys.readouterr().err
+
+
+def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        sample(monkeypatch, *words)  # type: ignore[arg-type]
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_how_images_were_made_is_said_and_can_be_asked_for(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample(monkeypatch, release, tmp_path, "--num", 1)
+    assert "images.npz (sampler dpm, 3 steps)" in capsys.readouterr().out
+    sample(monkeypatch, release, tmp_path, "--num", 1, "--for", "fidelity")
+    assert "images.npz (sampler churn, 14 steps)" in capsys.readouterr().out
+
+
+def test_guidance_needs_a_null_class(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, monkeypatch, release, tmp_path, "--num", 1, "--guidance", 2)
+    assert "private.label_dropout is 0" in said
+
+
+@pytest.mark.parametrize("option", ["--license", "--push-to-hub"])
+def test_what_is_about_the_pictures_needs_them(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:  # fmt: skip
+    assert "add --png" in refusal(capsys, monkeypatch, release, tmp_path, "--num", 1, option, "mit")
+
+
+def test_nothing_is_uploaded_unless_asked_for_and_the_whole_folder_if_so(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[tuple[object, ...]] = []
+    monkeypatch.setattr("curriculumdp.release.hub.push", lambda *asked: sent.append(asked) or "there")
+    sample(monkeypatch, release, tmp_path, "--num", 1, "--png")
+    assert sent == []
+    sample(monkeypatch, release, tmp_path, "--num", 1, "--png", "--push-to-hub", "us/digits")
+    assert sent == [(tmp_path / "png", "us/digits", "dataset", ["*"])]
+    assert capsys.readouterr().out.endswith("uploaded: there\n")
