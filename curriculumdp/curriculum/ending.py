@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from curriculumdp.curriculum.plan import Plan
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.event import PrivacyEvent, as_typed, rounded_up
@@ -13,12 +14,11 @@ def ending(run: Path) -> list[str]:
     ledger = Ledger.read(run / "private")
     if ledger.sealed != "operator":
         return []
-    plan, events = ledger.plan, ledger.events()
-    spent = epsilon(events, plan["delta"])
+    plan, events = Plan.from_record(ledger.plan["phases"]), ledger.events()
+    spent = epsilon(events, plan.delta)
     return [
         f"ended for good: {run} cannot be resumed, its secret is erased",
-        f"spent: ε = {rounded_up(spent)} of {as_typed(plan['budget'])} at δ = {as_typed(plan['delta'])}, which stays "
-        "spent",
+        f"spent: ε = {rounded_up(spent)} of {as_typed(plan.budget)} at δ = {as_typed(plan.delta)}, which stays spent",
         f"lost: {_lost(ledger.planned, events)}",
     ]
 
