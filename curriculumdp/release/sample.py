@@ -62,6 +62,7 @@ def sample_release(
     certificate = read_certificate(release)
     wanted = balanced_labels(_classes(labels, certificate.guarantee.public.classes), count)
     manner = chosen_manner(release, purpose, sampler, steps, guidance)
+    _require_apart(release, out, grid)
     _require_outputs(out, grid, png)
     images = _sampled(release, wanted, manner, certificate.guarantee.public.classes, seed, batch)
     make_folder(out)
@@ -74,6 +75,23 @@ def sample_release(
         make_folder(grid.parent)
         write_whole(grid, _grid_bytes(images[:IN_GRID]), mode=0o666)
     return out / ARRAYS, manner
+
+
+def _require_apart(release: Path, out: Path, grid: Path | None) -> None:
+    """Raise RequestError if an output would fall into the release, which stays as certified, or on another output."""
+    for name, path in (("--out", out), ("--grid", grid)):
+        if path is not None and path.resolve().is_relative_to(release.resolve()):
+            raise RequestError(
+                f"{name} {path} is in the release, which would no longer verify: choose another place"
+            )
+    if grid is not None:
+        there, folder = grid.resolve(), out.resolve()
+        if (
+            there == folder / ARRAYS
+            or there.is_relative_to(folder / PICTURES)
+            or folder.is_relative_to(there)
+        ):
+            raise RequestError(f"--grid {grid} is in the way of what --out {out} writes: choose another file")
 
 
 def _require_outputs(out: Path, grid: Path | None, png: bool) -> None:

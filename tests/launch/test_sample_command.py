@@ -145,3 +145,25 @@ def test_nothing_is_uploaded_unless_asked_for_and_the_whole_folder_if_so(
     sample(monkeypatch, release, tmp_path, "--num", 1, "--png", "--push-to-hub", "us/digits")
     assert sent == [(tmp_path / "png", "us/digits", "dataset", ["*"])]
     assert capsys.readouterr().out.endswith("uploaded: there\n")
+
+
+@pytest.mark.parametrize("grid", ["out", "out/images.npz", "out/png/grid.png", "."])
+def test_a_grid_in_the_way_of_other_outputs_is_refused(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], grid: str
+) -> None:  # fmt: skip
+    words = (release, tmp_path / "out", "--num", 1, "--png", "--grid", tmp_path / grid)
+    assert "in the way of what --out" in refusal(capsys, monkeypatch, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_is_no_place_for_samples(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(release.rglob("*"))
+    for words in (
+        (release, release, "--num", 1),
+        (release, release / "more", "--num", 1),
+        (release, tmp_path, "--num", 1, "--grid", release / "samples.png"),
+    ):
+        assert "would no longer verify" in refusal(capsys, monkeypatch, *words)
+    assert sorted(release.rglob("*")) == before
