@@ -1,5 +1,6 @@
 """Upload of what was just written to the Hugging Face Hub: only where --push-to-hub asks for it."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,6 @@ def push(folder: Path, repo: str, kind: Literal["model", "dataset"], files: Sequ
         reason = " ".join(str(error).split())[:300]
         raise HubError(
             f"{folder} is written, but was not uploaded to {repo}: {reason}; log in (hf auth login), or upload it by "
-            f"hand: hf upload {repo} {folder} --repo-type {kind}"
+            f"hand: hf upload {repo} {shlex.quote(str(folder))} --repo-type {kind}"
         ) from None
     return str(address)

@@ -43,7 +43,9 @@ def write_reports(run: Path) -> list[Path]:
     Returns their paths. Raises EvaluationError or CertificateError, one line.
     """
     if not (run / "release").is_dir():
-        raise EvaluationError(f"{run} has no release yet: finish the run, or export it with launch/export.py")
+        raise EvaluationError(
+            f"{run} has no release yet: finish the run, or export it with launch/export.py RUN --out DIR --end-run"
+        )
     written = [run / PUBLIC_NAME]
     require_writable(written[0])
     if (run / "private").is_dir():
