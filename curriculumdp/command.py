@@ -1,5 +1,7 @@
 """What every command shares: user errors print one line and exit 2; bugs raise a traceback.
 
+Messages name other commands as launch/NAME.py; `as_typed_here` puts them as the user can type them.
+
 It imports only the standard library, so `--help` and command-line errors answer at once.
 """
 
@@ -7,9 +9,13 @@ import argparse
 import errno
 import io
 import os
+import re
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from curriculumdp.errors import UserError
@@ -31,13 +37,26 @@ MACHINE_FAULTS = {
 }
 # Errors of the disk even when the system names no file, as when an open file cannot grow.
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# Which extra of pyproject.toml brings a module that only some commands need.
+EXTRAS = {
+    "matplotlib": "report",
+    "tensorboard": "tensorboard",
+    "huggingface_hub": "hub",
+    "pydicom": "dicom",
+    **dict.fromkeys(
+        ("torch", "triton", "accelerate", "diffusers", "opacus", "PIL", "kornia", "sklearn", "tqdm"), "train"
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports errors like those of any other input: in one line."""
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=as_typed_here(description or ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def error(self, message: str) -> NoReturn:
         _stop(f"{message}; see {self.prog} --help")
@@ -58,6 +77,13 @@ def one_line_errors() -> Iterator[None]:
         sys.stdout.flush()
     except UserError as error:
         _stop(str(error))
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
+            raise
+        _stop(
+            f"{module} is not installed: in a checkout of curriculumdp, run pip install '.[{EXTRAS[module]}]'"
+        )
     except BrokenPipeError:
         # Otherwise Python would flush the rest of the buffer at shutdown, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,6 +97,30 @@ def one_line_errors() -> Iterator[None]:
         _stop("interrupted: nothing is lost; run the same command again to resume", INTERRUPTED)
 
 
+def as_typed_here(text: str) -> str:
+    """Return `text` with each command that it names as launch/NAME.py put as it can be typed here."""
+    return re.sub(r"(?<![\w./-])launch/([a-z]+)\.py\b", lambda found: invocation(found[1]), text)
+
+
+def invocation(name: str) -> str:
+    """Return the words that start command `name` with this interpreter: from a checkout, its file in launch/."""
+    python = Path(sys.executable)
+    launcher = Path(__file__).parents[1] / "launch" / f"{name}.py"
+    if launcher.is_file():
+        return shlex.join([_near(python), _near(launcher)])
+    script = python.with_name(f"curriculumdp-{name}")
+    if script.is_file():
+        return shlex.quote(_near(script))
+    return shlex.join([_near(python), "-m", f"curriculumdp.commands.{name}"])
+
+
+def _near(path: Path) -> str:
+    """Return the shortest way to name a file here: as the shell finds it, below the working directory, or in full."""
+    if shutil.which(path.name) == str(path):
+        return path.name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def _stop(message: str, status: int = BAD_INPUT) -> NoReturn:
-    print("error: " + " ".join(printable(message).split()), file=sys.stderr, flush=True)
+    print("error: " + " ".join(printable(as_typed_here(message)).split()), file=sys.stderr, flush=True)
     sys.exit(status)

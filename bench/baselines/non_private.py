@@ -7,6 +7,7 @@ certificate, hence nothing that could be exported: its weights are as private as
 import torch
 
 from curriculumdp.config.config import Config
+from curriculumdp.curriculum.average import ema_decay
 from curriculumdp.curriculum.declared import load_declared
 from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.curriculum.train import initial_state
@@ -19,7 +20,7 @@ def train_without_privacy(config: Config) -> State:
     """PRIVATE: the state after `private.steps` ordinary steps on batches of the expected size, from fresh weights.
 
     Rows are drawn from torch's global generator, seeded by the config's seed; each has `draws` noise levels, as in
-    the private run. The curriculum is that of real images alone.
+    the private run, but independent ones, of images as they are. The curriculum is that of real images alone.
     """
     private = config.private
     torch.set_num_threads(config.compute.threads)
@@ -45,5 +46,6 @@ def train_without_privacy(config: Config) -> State:
                 if gradient is not None:
                     part.copy_(gradient)
             left = (private.steps - step) / decaying if decaying else 1.0
-            adam_step(flat, state, step, private.learning_rate * min(1.0, left), private.ema)
+            rate, decay = private.learning_rate * min(1.0, left), ema_decay(private, step)
+            adam_step(flat, state, step, rate, decay)
     return state

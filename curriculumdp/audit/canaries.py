@@ -19,6 +19,7 @@ from torch import Tensor
 
 from curriculumdp.clipping.clip import ClipResult
 from curriculumdp.clipping.per_unit import PerUnitGradients
+from curriculumdp.curriculum.average import ema_decay
 from curriculumdp.curriculum.clipped_sum import Microbatch, Seen
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import Run
@@ -157,7 +158,7 @@ class AuditedPhase(PrivatePhase):
             super().update(state, step, total, key)
             return
         gradient = from_grid(total, self.config.clip_norm) / self.expected_units
-        adam_step(gradient.float(), state, step, self.learning_rate(step), self.config.ema)
+        adam_step(gradient.float(), state, step, self.learning_rate(step), ema_decay(self.config, step))
 
     def seen_step(self, run: Run, state: State, step: int) -> Tensor:
         """Do a step and return the noisy sum that it revealed, in units of C, float64 [P].

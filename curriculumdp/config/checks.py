@@ -24,6 +24,10 @@ def disagreements(options: Options) -> Iterator[str]:
     """Yield one line per combination of options that do not go together."""
     yield from _curriculum_problems(options)
     yield from _data_problems(options.data, options.privacy)
+    if 2 * options.data.shift >= options.data.size:
+        yield (
+            f"data.shift is {options.data.shift}: must be less than half of data.size = {options.data.size}; lower it"
+        )
     yield from _model_problems(options.model, options.data.size)
     yield from _level_problems(options.private)
     if options.central is not None:

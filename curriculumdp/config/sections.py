@@ -99,6 +99,12 @@ class DataConfig(Section):
     class_counts: tuple[Annotated[Int, Field(ge=0, le=10**12)], ...] | None = Field(
         default=None, description="units per class; give them only if they are public"
     )
+    flip: bool = Field(
+        default=False, description="mirror draws by chance: set it only if a mirrored image keeps its label"
+    )
+    shift: Annotated[Int, Field(ge=0)] = Field(
+        default=0, description="max pixels, each way, by which a draw is moved: only if its label stays true"
+    )
     window: tuple[Float, Float] | None = Field(
         default=None, description="[low, high]: 16-bit values that become black and white"
     )
@@ -186,6 +192,10 @@ class WarmupConfig(Section):
     learning_rate: Positive = Field(description="Adam's learning rate")
     label_dropout: Share = Field(default=0.1, description="fraction of labels replaced by the null class")
     ema: Share = Field(default=0.999, description="decay of the moving average of the weights")
+    perturbation: NotNegative = Field(
+        default=0.0,
+        description="ρ: take gradients at weights moved by ρ uphill (SAM), at twice the time; 0: at the weights",
+    )
     augment: AugmentConfig = Field(
         default_factory=AugmentConfig, description="augmentation of the central images"
     )
@@ -208,11 +218,19 @@ class PrivateConfig(Section):
     ema: Share = Field(
         default=0.999, description="decay of the moving average of the weights, which is what is released"
     )
+    ema_width: Annotated[Float, Field(gt=0, le=0.25)] | None = Field(
+        default=None,
+        description="relative width σ_rel of a power-function average (EDM2), e.g. 0.1; null: constant decay `ema`",
+    )
     p_mean: Float = Field(
         default=-1.2, description="mean of ln σ of the diffusion noise (EDM), in the warm-up too"
     )
     p_std: Positive = Field(default=1.2, description="standard deviation of ln σ (EDM), in the warm-up too")
     sigma_data: Positive = Field(default=3**-0.5, description="standard deviation of pixels in [-1, 1] (EDM)")
+    noise_levels: Literal["independent", "spread"] = Field(
+        default="independent",
+        description="independent, or spread evenly over a unit's draws and, if most are in a step, over units",
+    )
     label_dropout: Share = Field(
         default=0.0, description="fraction of draws whose label is replaced by the null class"
     )

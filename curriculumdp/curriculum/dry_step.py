@@ -180,7 +180,8 @@ def _sample(config: Config, state: State) -> None:
 def _require_tensorboard(config: Config) -> None:
     if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise DryStepError(
-            "logging.tensorboard is true, but tensorboard is not installed: install it or set logging.tensorboard=false"
+            "logging.tensorboard is true, but tensorboard is not installed: pip install '.[tensorboard]' in the "
+            "checkout, or set logging.tensorboard=false"
         )
 
 

@@ -20,7 +20,7 @@ from curriculumdp.config.config import Config
 from curriculumdp.world import World
 
 # The version of all code that turns rows and keys into a noisy sum; changing it gives a resumed run new keys.
-MECHANISM = 3
+MECHANISM = 4
 
 # Variables that make libraries choose instruction sets, algorithms or precision. Those with which launchers set the
 # number of threads are not here: the config sets torch's.

@@ -20,6 +20,7 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
+from curriculumdp.privacy.detection import ALARMS, at_most, detection_bound
 from curriculumdp.privacy.event import AccountingError, Mechanism, PrivacyEvent, as_typed, rounded_up
 from curriculumdp.recipe.network_size import network_size
 from curriculumdp.recipe.signal import mean_clip_norm, pixel_noise, step_signal, warnings
@@ -192,11 +193,24 @@ def described(plan: Plan) -> str:
     )
     if len(plan.events()) > 1:
         table.append("(phases compose to less than their sum, so the percentages add up to more than 100 %)")
+    table.append(_meaning(plan))
     if others:
         table.append(
             "approximate noise multipliers for other budgets (RDP, 5 to 12 % too high): " + "; ".join(others)
         )
     return "\n".join(table)
+
+
+def _meaning(plan: Plan) -> str:
+    """Return what ε means to an attacker who tests for one unit, whatever the method."""
+    found = detection_bound(plan.events(), plan.epsilon, ALARMS)
+    rates = "; ".join(
+        f"{at_most(rate)} at {alarms:.1%} false alarms" for alarms, rate in zip(ALARMS, found, strict=True)
+    )
+    return (
+        "that means: someone who knows every other unit, and tests the release for one unit's presence, detects it at "
+        f"most this often, whatever the method: {rates}"
+    )
 
 
 def _short(value: float | None) -> str:

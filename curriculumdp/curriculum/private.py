@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from curriculumdp.checkpoint import weights_digest
+from curriculumdp.curriculum.average import ema_decay
 from curriculumdp.curriculum.batch import UnitBatch, draw_batch
 from curriculumdp.curriculum.clipped_sum import Microbatch, Seen, figures_of, figures_table
 from curriculumdp.curriculum.engine import build_engine
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.soundness import spoilt
 from curriculumdp.curriculum.state import State
+from curriculumdp.curriculum.unit_draws import Variety
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from curriculumdp.privacy.grid_noise import add_noise, from_grid
@@ -40,6 +42,8 @@ class PrivatePhase:
         assert planned is not None
         self.event = planned
         self.expected_units = config.sample_rate * run.config.data.units
+        data = run.config.data
+        self.variety = Variety(config.noise_levels == "spread", data.flip, data.shift)
         self.work: Microbatch | None = None
 
     def begin(self, run: Run, state: State) -> None:
@@ -59,17 +63,18 @@ class PrivatePhase:
         total: the sum over the ranks, int64 [P]; key: from its ledger entry; both PRIVATE. On a GPU this is one pass
         over the buffers, which draws the same noise to within one step of the grid and zeroes `total`.
         """
-        sigma, clip_norm, rate = (
+        sigma, clip_norm, rate, decay = (
             self.event.noise_multiplier,
             self.config.clip_norm,
             self.learning_rate(step),
+            ema_decay(self.config, step),
         )
         if total.is_cuda:
-            noise_step(total, key, sigma, clip_norm, self.expected_units, state, step, rate, self.config.ema)
+            noise_step(total, key, sigma, clip_norm, self.expected_units, state, step, rate, decay)
             return
         noisy = add_noise(total, sigma, key)
         gradient = from_grid(noisy, clip_norm) / self.expected_units
-        adam_step(gradient.float(), state, step, rate, self.config.ema)
+        adam_step(gradient.float(), state, step, rate, decay)
 
     def learning_rate(self, step: int) -> float:
         """Return a step's learning rate: constant, then linear to 0 over the last fraction `decay` of the steps."""
@@ -128,6 +133,7 @@ class PrivatePhase:
             run.world.device,
             self.config.label_dropout,
             run.config.data.classes,
+            self.variety,
         )
 
     def _unit_losses(self, run: Run, denoiser: Denoiser, batch: "UnitBatch") -> Tensor:

@@ -49,9 +49,12 @@ def publish(
     *,
     metrics_shown: bool,
     sign: Path | None = None,
+    license_: str | None = None,
     seal: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the release of a run to `out` and return its path; sign it if `sign` names an Ed25519 key.
+
+    license_: what the model card states.
 
     `seal` is called once the complete release lies next to `out`, so any other error comes before it.
     Raises ExportError or CertificateError, with nothing written.
@@ -67,6 +70,7 @@ def publish(
         central=state.central.images,
         samples=SampleSettings(sampling.sampler, sampling.steps, sampling.per_class, config.seed),
         signing_key=sign,
+        license_=license_,
         device=state.ema.device,
         before_publishing=seal,
     )

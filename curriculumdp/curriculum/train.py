@@ -6,6 +6,7 @@ entry), the secret, the checkpoint, the incarnation; then the steps, each charge
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Outcome:
         return (
             f"release:  {self.release}\n"
             f"samples:  {self.release / 'samples.png'}\n"
-            f"verify:   python launch/verify.py {self.release}"
+            f"verify:   launch/verify.py {shlex.quote(str(self.release))}"
         )
 
 
@@ -280,7 +281,9 @@ def publish_sealed(folder: RunFolder) -> None:
         )
 
 
-def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False) -> Path | None:
+def export_run(
+    run: Path, out: Path, sign: Path | None, *, end_run: bool = False, license_: str | None = None
+) -> Path | None:
     """Write the release of a run to `out`, signed if `sign` names an Ed25519 key, and return `out`.
 
     With `end_run`, an unfinished run ends here ("operator"). It is sealed only once the complete release lies next to
@@ -296,11 +299,18 @@ def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False
             folder.seal("operator")
             return None
         config, state = folder.checkpointed(untrained_state)
-        hand_over(folder, out, config, state, sign)
+        hand_over(folder, out, config, state, sign, license_)
     return out
 
 
-def hand_over(folder: RunFolder, out: Path, config: Config, state: State, sign: Path | None = None) -> None:
+def hand_over(
+    folder: RunFolder,
+    out: Path,
+    config: Config,
+    state: State,
+    sign: Path | None = None,
+    license_: str | None = None,
+) -> None:
     """Publish to `out`, sealing the run ("operator") if it is not sealed; an error after the seal says so."""
     try:
         publish(
@@ -310,6 +320,7 @@ def hand_over(folder: RunFolder, out: Path, config: Config, state: State, sign: 
             state,
             metrics_shown=folder.metrics_shown,
             sign=sign,
+            license_=license_,
             seal=lambda: folder.seal("operator"),
         )
     except UNPUBLISHED as error:

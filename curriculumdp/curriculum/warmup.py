@@ -3,6 +3,8 @@
 Only rank 0 trains, and broadcasts the result, since DDP's order of summation would depend on the world. Each step's
 draws come from a generator seeded anew from (seed, purpose, step), so resume needs no RNG state. On a GPU a step is one
 CUDA graph: its hundreds of small kernels take less time than their launches.
+
+A step may take its gradient at perturbed weights (sharpness-aware minimisation, Foret et al., ICLR 2021).
 """
 
 import hashlib
@@ -15,7 +17,7 @@ from kornia.augmentation.auto import RandAugment
 from torch import Tensor
 
 from curriculumdp.clipping.cuda_graph import Captured
-from curriculumdp.config.sections import PrivateConfig
+from curriculumdp.config.sections import PrivateConfig, WarmupConfig
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.soundness import spoilt
 from curriculumdp.curriculum.state import CentralImages, State, module_tensors
@@ -34,6 +36,9 @@ POLICY = [
     [("contrast", 1.0, 1.9)],
     [("sharpness", 1.0, 1.9)],
 ]
+
+
+TINY = 1e-12  # of a gradient's norm: below it, the weights are moved by less than ρ
 
 
 def public_seed(seed: int, purpose: str, step: int = 0) -> int:
@@ -67,7 +72,7 @@ class WarmupPhase:
             return {"loss": float(self._replayed(run, state, step))}
         device = run.world.device
         drawn = {name: tensor.to(device) for name, tensor in self._draw(run, state, step).items()}
-        loss, gradient = _loss_and_gradient(state, self.sigma, drawn)
+        loss, gradient = _sharp_gradient(state, self.sigma, self.config.perturbation, drawn)
         adam_step(gradient, state, step, self.config.learning_rate, self.config.ema)
         return {"loss": float(loss)}
 
@@ -80,7 +85,7 @@ class WarmupPhase:
         drawn = ahead[1] if ahead is not None and ahead[0] == step else self._draw(run, state, step)
         inputs = drawn | _adam_scalars(step, self.config.learning_rate)
         if self._captured is None:
-            body = partial(_graph_step, state, self.sigma, self.config.ema)
+            body = partial(_graph_step, state, self.sigma, self.config)
             buffers = (state.weights, state.exp_avg, state.exp_avg_sq, state.ema)
             before = [buffer.clone() for buffer in buffers]
             self._captured = Captured(body, {k: t.to(run.world.device) for k, t in inputs.items()})
@@ -118,11 +123,30 @@ class WarmupPhase:
         )
         self.begin(run, state)
         self.step(run, state, 0)
-        return spoilt(state, "a lower warmup.learning_rate, or other private.p_mean, p_std or sigma_data")
+        instead = "a lower warmup.learning_rate or perturbation, or other private.p_mean, p_std or sigma_data"
+        return spoilt(state, instead)
 
     def sync(self, run: Run, state: State) -> None:
         for buffer in (state.weights, state.exp_avg, state.exp_avg_sq, state.ema):
             run.world.broadcast_(buffer)
+
+
+def _sharp_gradient(
+    state: State, sigma: PrivateConfig, rho: float, drawn: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of what was drawn, and its gradient at w + ρ·g/‖g‖, g the gradient at w (Foret, equation 2).
+
+    At ρ = 0 it is g itself. The weights are moved in place, where the network sees them, and put back to the bit. A
+    gradient of 0 moves nothing.
+    """
+    loss, gradient = _loss_and_gradient(state, sigma, drawn)
+    if not rho:
+        return loss, gradient
+    weights = state.weights.clone()
+    state.weights.add_(gradient.div_(gradient.norm().clamp_min_(TINY)), alpha=rho)
+    _, gradient = _loss_and_gradient(state, sigma, drawn)
+    state.weights.copy_(weights)
+    return loss, gradient
 
 
 def _loss_and_gradient(
@@ -140,18 +164,18 @@ def _loss_and_gradient(
 
 
 def _graph_step(
-    state: State, sigma: PrivateConfig, ema: float, inputs: dict[str, Tensor]
+    state: State, sigma: PrivateConfig, config: WarmupConfig, inputs: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Do a step whose every number that changes from step to step lies in `inputs`: a graph replays memory alone.
 
     The update is `adam_step`, operation by operation.
     """
-    loss, gradient = _loss_and_gradient(state, sigma, inputs)
+    loss, gradient = _sharp_gradient(state, sigma, config.perturbation, inputs)
     state.exp_avg.lerp_(gradient, 1 - BETA1)
     state.exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
     width = state.exp_avg_sq.sqrt().div_(inputs["root"]).add_(EPS)
     state.weights.sub_((state.exp_avg * inputs["rate"]).div_(width))
-    state.ema.lerp_(state.weights, 1 - ema)
+    state.ema.lerp_(state.weights, 1 - config.ema)
     return {"loss": loss}
 
 

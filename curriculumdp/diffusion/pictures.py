@@ -1,6 +1,6 @@
 """Image arrays as files and grids for people to look at."""
 
-from pathlib import Path
+import io
 
 import numpy as np
 from PIL import Image
@@ -28,16 +28,8 @@ def to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def save_images(folder: Path, images: np.ndarray, labels: np.ndarray, png: bool) -> Path:
-    """Write `images.npz` to `folder` (images uint8 [N, H, W, C], labels int64 [N]) and return its path.
-
-    With `png`, also write one file per image, `png/<number>_<label>.png`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "images.npz"
-    np.savez_compressed(path, images=images, labels=labels.astype(np.int64))
-    if png:
-        (folder / "png").mkdir(exist_ok=True)
-        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            to_picture(image).save(folder / "png" / f"{number:06d}_{label}.png")
-    return path
+def npz_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """Return the content of `images.npz`: images uint8 [N, H, W, C] and labels int64 [N]."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images, labels=labels.astype(np.int64))
+    return buffer.getvalue()

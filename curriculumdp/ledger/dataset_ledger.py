@@ -276,7 +276,7 @@ class DatasetLedger:
             f"{as_typed(self.limit.delta)}): {left:.1%} of it is left, and this run's plan takes "
             f"{self.limit.share(planned):.1%}: "
             + (f"set privacy.epsilon to {fitting}, or " if fitting else "use fewer or noisier queries, or ")
-            + "end unfinished runs with launch/export.py --end-run, which returns what they did not use"
+            + "end unfinished runs with launch/export.py RUN --out DIR --end-run, which returns what they did not use"
         )
 
     def _chain(self, to_append: bool) -> Chain:

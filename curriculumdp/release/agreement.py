@@ -10,7 +10,7 @@ from curriculumdp.config.yaml_file import parse_yaml
 from curriculumdp.phases import PHASES, SOLVED
 from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.event import MAX_COUNT, MIN_NOISE_MULTIPLIER
-from curriculumdp.release.certificate import MAX_BYTES, Accounting, Guarantee
+from curriculumdp.release.certificate import MAX_BYTES, Guarantee, PldAccounting
 from curriculumdp.release.files import CENTRAL, CERTIFICATE, CONFIG, read_limited
 
 # The option that sets how often a phase is charged; a run that completed its plan charged at least that often.
@@ -110,7 +110,7 @@ def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_centra
         yield f"stopped is budget in {CERTIFICATE}, but no phase has completed its planned events"
 
 
-def noise_problems(folder: Path, guarantee: Guarantee, recomputed: Accounting) -> list[str]:
+def noise_problems(folder: Path, guarantee: Guarantee, recomputed: PldAccounting) -> list[str]:
     """Return a line if DP-SGD's noise multiplier is larger than the one its plan was solved for.
 
     It is solved once, from the config alone, so that the whole plan costs all but a thousandth of the budget. For a run

@@ -117,15 +117,20 @@ class Guarantee(Values):
     private_metrics_shown: bool
 
 
-class Accounting(Values):
-    """What the events cost. opacus_prv: (low, estimate, high).
-
-    opacus_prv and epsilon_replace_one are None if no ε was found or it cannot be trusted, as at a δ below 1e-8.
-    """
+class PldAccounting(Values):
+    """What the events cost by PLD, which the promise rests on. epsilon_replace_one is None if no ε was found."""
 
     accountant: Line
     epsilon_of_events: Cost
     epsilon_replace_one: Cost | None
+
+
+class Accounting(PldAccounting):
+    """What the events cost, by PLD and by Opacus's two accountants. opacus_prv: (low, estimate, high).
+
+    opacus_prv is None if no ε was found or it cannot be trusted, as at a δ below 1e-8.
+    """
+
     opacus: Version
     opacus_rdp: Cost
     opacus_prv: tuple[Cost, Cost, Cost] | None
@@ -147,12 +152,23 @@ def account(guarantee: Guarantee) -> Accounting:
     """
     events, delta = [row.event for row in guarantee.events], guarantee.delta
     found = Accounting(
-        accountant=ACCOUNTANT,
-        epsilon_of_events=epsilon(events, delta),
-        epsilon_replace_one=_if_found(epsilon_replace_one, events, delta),
+        **account_by_pld(guarantee).model_dump(),
         opacus=version("opacus"),
         opacus_rdp=epsilon_opacus_rdp(events, delta),
         opacus_prv=_if_found(epsilon_prv, events, delta),
+    )
+    for contradiction in contradictions(guarantee, found):
+        raise CertificateError(contradiction)
+    return found
+
+
+def account_by_pld(guarantee: Guarantee) -> PldAccounting:
+    """Return what the events cost by PLD alone, without torch. Raises as `account` does."""
+    events, delta = [row.event for row in guarantee.events], guarantee.delta
+    found = PldAccounting(
+        accountant=ACCOUNTANT,
+        epsilon_of_events=epsilon(events, delta),
+        epsilon_replace_one=_if_found(epsilon_replace_one, events, delta),
     )
     for contradiction in contradictions(guarantee, found):
         raise CertificateError(contradiction)
@@ -168,13 +184,13 @@ def _if_found(
         return None
 
 
-def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
+def contradictions(guarantee: Guarantee, found: PldAccounting) -> list[str]:
     """Return one line per method by which the events cost more than the promised ε.
 
     Opacus's RDP is an upper bound, usually above a budget solved by PLD: it cannot contradict a promise.
     """
     costs = [("PLD", found.epsilon_of_events)]
-    if found.opacus_prv:
+    if isinstance(found, Accounting) and found.opacus_prv:
         costs.append(("Opacus's PRV, at least,", found.opacus_prv[0]))
     return [
         f"the certificate promises ε = {rounded_up(guarantee.epsilon)} at δ = {rounded_up(guarantee.delta)}, but "

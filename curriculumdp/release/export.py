@@ -22,7 +22,7 @@ from torch import Tensor
 from curriculumdp.diffusion.pictures import image_grid
 from curriculumdp.diffusion.pipeline import save_pipeline
 from curriculumdp.diffusion.sample import sample_images
-from curriculumdp.disk import sync, unfinished
+from curriculumdp.disk import replace_folder, sync, unfinished
 from curriculumdp.errors import UserError
 from curriculumdp.ledger.run_files import LEDGER
 from curriculumdp.privacy.event import PrivacyEvent
@@ -46,6 +46,7 @@ from curriculumdp.release.files import (
 )
 from curriculumdp.release.model_card import model_card
 from curriculumdp.release.signature import sign
+from curriculumdp.release.terms import require_license
 from curriculumdp.release.verify import read_certificate
 
 SOFTWARE = ("curriculumdp", "torch", "diffusers", "safetensors", "dp-accounting", "opacus", "cryptography")
@@ -93,6 +94,7 @@ def export_release(
     central: Tensor | np.ndarray | None,
     samples: SampleSettings,
     signing_key: Path | None = None,
+    license_: str | None = None,
     device: torch.device | str = "cpu",
     before_publishing: Callable[[], object] = lambda: None,
 ) -> Path:
@@ -104,12 +106,14 @@ def export_release(
     weights: the EMA by parameter name, e.g. `module_tensors(net, state.ema)`. net_config: `net.config`.
     guarantee: what the run promises and all that it spent (`certified_events`). config: the resolved config
     WITHOUT paths. central: uint8 [M, C, H, W], class by class within a query, or None (or M = 0).
-    signing_key: an Ed25519 private key (PEM). device: where to sample. before_publishing: called when everything
-    is written, checked and synced; after it only the last rename can fail.
+    signing_key: an Ed25519 private key (PEM). license_: what the model card states, if anything. device: where to
+    sample. before_publishing: called when everything is written, checked and synced; after it only the last rename can
+    fail.
 
     All arguments must be public. Raises, with nothing written: ExportError, CertificateError (the events
     cost more than is promised), AccountingError, SignatureError, SamplingError.
     """
+    require_license(license_)
     asked, folder = folder, _resolved(folder)
     _bring_back(folder)
     _check_target(folder, guarantee, weights)
@@ -131,7 +135,8 @@ def export_release(
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         (staging / CONFIG).write_text(text, encoding="utf-8")
         has_central = (staging / "central.png").exists()
-        card = model_card(str(config["name"]), guarantee, accounting, samples.steps, has_central)
+        how = (samples.sampler, samples.steps)
+        card = model_card(str(config["name"]), guarantee, accounting, how, has_central, license_)
         (staging / "README.md").write_text(card, encoding="utf-8")
         _certify(staging, guarantee, accounting, signing_key)
         _check_target(folder, guarantee, weights)
@@ -243,7 +248,7 @@ def _staged(folder: Path, before_publishing: Callable[[], object]) -> Iterator[P
         yield staging
         _publish(staging)
         before_publishing()
-        _swap(staging, folder, replaced)
+        replace_folder(staging, folder, replaced)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ExportError(f"{folder}: the release could not be written: {reason}") from error
@@ -251,20 +256,6 @@ def _staged(folder: Path, before_publishing: Callable[[], object]) -> Iterator[P
         shutil.rmtree(staging, ignore_errors=True)
         if folder.exists():  # otherwise the earlier release is the only one: the next export brings it back
             shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _swap(staging: Path, folder: Path, replaced: Path) -> None:
-    """Rename `staging` to `folder`; an earlier release moves to `replaced`, and back on failure."""
-    earlier = folder.exists()
-    if earlier:
-        folder.rename(replaced)
-    try:
-        staging.rename(folder)
-    except OSError:
-        if earlier:
-            replaced.rename(folder)
-        raise
-    sync(folder.parent)
 
 
 def _publish(folder: Path) -> None:

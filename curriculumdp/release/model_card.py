@@ -4,11 +4,24 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import Accounting, Guarantee, statement
+from curriculumdp.release.terms import license_words
 
 
-def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, has_central: bool) -> str:
-    """Return the card's text: metadata, how to sample, what is guaranteed and what is not."""
+def model_card(
+    name: str,
+    guarantee: Guarantee,
+    cost: Accounting,
+    sampling: tuple[str, int],
+    has_central: bool,
+    license_: str | None = None,
+) -> str:
+    """Return the card's text: metadata, how to sample, what is guaranteed and what is not.
+
+    sampling: the release's own (sampler, steps), as samples.png was made.
+    """
+    sampler, steps = sampling
     metadata = ModelCardData(
+        license=license_,
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["differential-privacy", "synthetic-data", "image-generation", "edm"],
@@ -38,13 +51,13 @@ One class per row.
 {central}
 ## Sampling
 
-Stock `diffusers`, no other code:
+Stock `diffusers`, no other code{_note_on(sampler)}:
 
 ```python
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline{_imported(sampler)}
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"){_scheduler(sampler)}
 images = pipeline(
     batch_size=8,
     class_labels=[i % {public.classes} for i in range(8)],
@@ -55,6 +68,8 @@ images = pipeline(
 
 Always pass `num_inference_steps` (the pipeline's default is a single step, which gives a mean image) and
 `class_labels` (0 to {public.classes - 1}; if omitted, the pipeline takes them from torch's global generator).
+
+{license_words(license_)}
 
 ## Privacy
 
@@ -76,7 +91,29 @@ The events charged, each a clipped sum with noise added:
 {rows}
 
 `privacy.json` is the certificate: anyone can recompute ε from its values, and it holds the SHA-256 of every
-other file here. `python launch/verify.py FOLDER` of `curriculumdp` checks both. The run's settings are in
-`training_config.yaml`.
+other file here. With `curriculumdp` installed, `curriculumdp-verify FOLDER` checks both; it needs neither torch nor
+this model's libraries. The run's settings are in `training_config.yaml`.
+
+Not here: the real images, and everything private of the run (losses, realised batch sizes, the run's secret).
 """)
     )
+
+
+def _note_on(sampler: str) -> str:
+    """Return what the snippet's sampler has to do with the one that samples.png was made with."""
+    if sampler in ("dpm", "euler"):
+        return ", with the sampler and steps of samples.png"
+    return (
+        f". samples.png was made with the sampler {sampler}, which only `curriculumdp-sample` has: this is "
+        "DPM-Solver instead"
+    )
+
+
+def _imported(sampler: str) -> str:
+    return ", EDMEulerScheduler" if sampler == "euler" else ""
+
+
+def _scheduler(sampler: str) -> str:
+    if sampler != "euler":
+        return ""
+    return "\npipeline.scheduler = EDMEulerScheduler.from_config(pipeline.scheduler.config)"

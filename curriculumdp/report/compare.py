@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from curriculumdp.disk import write_whole
+from curriculumdp.disk import make_folder, require_writable, write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import frechet, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import read_released
@@ -196,10 +196,17 @@ def plot(runs: Sequence[RunFigures]) -> bytes:
     return scatter_panels(filled)
 
 
+def require_place(out: Path) -> None:
+    """Raise OutputError unless `write_comparison` can write to `out`."""
+    require_writable(out, folder=True)
+    for name in (TABLE, RECORD, PLOT):
+        require_writable(out / name)
+
+
 def write_comparison(runs: Sequence[RunFigures], out: Path) -> list[Path]:
     """Write compare.csv, compare.json and compare.png to `out` and return their paths."""
     png = plot(runs)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     buffer = io.StringIO()
     csv.writer(buffer).writerows(table(runs))
     write_whole(out / TABLE, buffer.getvalue().encode(), mode=0o666)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
@@ -14,16 +13,15 @@ from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import Released
 from curriculumdp.phases import title_of
 from curriculumdp.plots import curve_plot, png_bytes
-from curriculumdp.privacy.accountant import compose, epsilon_path, losses
+from curriculumdp.privacy.accountant import epsilon_path
+from curriculumdp.privacy.detection import ALARMS, at_most, detection_bound
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import CertifiedEvent, Guarantee, statement
 from curriculumdp.release.files import CERTIFICATE, WEIGHTS, file_sha256
 from curriculumdp.report.page import Html, columns, facts, html, paragraph, picture, section, table, tag
 
-ALARMS = (0.001, 0.01, 0.1)  # false alarm rates
 MAX_STRIPS = 20  # with more classes, samples are shown as one picture
 PATH_POINTS = 6
-CURVE_POINTS = 60
 SMALL_PRINT = {
     "adjacency": "adjacency",
     "public": "treated as public",
@@ -33,22 +31,6 @@ SMALL_PRINT = {
     "scope": "covers",
     "proof": "what can be checked",
 }
-
-
-def detection_bound(promised: Guarantee, alarms: Sequence[float]) -> list[float]:
-    """Return the highest detection rate of any test for a unit's presence, one for each false alarm rate α.
-
-    It is the minimum of e^ε·α + δ(ε) and 1 − e^−ε·(1 − δ(ε) − α) over points on the events' curve δ(ε) (Kairouz et
-    al. 2015, theorem 2.1), which is tighter than at the promised (ε, δ) alone. Takes seconds.
-    """
-    total = compose([losses(row.event) for row in promised.events])
-    epsilons = np.linspace(0.0, 2 * promised.epsilon, CURVE_POINTS)
-    deltas = np.array([total.get_delta_for_epsilon(epsilon) for epsilon in epsilons])
-    growth = np.exp(np.minimum(epsilons, 700.0))  # e^700 is close to the largest float
-    return [
-        float(np.minimum(growth * rate + deltas, 1 - (1 - deltas - rate) / growth).clip(0, 1).min())
-        for rate in alarms
-    ]
 
 
 def guarantee_section(released: Released) -> Html:
@@ -77,8 +59,8 @@ def guarantee_section(released: Released) -> Html:
 
 
 def _meaning(promised: Guarantee) -> Html:
-    found = detection_bound(promised, ALARMS)
-    rows = [(f"{alarms:.1%}", _at_most(rate)) for alarms, rate in zip(ALARMS, found, strict=True)]
+    found = detection_bound([row.event for row in promised.events], promised.epsilon, ALARMS)
+    rows = [(f"{alarms:.1%}", at_most(rate)) for alarms, rate in zip(ALARMS, found, strict=True)]
     return tag(
         "div",
         paragraph(
@@ -88,10 +70,6 @@ def _meaning(promised: Guarantee) -> Html:
         table(["false alarms", "detected, at most"], rows),
         tag("p", "A worst-case bound, computed from the events below.", class_="note"),
     )
-
-
-def _at_most(rate: float) -> str:
-    return "nearly all" if rate > 0.999 else f"{rate:.1%}"
 
 
 @dataclass(frozen=True)
@@ -260,8 +238,10 @@ def settings_section(released: Released) -> Html:
             tag(
                 "div",
                 tag("h3", "Check it yourself"),
-                paragraph("This recomputes ε and checks every file of the release:"),
-                paragraph(tag("code", "python launch/verify.py RELEASE")),
+                paragraph(
+                    "With curriculumdp installed, this recomputes ε and checks every file of the release:"
+                ),
+                paragraph(tag("code", "curriculumdp-verify RELEASE")),
                 paragraph("SHA-256 of the certificate that this page was generated from:"),
                 paragraph(tag("code", digest)),
             ),

@@ -136,6 +136,32 @@ def test_a_steps_sum_is_exactly_the_sum_of_what_each_unit_adds_alone(make_run, d
     assert torch.equal(alone, together)
 
 
+VARIED = {"private__noise_levels": "spread", "data__flip": True, "data__shift": 1, "private__draws": 3}
+
+
+def shared_out(digits: ImageSet) -> ImageSet:
+    """The digits as people of several images: every place owns from one to four."""
+    owners = np.arange(len(digits.labels)) % 577
+    return ImageSet(digits.images, digits.labels, owners, digits.unit_count)
+
+
+@pytest.mark.parametrize(("microbatch", "worlds"), [(1, 1), (4, 1), (4, 2), (16, 3)])
+def test_varied_draws_of_people_with_several_images_add_one_persons_vector_and_no_more(
+    make_run, digits, microbatch, worlds
+):
+    """Spread noise levels, distinct images, mirrored and moved: the sum is still what each person adds alone."""
+    changes = VARIED | {"compute__microbatch": microbatch}
+    images = shared_out(digits)
+    mine = images.units == PLACE
+    only = ImageSet(images.images[mine], images.labels[mine], images.units[mine], images.unit_count)
+    whole, without, own = (
+        full_sum(make_run, some, worlds, **changes) for some in (images, images.without_unit(PLACE), only)
+    )
+    assert torch.equal(whole - without, own)
+    assert 0 < squared_steps(own) <= LIMIT
+    assert not torch.equal(whole, full_sum(make_run, images, worlds, compute__microbatch=microbatch))
+
+
 def let_arithmetic_depend_on_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives each place in a microbatch an arithmetic of its own, as kernels may: then a unit that moves shows."""
     original = private.draw_batch

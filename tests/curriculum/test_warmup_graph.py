@@ -88,7 +88,7 @@ def test_the_graphs_update_is_adam_step_to_the_bit(start):
                 "curriculumdp.curriculum.warmup._loss_and_gradient",
                 lambda *_, g=gradient: (torch.zeros(()), g),
             )
-            _graph_step(state, phase.sigma, phase.config.ema, _adam_scalars(step, 3e-4))
+            _graph_step(state, phase.sigma, phase.config, _adam_scalars(step, 3e-4))
         adam_step(gradient, other, step, 3e-4, phase.config.ema)
         assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in state.tensors().items())
 

@@ -92,6 +92,17 @@ def test_the_kernel_equals_noise_then_scale_then_adam_then_ema() -> None:
     assert not total.any()
 
 
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_the_kernel_averages_by_any_decay(decay: float) -> None:
+    """A power-function average begins with a decay of 0, which forgets what was there."""
+    state = buffers()
+    before = state.ema.clone()
+    noise_step(random_sum(), KEY, 1.5, 0.7, 100.0, state, 0, 1e-2, decay)
+    expected = before * decay + state.weights * (1 - decay)
+    torch.testing.assert_close(state.ema, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_without_a_gpu_the_step_is_the_same_in_torch() -> None:
     total, state, expected = random_sum(), buffers(), buffers()
     gradient = from_grid(add_noise(total, 1.5, KEY), 0.7) / 100

@@ -15,9 +15,7 @@ NORM, ROWS = "dpkernels.rows_norm_triton:", "tests.dpkernels.test_rows:"
 OF_ITS_DRAWS = Check(ROWS + "test_a_units_gradients_are_the_sums_over_its_draws_and_its_norm_is_theirs")
 ALONE = Check(ROWS + "test_a_sample_that_is_replaced_changes_no_bit_of_the_others", {"name": "rows_norm"})
 UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
-IN_ONE_PASS = (
-    "noise_step(total, key, sigma, clip_norm, self.expected_units, state, step, rate, self.config.ema)"
-)
+IN_ONE_PASS = "noise_step(total, key, sigma, clip_norm, self.expected_units, state, step, rate, decay)"
 ONE_PASS = Check(
     "tests.curriculum.test_step_of_a_gpu:"
     "test_the_update_in_one_pass_is_noise_then_the_expected_batch_then_adam_and_ema"
@@ -120,6 +118,16 @@ GPU_FAULTS = [
         IN_ONE_PASS,
         IN_ONE_PASS.replace("key", "bytes(32)"),
         ONE_PASS,
+    ),
+    Fault(
+        "an average of another width on a GPU",
+        UPDATE,
+        IN_ONE_PASS,
+        IN_ONE_PASS.replace("decay", "self.config.ema"),
+        Check(
+            "tests.curriculum.test_average:test_a_gpus_update_is_given_the_decay_of_a_cpus",
+            {"changes": {"private__ema_width": 0.15}},
+        ),
     ),
     Fault(
         "a backward summed twice on a GPU",

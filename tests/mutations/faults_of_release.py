@@ -239,6 +239,33 @@ RELEASE_FAULTS = [
         Check(FIELDS + "test_a_figure_left_out_or_put_in_is_noticed"),
     ),
     Fault(
+        "a promise that nobody checks where Opacus is not installed",
+        "curriculumdp.release.certificate:account_by_pld",
+        "for contradiction in contradictions(guarantee, found):",
+        "for contradiction in []:",
+        Check("tests.release.test_without_opacus:test_a_promise_below_the_cost_is_refused_without_opacus"),
+    ),
+    Fault(
+        "figures that nobody checks where Opacus is not installed",
+        "curriculumdp.release.verify:figure_problems",
+        "if not hasattr(found, name):",
+        "if not hasattr(found, 'opacus'):",
+        Check(
+            "tests.release.test_without_opacus:test_a_figure_by_pld_that_was_changed_is_noticed_without_opacus",
+            {"name": "epsilon_of_events", "factor": 0.9},
+        ),
+    ),
+    Fault(
+        "an upload that everyone sees at once",
+        "curriculumdp.release.hub:push",
+        "private=True, exist_ok=True",
+        "exist_ok=True",
+        Check(
+            "tests.release.test_publishing:"
+            "test_an_upload_creates_a_private_repository_and_sends_the_named_files_alone"
+        ),
+    ),
+    Fault(
         "a release that says it has spent nothing",
         "curriculumdp.release.agreement:_course_problems",
         "if not any(done.values()):",

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from curriculumdp.curriculum.batch import PLAIN
+from curriculumdp.curriculum.unit_draws import Variety
 from dpkernels.grid import GRID
 from tests.mutations.planting import Check, Fault
 
@@ -26,6 +28,8 @@ OWN_VECTOR = Check(
     P1 + "test_the_sums_of_two_neighbours_differ_by_exactly_the_units_own_vector",
     {"precision": "bf16", "microbatch": 4, "worlds": 1},
 )
+DRAWS = "tests.curriculum.test_varied_draws:"
+ANYBODY = DRAWS + "test_no_units_draws_depend_on_who_else_is_in_the_set_the_sample_or_the_microbatch"
 LAYOUT = Check(
     "tests.dpkernels.test_reference_layers:test_convolution",
     {"case": "3x3", "layout": "channels_last", "draws": 3},
@@ -167,6 +171,51 @@ SUM_FAULTS = [
         "words = unit_words(key, step, _sent(indices, device), draws, HEAD_WORDS + pixels + pixels % 2)",
         "words = unit_words(key, step, torch.arange(len(indices)), draws, HEAD_WORDS + pixels + pixels % 2)",
         NEIGHBOURS,
+    ),
+    Fault(
+        "strata of noise levels dealt by the place in the batch",
+        "curriculumdp.curriculum.unit_draws:spread_levels",
+        "(units[:, None] * GOLDEN + shift)",
+        "(torch.arange(len(units))[:, None] * GOLDEN + shift)",
+        Check(ANYBODY, {"variety": Variety(spread=True), "draws": 1}),
+    ),
+    Fault(
+        "noise levels spread over the ranks of a step's sample",
+        "curriculumdp.curriculum.unit_draws:spread_levels",
+        "quantile = (stratum + within) / draws",
+        "quantile = (torch.arange(len(units))[:, None] + within) / len(units)",
+        Check(ANYBODY, {"variety": Variety(spread=True), "draws": 3}),
+    ),
+    Fault(
+        "an image chosen by the place in the batch",
+        "curriculumdp.curriculum.batch:draw_batch",
+        "pick = distinct_picks(uniforms(head[..., 0]), counts)",
+        "pick = distinct_picks(uniforms(head[..., 0]).roll(1, 0), counts)",
+        Check(ANYBODY, {"variety": PLAIN, "draws": 3}),
+    ),
+    Fault(
+        "a unit that has shown all its images goes on with the next unit's",
+        "curriculumdp.curriculum.unit_draws:distinct_picks",
+        "owned = counts.clamp(min=1)",
+        "owned = counts.clamp(min=uniform.shape[1])",
+        Check(DRAWS + "test_a_units_draws_show_its_own_images_with_their_labels"),
+    ),
+    Fault(
+        "draws mirrored by the place in the microbatch",
+        "curriculumdp.curriculum.batch:draw_batch",
+        "moves(indices, draws, key, step, variety)",
+        "moves(torch.arange(len(indices)), draws, key, step, variety)",
+        Check(ANYBODY, {"variety": Variety(flip=True), "draws": 1}),
+    ),
+    Fault(
+        "a unit's first images shown more often than its last",
+        "curriculumdp.curriculum.unit_draws:distinct_picks",
+        "rank = torch.minimum((uniform[:, draw] * left).long(), left - 1)",
+        "rank = torch.zeros_like(left)",
+        Check(
+            DRAWS + "test_each_draw_shows_each_image_equally_often_and_so_does_each_pair_of_draws",
+            {"count": 3, "draws": 4},
+        ),
     ),
     Fault(
         "a loss that mixes the units",

@@ -16,11 +16,12 @@ from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import read_released
 from curriculumdp.privacy.accountant import epsilon
+from curriculumdp.privacy.detection import detection_bound
 from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.release.export import certified_events
 from curriculumdp.report.quality import duration, read_metrics, seconds_by_phase
 from curriculumdp.report.report import private_report, public_report, write_reports
-from curriculumdp.report.sections import cost_facts, detection_bound, spending
+from curriculumdp.report.sections import cost_facts, spending
 from tests.support.evaluated_run import (
     CLASSES,
     MARK,
@@ -194,7 +195,8 @@ def test_the_detection_bound_holds_and_is_tight_for_a_gaussian() -> None:
     rows = certified_events([PrivacyEvent("private", "gaussian", 1.0, sigma, 1)], {"private": 1.0})
     alarms = (0.001, 0.01, 0.1)
     best = [normal.cdf(normal.inv_cdf(rate) + 1 / sigma) for rate in alarms]
-    for bound, reached in zip(detection_bound(guarantee(events=rows), alarms), best, strict=True):
+    found = detection_bound([row.event for row in rows], guarantee().epsilon, alarms)
+    for bound, reached in zip(found, best, strict=True):
         assert reached <= bound <= 1.1 * reached
 
 
