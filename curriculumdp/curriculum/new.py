@@ -35,6 +35,8 @@ def new_config(given: Mapping[str, Any]) -> tuple[str, list[str]]:
         raise ConfigError(f"--size is {given['size']}: must be even, since the network halves the image")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", given["name"]):
         raise ConfigError(f"--name is {given['name']!r}: use letters, digits, dot, dash and underscore")
+    if not given["path"] and given["source"] != "digits":
+        raise ConfigError("--path is missing: name the folder or file of the images")
     public = ("units", "classes", "size", "channels", "epsilon", "device", "cores")
     recipe = Recipe(Asked(**{key: given[key] for key in public}, hours=hours))
     keys = ("source", "path", "csv", "units", "unit", "classes", "channels", "size")

@@ -100,6 +100,7 @@ def test_a_batch_that_noise_drowns_is_warned_of() -> None:
         ({"epsilon": -1.0}, "--epsilon"),
         ({"hours": 0.0}, "--hours"),
         ({"name": "../up"}, "--name"),
+        ({"path": None}, "--path"),
     ],
 )
 def test_an_impossible_figure_is_refused_by_its_option(wrong, named) -> None:
