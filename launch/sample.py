@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--num", type=int, required=True, metavar="N", help="number of images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for images.npz")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="also one picture of the first 100 images")
-    parser.add_argument("--labels", metavar="0,1,2", help="classes to sample in turn (default: all)")
+    parser.add_argument(
+        "--labels", metavar="0,1,2", help="classes to sample in turn, by number or name (default: all)"
+    )
     parser.add_argument("--png", action="store_true", help="also one file per image, in DIR/png")
     parser.add_argument("--sampler", default="dpm", choices=("dpm", "heun", "euler", "churn"))
     parser.add_argument("--steps", type=int, default=18, help="sampling steps (default 18)")

@@ -1,9 +1,11 @@
 """The sensitive images, loaded and checked against what the config declares. PRIVATE."""
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from curriculumdp.config.config import Config
+from curriculumdp.config.config import Config, config_from
 from curriculumdp.data.images import DataError, ImageSet
 from curriculumdp.data.sources import load_images
 
@@ -25,6 +27,7 @@ def load_declared(config: Config, cache: Path | None, pending: Path | None = Non
         csv=data.csv,
         roster=data.roster,
         window=data.window,
+        class_names=data.class_names,
         cache=cache,
         pending=pending,
     )
@@ -36,9 +39,17 @@ def load_declared(config: Config, cache: Path | None, pending: Path | None = Non
     return images
 
 
+def with_class_names(config: Config, names: Sequence[str] | None) -> Config:
+    """Return the config with the classes' names, which are PUBLIC, if it lists none. Raises ConfigError."""
+    if names is None or config.data.class_names is not None:
+        return config
+    values = config.resolved()
+    return config_from(values | {"data": values["data"] | {"class_names": list(names)}}, "the classes' names")
+
+
 def content_digest(images: ImageSet) -> bytes:
-    """Return the SHA-256 of all images, labels and units. PRIVATE: compared between ranks, never stored."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of all images, labels, units and names. PRIVATE: compared between ranks, never stored."""
+    digest = hashlib.sha256(json.dumps(images.class_names).encode())
     for array in images.content_arrays().values():
         digest.update(str(array.shape).encode() + array.tobytes())
     return digest.digest()

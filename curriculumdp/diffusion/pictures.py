@@ -1,5 +1,7 @@
 """Image arrays as files and grids for people to look at."""
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +30,27 @@ def to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def save_images(folder: Path, images: np.ndarray, labels: np.ndarray, png: bool) -> Path:
+def save_images(
+    folder: Path, images: np.ndarray, labels: np.ndarray, png: bool, class_names: Sequence[str] | None = None
+) -> Path:
     """Write `images.npz` to `folder` (images uint8 [N, H, W, C], labels int64 [N]) and return its path.
 
-    With `png`, also write one file per image, `png/<number>_<label>.png`.
+    class_names: in label order, also written there. With `png`, also write one file per image,
+    `png/<number>_<label>.png`, and a table of them, `png.csv`, of the columns path and label (its name, if it has one).
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "images.npz"
-    np.savez_compressed(path, images=images, labels=labels.astype(np.int64))
+    arrays = {"images": images, "labels": labels.astype(np.int64)}
+    if class_names is not None:
+        arrays["class_names"] = np.array(class_names)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
     if png:
         (folder / "png").mkdir(exist_ok=True)
-        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            to_picture(image).save(folder / "png" / f"{number:06d}_{label}.png")
+        rows = []
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            name = f"{number:06d}_{label}.png"
+            to_picture(image).save(folder / "png" / name)
+            rows.append((name, label if class_names is None else class_names[label]))
+        with (folder / "png.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("path", "label"), *rows])
     return path

@@ -40,6 +40,11 @@ class Released:
         return self.certificate.guarantee.public.classes
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names in label order: their numbers, where they have no others."""
+        return self.certificate.guarantee.public.id2label or tuple(map(str, range(self.classes)))
+
+    @property
     def sampler(self) -> tuple[str, int]:
         """The sampler's name and number of steps."""
         return str(self.config["sampling"]["sampler"]), int(self.config["sampling"]["steps"])

@@ -115,7 +115,8 @@ def export_release(
     _check_target(folder, guarantee, weights)
     accounting = account(guarantee)
     with _staged(folder, before_publishing) as staging:
-        net = save_pipeline(staging, weights, net_config, sigma_data).to(device)
+        names = guarantee.public.id2label
+        net = save_pipeline(staging, weights, net_config, sigma_data, names).to(device)
         labels = torch.arange(guarantee.public.classes).repeat_interleave(samples.per_class)
         pictures = sample_images(
             net,
@@ -131,7 +132,8 @@ def export_release(
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         (staging / CONFIG).write_text(text, encoding="utf-8")
         has_central = (staging / "central.png").exists()
-        card = model_card(str(config["name"]), guarantee, accounting, samples.steps, has_central)
+        null = int(net.config.num_class_embeds) > guarantee.public.classes
+        card = model_card(str(config["name"]), guarantee, accounting, samples.steps, has_central, null)
         (staging / "README.md").write_text(card, encoding="utf-8")
         _certify(staging, guarantee, accounting, signing_key)
         _check_target(folder, guarantee, weights)
@@ -164,8 +166,9 @@ def damage(folder: Path) -> str | None:
 def _holds(file: Path, weights: Mapping[str, Tensor]) -> bool:
     try:
         with safe_open(file, framework="pt") as saved:
+            # Older versions released the null class too, the last row of the class embedding.
             return set(saved.keys()) == set(weights) and all(
-                torch.equal(saved.get_tensor(name), part.detach().float().cpu())
+                torch.equal(saved.get_tensor(name)[: len(part)], part.detach().float().cpu())
                 for name, part in weights.items()
             )
     except (OSError, SafetensorError):

@@ -1,10 +1,12 @@
 """Synthetic images from a release, on disk: post-processing, which costs no privacy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from curriculumdp.data.names import like_a_number, listed
 from curriculumdp.diffusion.pictures import image_grid, save_images
 from curriculumdp.diffusion.pipeline import load_pipeline
 from curriculumdp.diffusion.sample import balanced_labels, sample_images
@@ -33,15 +35,17 @@ def sample_release(
 ) -> Path:
     """Sample `count` images from a release, on the GPU if there is one, and return the path of `out`/images.npz.
 
-    labels: classes separated by commas, sampled in turn; by default all. The initial noise depends on `seed` alone.
-    batch: images at once. png: also write one file per image. grid: also write one picture of the first 100 images
-    to this file. Raises RequestError and whatever reading the release or sampling raises, each one line.
+    labels: classes separated by commas, by name or number, sampled in turn; by default all. The initial noise depends
+    on `seed` alone. batch: images at once. png: also write one file per image and a table of them. grid: also write one
+    picture of the first 100 images to this file. Raises RequestError and whatever reading the release or sampling
+    raises, each one line.
     """
     if count < 1 or batch < 1:
         raise RequestError(f"num is {count} and batch is {batch}: both must be at least 1")
     if not 0 <= seed < 2**63:
         raise RequestError(f"seed is {seed}: must be in [0, 2**63)")
-    wanted = balanced_labels(_classes(labels, read_certificate(release).guarantee.public.classes), count)
+    public = read_certificate(release).guarantee.public
+    wanted = balanced_labels(_classes(labels, public.classes, public.id2label), count)
     net, sigma_data = load_pipeline(release)
     images = sample_images(
         net.to("cuda" if torch.cuda.is_available() else "cpu"),
@@ -54,7 +58,7 @@ def sample_release(
     )
     if grid is not None:
         _write_grid(grid, images[:IN_GRID])
-    return save_images(out, images, wanted.numpy(), png)
+    return save_images(out, images, wanted.numpy(), png, public.id2label)
 
 
 def _write_grid(path: Path, images: np.ndarray) -> None:
@@ -62,16 +66,19 @@ def _write_grid(path: Path, images: np.ndarray) -> None:
     image_grid(images, columns=min(10, len(images))).save(path, format="PNG")
 
 
-def _classes(labels: str | None, classes: int) -> list[int]:
+def _classes(labels: str | None, classes: int, names: Sequence[str] | None) -> list[int]:
+    """Return the labels of the classes asked for, by name or, where no name looks like one, by number."""
     if labels is None:
         return list(range(classes))
-    try:
-        asked = [int(label) for label in labels.split(",")]
-    except ValueError:
-        raise RequestError(
-            f"labels are {labels!r}: give class numbers separated by commas, such as 0,1,2"
-        ) from None
-    for label in asked:
-        if not 0 <= label < classes:
-            raise RequestError(f"label {label} is not a class: the release has classes 0 to {classes - 1}")
+    places = {name: label for label, name in enumerate(names or ())}
+    if not any(map(like_a_number, places)):
+        places |= {str(label): label for label in range(classes)}
+    asked = []
+    for text in (part.strip() for part in labels.split(",")):
+        if text not in places:
+            known = f"classes named {listed(names)}" if names else f"classes 0 to {classes - 1}"
+            raise RequestError(
+                f"label {text!r} is not a class: the release has {known}; separate several by commas"
+            )
+        asked.append(places[text])
     return asked

@@ -36,6 +36,13 @@ COURSE = COURSES + "test_releases_must_be_what_a_run_of_the_config_can_have_come
 
 RELEASE_FAULTS = [
     Fault(
+        "a class that DP-SGD never trained among those that stock diffusers draws",
+        "curriculumdp.curriculum.release:classes_of",
+        "return config.data.classes + int(trained)",
+        "return config.data.classes + int(trained or config.warmup.label_dropout > 0)",
+        Check("tests.curriculum.test_label_dropout:test_the_null_class_leaves_only_where_dp_sgd_trained_it"),
+    ),
+    Fault(
         "a noise multiplier that nobody holds against the budget",
         "curriculumdp.release.agreement:noise_problems",
         "if cost >= guarantee.epsilon * (1 - LEFT_BY_SOLVING):",
