@@ -16,7 +16,7 @@ import torch
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.declared import content_digest, load_declared, with_class_names
+from curriculumdp.curriculum.declared import content_digest, load_declared, warn_of_repeats, with_class_names
 from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
@@ -116,6 +116,7 @@ def run_curriculum(
         )
         restore(run, state, folder)
         world.from_main(lambda: folder.accept(config))
+        world.from_main(lambda: warn_of_repeats(folder.private, config, images))
         run.begin(fingerprint(config, world), nonce)
         try:
             reason = train(run, state, folder)

@@ -55,8 +55,8 @@ def in_label_order(
     order = tuple(names if declared is None else declared)
     if sorted(names) != sorted(order):
         raise DataError(
-            f"{where}: has classes named {listed(names)} but data.class_names is {listed(order)}: labels go by name, "
-            "so make the two the same"
+            f"{where}: has classes named {listed(names)} but those of the run (data.class_names) are {listed(order)}: "
+            "labels go by name, so make the two the same"
         )
     if len(names) != classes:
         raise DataError(f"{where}: names {len(names)} classes {listed(names)} but data.classes = {classes}")
