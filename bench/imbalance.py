@@ -45,9 +45,19 @@ def measured(images: ImageSet, weight: float | None, floor: float = 1.0) -> np.n
     """Return, by class, (contrast of a central image over that of the true mean, RMS error in [0, 1]), medians."""
     units = images.unit_count
     data = DataConfig(source="digits", units=units, classes=2, channels=1, size=8)
-    config = CentralConfig(sample_rate=RATE, noise_multiplier=NOISE, queries=QUERIES, size=8, count_weight=weight)
+    config = CentralConfig(
+        sample_rate=RATE, noise_multiplier=NOISE, queries=QUERIES, size=8, count_weight=weight
+    )
     query = CentralQuery(
-        "mean", 8, 1, 2, 1, clip_norm_of(config, data), count_weight_of(config, data), (RATE * units / 2,) * 2, floor
+        "mean",
+        8,
+        1,
+        2,
+        1,
+        clip_norm_of(config, data),
+        count_weight_of(config, data),
+        (RATE * units / 2,) * 2,
+        floor,
     )
     true = np.stack([images.images[images.labels == label].mean(0) / 255 for label in (0, 1)])
     rng = np.random.default_rng(0)
@@ -62,11 +72,15 @@ def measured(images: ImageSet, weight: float | None, floor: float = 1.0) -> np.n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rare", type=int, default=68, help="images of the rare class (68: 5 %%)")
     images = imbalanced(parser.parse_args().rare)
     counts = np.bincount(images.labels)
-    print(f"{counts[0]} to {counts[1]} images, sample rate {RATE}, noise multiplier {NOISE}, {QUERIES} queries")
+    print(
+        f"{counts[0]} to {counts[1]} images, sample rate {RATE}, noise multiplier {NOISE}, {QUERIES} queries"
+    )
     print("count_weight  contrast common / rare   error common / rare")
     for weight in (0.0, None, 4.0):
         contrast, error = measured(images, weight)

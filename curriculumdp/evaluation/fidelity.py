@@ -64,7 +64,7 @@ def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> Fe
         digest.update(value.cpu().contiguous().numpy().tobytes())
     return FeatureNetwork(
         f"small CNN, {FEATURES} features",
-        f"{len(data)} images ({data.origin})" + (", to tell which way up they are" if turned else ""),
+        f"{len(data)} images ({data.origin})" + (", which way up they are" if turned else ""),
         digest.hexdigest(),
         lambda images: outputs_of(net.features, images, device) / scale,
     )
