@@ -1,6 +1,8 @@
 """Units that show the same picture are counted by content; the operator is warned without the count."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +36,12 @@ def test_a_picture_of_two_units_counts_wherever_it_is(
 
 @pytest.mark.parametrize("shown", [False, True])
 def test_the_warning_reaches_the_console_and_the_count_only_where_private_metrics_are_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], shown: bool
+    tmp_path: Path, shown: bool
 ) -> None:
     config = tiny(tmp_path, logging={"show_private_metrics": shown})
-    warn_of_repeats(tmp_path, config, images_of([7] * 4 + [9], [0, 1, 2, 3, 4]))
-    (line,) = capsys.readouterr().out.splitlines()
+    with redirect_stdout(io.StringIO()) as said:
+        warn_of_repeats(tmp_path, config, images_of([7] * 4 + [9], [0, 1, 2, 3, 4]))
+    (line,) = said.getvalue().splitlines()
     assert line.startswith("warning: 4 of 5 images" if shown else "warning: some images")
     assert json.loads((tmp_path / REPEATS).read_text()) == {"images_shared_between_units": 4}
 
