@@ -62,14 +62,11 @@ RELEASE_FAULTS = [
         Check(TESTED + "test_a_release_alone_is_held_against_the_training_set_that_is_named"),
     ),
     Fault(
-        "classes under other names than were declared",
+        "labels by the order of a listing",
         "curriculumdp.data.names:in_label_order",
-        "if sorted(names) != sorted(order):",
-        "if len(names) != len(order):",
-        Check(
-            "tests.data.test_names:test_other_folders_than_declared_are_refused_with_both_lists",
-            {"names": ["cat", "dog", "Bird"]},
-        ),
+        "return order, [places[name] for name in names]",
+        "return order, list(range(len(places)))",
+        Check("tests.data.test_names:test_declared_names_give_the_labels_whatever_the_order_of_the_folders"),
     ),
     Fault(
         "a class that DP-SGD never trained among those that stock diffusers draws",
