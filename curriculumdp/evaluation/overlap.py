@@ -36,6 +36,8 @@ def training_set_of(released: Released, say: Callable[[str], None]) -> LabelledS
     try:
         data = json.loads((private / "config.json").read_text(encoding="utf-8"))["data"]
         asked = {key: data[key] for key in READ if data.get(key) is not None}
+        if "window" in asked:
+            asked["window"] = tuple(asked["window"])  # as the run gave it: else its cache would be made anew
         found = load_images(**asked, cache=private / "cache")
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         say(f"not checked whether test images were trained on: the run's own set cannot be read ({error})")
