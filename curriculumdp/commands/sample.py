@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--num", type=int, required=True, metavar="N", help="number of images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for images.npz")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="also one picture of the first 100 images")
-    parser.add_argument("--labels", metavar="0,1,2", help="classes to sample in turn (default: all)")
+    parser.add_argument("--labels", metavar="0,1,2", help="classes by number or name (default: all)")
     parser.add_argument("--png", action="store_true", help="also DIR/png: one file per image, labels, a card")
     parser.add_argument("--license", metavar="ID", help="licence that the card states, such as cc-by-4.0")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """Checks across a run's options: combinations that do not go together."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from math import log
 
@@ -18,6 +19,7 @@ from curriculumdp.privacy.event import MIN_DELTA, as_typed
 
 # Normals made from 32-bit words stay below MAX_LEVEL; e^±80, the square of e^±40, is well inside fp32's range.
 MAX_LEVEL, MAX_LOG_LEVEL = 7.0, 40.0
+MAX_NAMES = 50_000  # letters of all class names together
 
 
 def disagreements(options: Options) -> Iterator[str]:
@@ -92,6 +94,7 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
             f"data.class_counts has {len(counts)} counts that sum to {sum(counts)}: give data.classes = "
             f"{data.classes} counts, not all 0"
         )
+    yield from _name_problems(data)
     if privacy.delta < MIN_DELTA:
         yield (
             f"privacy.delta is {privacy.delta:g}: must be at least {MIN_DELTA:g}, below which truncated tails "
@@ -102,6 +105,22 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
             f"privacy.delta is {as_typed(privacy.delta)} with {data.units} units: a δ of 1/units or more permits "
             f"publishing a unit outright; set it below 1/{data.units}"
         )
+
+
+def _name_problems(data: DataConfig) -> Iterator[str]:
+    names = data.class_names
+    if names is None:
+        return
+    if len(names) != data.classes:
+        yield f"data.class_names has {len(names)} names but data.classes = {data.classes}: name each class once"
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        yield f"data.class_names has {shown(twice)} twice: give each class its own name"
+    for name in names:
+        if name != unicodedata.normalize("NFC", name.strip()):
+            yield f"data.class_names has {shown(name)}: write it in Unicode's form NFC, without spaces around it"
+    if sum(map(len, names)) > MAX_NAMES:
+        yield f"data.class_names has more than {MAX_NAMES} letters, which no certificate can hold: shorten them"
 
 
 def _model_problems(model: ModelConfig, size: int) -> Iterator[str]:

@@ -92,6 +92,10 @@ class DataConfig(Section):
         description="what a unit is, as the certificate states it, e.g. 'all images of one patient'",
     )
     classes: Count = Field(description="number of classes; labels are 0..classes-1")
+    class_names: tuple[Annotated[Line, Field(max_length=100)], ...] | None = Field(
+        default=None,
+        description="PUBLIC names of the classes, in label order (default: those found, in natural order)",
+    )
     channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB")
     size: Annotated[Int, Field(ge=4, le=1024)] = Field(
         description="height and width of the model's images, in pixels"
@@ -165,9 +169,10 @@ class CentralConfig(Section):
         default=None, description="max L2 norm of a unit's vector (default: 0.5·√d for mean, √d for mode)"
     )
     bins: Annotated[Int, Field(ge=2, le=256)] = Field(default=16, description="bins of the mode's histogram")
-    count_weight: NotNegative = Field(
-        default=0.0,
-        description="weight of one noisy count per class in the mean's vector; 0: divide by public counts",
+    count_weight: NotNegative | None = Field(
+        default=None,
+        description="weight of one noisy count per class in the mean's vector; 0: divide by public counts, or by "
+        "units/classes (default: 1, but 0 with data.class_counts or statistic=mode)",
     )
     count_floor: Positive = Field(default=1.0, description="min denominator of a class's mean")
     median: Count = Field(

@@ -48,6 +48,15 @@ def clip_norm_of(config: CentralConfig, data: DataConfig) -> float:
     return config.clip_norm or widest
 
 
+def count_weight_of(config: CentralConfig, data: DataConfig) -> float:
+    """Return the weight of a noisy count per class: the config's value, or else 1 where no class counts are public.
+
+    Without counts a class's sum is divided by units/classes, which makes rare classes grey and common ones glaring.
+    """
+    counted = config.statistic == "mean" and data.class_counts is None
+    return float(counted) if config.count_weight is None else config.count_weight
+
+
 def unit_vectors(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
     """Return each unit's contribution to a query, before clipping: float64 [len(units), d]. PRIVATE.
 
@@ -143,7 +152,7 @@ class CentralPhase:
             data.classes,
             config.bins,
             clip_norm_of(config, data),
-            config.count_weight if config.statistic == "mean" else 0.0,
+            count_weight_of(config, data),
             tuple(config.sample_rate * count for count in counts),
             config.count_floor,
         )

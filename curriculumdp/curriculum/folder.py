@@ -4,7 +4,6 @@ run/private/   mode 0700, must never leave: lock, config.json, secret, ledger.js
 run/release/   what may leave, written once at the end (design D5)
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from curriculumdp.checkpoint import Position, authentic_positions, load_latest, save_checkpoint
-from curriculumdp.config.changes import resume_differences
+from curriculumdp.config.changes import config_digest, resume_differences
 from curriculumdp.config.config import Config, config_from
 from curriculumdp.curriculum.dataset import attach, dataset_ledger
+from curriculumdp.curriculum.declared import with_class_names
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.curriculum.release import guarantee_of, weights_of
 from curriculumdp.curriculum.state import State
@@ -204,6 +204,7 @@ class RunFolder:
         file = self.private / CONFIG
         if file.exists() and not ledger_is_missing(self.private):  # without a ledger nothing has started
             saved = self._saved()
+            config = with_class_names(config, _names_in(saved))
             changed = [d for d in resume_differences(saved, config) if d.kind == "refused"]
             if changed:
                 raise FolderError(
@@ -211,6 +212,12 @@ class RunFolder:
                     + (f" (and {len(changed) - 1} more)" if changed[1:] else "")
                     + ": change it back, or set another run_dir"
                 )
+
+    def fixed_names(self) -> bytes:
+        """Return the classes' names as fixed at the run's start (JSON; null for none), or b"" if it has not begun."""
+        if ledger_is_missing(self.private) or not (self.private / CONFIG).exists():
+            return b""
+        return json.dumps(_names_in(self._saved())).encode()
 
     def accept(self, config: Config) -> None:
         """Save the options of a command that is about to train; call it before the command shows any metrics."""
@@ -284,7 +291,7 @@ class RunFolder:
         if found is not None and not damaged:
             state = untrained(config, torch.device("cpu"))
             state.load(found[1])
-            weights = weights_of(state)
+            weights = weights_of(config, state)
         guarantee = guarantee_of(config, self.ledger, self.metrics_shown)
         return other_release(self.release, guarantee, weights) or damage(self.release)
 
@@ -336,9 +343,6 @@ def within(config: Config) -> Callable[[Sequence[PrivacyEvent]], bool]:
     return allows
 
 
-def config_digest(config: Config) -> str:
-    """Return the SHA-256 (hex) of the options that a run may not change."""
-    blank = config.model_validate(config.resolved())
-    options = {d.key for d in resume_differences({}, blank) if d.kind == "refused"}
-    flat = {d.key: d.now for d in resume_differences({}, config) if d.key in options}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+def _names_in(saved: dict[str, Any]) -> list[str] | None:
+    data = saved.get("data")
+    return data.get("class_names") if isinstance(data, dict) else None

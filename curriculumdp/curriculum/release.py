@@ -13,6 +13,8 @@ from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.release.certificate import Guarantee, PublicFacts
 from curriculumdp.release.export import SampleSettings, certified_events, export_release
 
+EMBEDDING = "class_embedding.weight"
+
 
 def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarantee:
     """Return the guarantee of a run, which covers the whole ledger, not just the part before a checkpoint.
@@ -29,6 +31,7 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
             classes=data.classes,
             image_shape=(data.channels, data.size, data.size),
             initial_weights=without_paths(config)["init_from"],
+            id2label=data.class_names,
         ),
         events=certified_events(ledger.events(), ledger.clip_norms()),
         stopped=cast('Literal["planned", "budget", "operator"]', ledger.sealed or "operator"),
@@ -36,9 +39,19 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
     )
 
 
-def weights_of(state: State) -> dict[str, Tensor]:
-    """Return the weights to release: the EMA, by parameter name, on the CPU."""
-    return {name: part.detach().cpu() for name, part in module_tensors(state.net, state.ema).items()}
+def weights_of(config: Config, state: State) -> dict[str, Tensor]:
+    """Return the weights to release: the EMA, by parameter name, on the CPU.
+
+    The null class is left out unless DP-SGD trained it: stock diffusers draws from all classes if it is given none.
+    """
+    weights = {name: part.detach().cpu() for name, part in module_tensors(state.net, state.ema).items()}
+    return weights | {EMBEDDING: weights[EMBEDDING][: classes_of(config)]}
+
+
+def classes_of(config: Config) -> int:
+    """Return how many classes a release has, with the null class that DP-SGD trained, if it did."""
+    trained = "private" in config.curriculum and config.private.label_dropout > 0
+    return config.data.classes + int(trained)
 
 
 def publish(
@@ -62,8 +75,8 @@ def publish(
     sampling = config.sampling
     return export_release(
         out,
-        weights=weights_of(state),
-        net_config=dict(state.net.config),
+        weights=weights_of(config, state),
+        net_config={**state.net.config, "num_class_embeds": classes_of(config)},
         sigma_data=config.private.sigma_data,
         guarantee=guarantee_of(config, ledger, metrics_shown),
         config=without_paths(config),

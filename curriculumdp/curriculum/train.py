@@ -17,7 +17,7 @@ import torch
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.declared import content_digest, load_declared
+from curriculumdp.curriculum.declared import content_digest, load_declared, warn_of_repeats, with_class_names
 from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
@@ -96,8 +96,11 @@ def run_curriculum(
             return Outcome(folder.path, folder.release)
         require_memory(config)
         kept = (folder.cache, folder.pending_cache) if world.is_main else (None, None)
+        fixed = world.from_main(folder.fixed_names)
+        config = with_class_names(config, json.loads(fixed) if fixed else None)
         images = load_declared(config, *kept)
         world.require_equal("the data", content_digest(images))
+        config = config if fixed else with_class_names(config, images.class_names)
         state = initial_state(config, world.device)
         # Before the ledger exists: what cannot be trained is refused uncharged.
         dry_step(config, world, state, PHASE_CLASSES)
@@ -114,6 +117,7 @@ def run_curriculum(
         )
         restore(run, state, folder)
         world.from_main(lambda: folder.accept(config))
+        world.from_main(lambda: warn_of_repeats(folder.private, config, images))
         run.begin(fingerprint(config, world), nonce)
         try:
             reason = train(run, state, folder)

@@ -17,6 +17,7 @@ import numpy as np
 
 from curriculumdp.data.images import DataError
 from curriculumdp.data.listing import Listing, Wanted
+from curriculumdp.data.names import in_label_order
 from curriculumdp.data.pixels import array_pixels
 
 Read = TypeVar("Read")
@@ -25,7 +26,7 @@ GZIP_RATIO = 1032  # deflate's maximum compression ratio
 IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # magic numbers: unsigned bytes in 3 dimensions and in 1
 # What Python's gzip, zip and npy readers raise on damaged or encrypted files and on other formats.
 DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
-NPZ_ARRAYS = {"images", "labels", "units"}
+NPZ_ARRAYS = {"images", "labels", "units", "class_names"}
 # Every fifth row of scikit-learn's digits is held out, so that all writers are in both splits.
 TEST_EVERY = 5
 
@@ -44,6 +45,7 @@ def list_digits(wanted: Wanted) -> Listing:
         None,
         (),
         lambda: array_pixels(images, wanted.channels, wanted.size, None),
+        wanted.class_names,
     )
 
 
@@ -62,6 +64,7 @@ def list_idx(wanted: Wanted) -> Listing:
         lambda: array_pixels(
             _read_idx(images, IDX_IMAGES, len(digits))[..., None], wanted.channels, wanted.size, None
         ),
+        wanted.class_names,
     )
 
 
@@ -112,7 +115,10 @@ def _idx_shape(path: Path, file: io.BufferedIOBase, magic: int) -> tuple[int, ..
 
 
 def list_npz(wanted: Wanted) -> Listing:
-    """List an npz file of the arrays images, labels and, where a unit may own several images, units."""
+    """List an npz file of the arrays images, labels and, where a unit may own several images, units.
+
+    An array class_names may name the classes: class_names[label]. Labels then go by name.
+    """
     path = _required(wanted.path, "npz file")
     shapes = _or_data_error(path, lambda: _npz_shapes(path))
     missing = sorted({"images", "labels"} - shapes.keys())
@@ -123,7 +129,7 @@ def list_npz(wanted: Wanted) -> Listing:
             + (f"add {missing[0]}" if missing else f"remove {unknown[0]!r}")
         )
     count = shapes["images"][0] if shapes["images"] else 0
-    for name in shapes.keys() - {"images"}:
+    for name in shapes.keys() - {"images", "class_names"}:
         if shapes[name] != (count,):
             raise DataError(
                 f"{path}: {name} has shape {shapes[name]} but must have shape ({count},) for {count} images"
@@ -134,7 +140,22 @@ def list_npz(wanted: Wanted) -> Listing:
     units = _npz_array(path, "units") if "units" in shapes else None
     if units is not None and units.dtype.kind not in "iuU":
         raise DataError(f"{path}: units are {units.dtype} but must be integers or strings")
-    return Listing(str(path), labels.astype(np.int64), units, (path,), lambda: _npz_pixels(path, wanted))
+    labels, names = _named_labels(path, labels.astype(np.int64), wanted, "class_names" in shapes)
+    return Listing(str(path), labels, units, (path,), lambda: _npz_pixels(path, wanted), names)
+
+
+def _named_labels(
+    path: Path, labels: np.ndarray, wanted: Wanted, named: bool
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return (labels, names) in the order that is wanted; labels outside the classes are left to be refused."""
+    if not named:
+        return labels, wanted.class_names
+    found = _npz_array(path, "class_names")
+    if found.dtype.kind != "U" or found.ndim != 1:
+        raise DataError(f"{path}: class_names must be an array of strings, one per class, in label order")
+    names, places = in_label_order(found.tolist(), wanted.class_names, wanted.classes, str(path))
+    known = (labels >= 0) & (labels < len(places))
+    return np.where(known, np.array(places)[labels * known], labels), names
 
 
 def _npz_pixels(path: Path, wanted: Wanted) -> np.ndarray:

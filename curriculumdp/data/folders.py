@@ -5,13 +5,13 @@ skipped: ignoring a misspelt `unit` column would silently make each file its own
 """
 
 import csv
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from curriculumdp.data.images import DataError
 from curriculumdp.data.listing import Listing, Wanted
+from curriculumdp.data.names import in_label_order, labels_of_table, natural
 from curriculumdp.data.pixels import picture_pixels
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
@@ -19,20 +19,20 @@ COLUMNS = ({"path", "label"}, {"path", "label", "unit"})
 
 
 def list_image_folder(wanted: Wanted) -> Listing:
-    """List a folder with one sub-folder per class, in name order, or a CSV file of path,label[,unit]."""
+    """List a folder with one sub-folder per class, or a CSV file of path,label[,unit].
+
+    Sub-folders, and labels that are not numbers, are names of classes: labels follow `wanted.class_names`, else their
+    natural order.
+    """
     folder = wanted.path
     if folder is None or not folder.is_dir():
         raise DataError(f"{folder}: no such folder: data.path must be the folder of the images")
     if wanted.csv is not None:
-        files, labels, units = _rows_of_csv(folder.resolve(), wanted.csv)
+        files, labels, units, names = _rows_of_csv(folder.resolve(), wanted.csv, wanted)
         also: tuple[Path, ...] = (wanted.csv,)
     else:
-        files, labels = _class_folders(folder.resolve(), wanted.classes)
+        files, labels, names = _class_folders(folder.resolve(), wanted)
         units, also = None, ()
-
-    twice = next((file for file, times in Counter(files).items() if times > 1), None)
-    if twice is not None:
-        raise DataError(f"{twice}: is listed twice: list each image once, with one label and one owner")
 
     def pixels() -> np.ndarray:
         images = np.empty((len(files), wanted.channels, wanted.size, wanted.size), dtype=np.uint8)
@@ -41,27 +41,44 @@ def list_image_folder(wanted: Wanted) -> Listing:
         return images
 
     return Listing(
-        str(wanted.csv or folder), np.array(labels, dtype=np.int64), units, (*also, *files), pixels
+        str(wanted.csv or folder), np.array(labels, dtype=np.int64), units, (*also, *files), pixels, names
     )
 
 
-def _class_folders(folder: Path, classes: int) -> tuple[list[Path], list[int]]:
-    folders = sorted(entry for entry in _entries(folder) if entry.is_dir())
-    if len(folders) != classes:
+def _class_folders(folder: Path, wanted: Wanted) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """Return the files, class by class in label order, their labels, and the classes' names."""
+    folders = sorted((one for one in _entries(folder) if one.is_dir()), key=lambda one: natural(one.name))
+    if len(folders) != wanted.classes and wanted.class_names is None:
         raise DataError(
-            f"{folder}: has {len(folders)} sub-folders but data.classes = {classes}: make one per class "
+            f"{folder}: has {len(folders)} sub-folders but data.classes = {wanted.classes}: make one per class "
             "(empty for a class without images), or set data.csv to a table"
         )
-    files, labels = [], []
-    for label, class_folder in enumerate(folders):
-        for file in sorted(_entries(class_folder)):
+    names, places = in_label_order(
+        [one.name for one in folders], wanted.class_names, wanted.classes, str(folder)
+    )
+    files: list[Path] = []
+    labels: list[int] = []
+    lines: dict[Path, str] = {}
+    for label, class_folder in sorted(zip(places, folders, strict=True)):
+        for file in sorted(_entries(class_folder), key=lambda one: natural(one.name)):
             if file.is_dir() or file.suffix.lower() not in SUFFIXES:
                 raise DataError(
                     f"{file}: is not an image ({', '.join(sorted(SUFFIXES))}): move it out of the folder"
                 )
-            files.append(_inside(folder, file.relative_to(folder), str(file)))
+            files.append(_once(_inside(folder, file.relative_to(folder), str(file)), str(file), lines))
             labels.append(label)
-    return files, labels
+    return files, labels, names
+
+
+def _once(file: Path, where: str, seen: dict[Path, str]) -> Path:
+    """Return `file`, now in `seen` with where it is listed. Raises DataError if it was there."""
+    if file in seen:
+        raise DataError(
+            f"{where}: {file.name} is listed twice (first: {seen[file]}): list each image once, with one label and one "
+            "owner"
+        )
+    seen[file] = where
+    return file
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -72,9 +89,14 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def _rows_of_csv(folder: Path, table: Path) -> tuple[list[Path], list[int], list[str] | None]:
-    """Return the table's files, labels and, if it has a `unit` column, unit ids (else None)."""
-    files, labels, units = [], [], []
+def _rows_of_csv(
+    folder: Path, table: Path, wanted: Wanted
+) -> tuple[list[Path], list[int], list[str] | None, tuple[str, ...] | None]:
+    """Return the table's files, labels, unit ids (None without a `unit` column) and the classes' names, if any."""
+    files: list[Path] = []
+    texts: list[str] = []
+    units: list[str] = []
+    lines: dict[Path, str] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as text:
             reader = csv.DictReader(text, strict=True)
@@ -88,23 +110,15 @@ def _rows_of_csv(folder: Path, table: Path) -> tuple[list[Path], list[int], list
                 where = f"{table} line {reader.line_num}"
                 if None in row or None in row.values():
                     raise DataError(f"{where}: must have {len(columns)} fields")
-                file = _inside(folder, Path(row["path"]), where)
-                files.append(file)
-                labels.append(_label(row["label"], where))
+                files.append(_once(_inside(folder, Path(row["path"]), where), where, lines))
+                texts.append(row["label"])
                 units.append(row.get("unit", "").strip())
                 if "unit" in columns and not units[-1]:
                     raise DataError(f"{where}: the unit is empty: name the owner of every image")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as a CSV table ({error})") from None
-    return files, labels, units if "unit" in columns else None
-
-
-def _label(text: str, where: str) -> int:
-    if not (
-        text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 19
-    ):  # int64 holds 18 digits
-        raise DataError(f"{where}: label {text[:40]!r} must be one of 0, 1, 2, ...")
-    return int(text)
+    named = labels_of_table(texts, list(lines.values()), wanted.class_names, wanted.classes, str(table))
+    return files, named[0], units if "unit" in columns else None, named[1]
 
 
 def _inside(folder: Path, file: Path, where: str) -> Path:

@@ -3,7 +3,7 @@
 To add a source, write a reader (a function from `Wanted` to `Listing`) and add it to SOURCES.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,7 @@ def load_images(
     csv: str | None = None,
     roster: str | None = None,
     window: tuple[float, float] | None = None,
+    class_names: Sequence[str] | None = None,
     split: Literal["train", "test"] = "train",
     cache: Path | None = None,
     pending: Path | None = None,
@@ -47,6 +48,7 @@ def load_images(
     `units` is the declared number of units, which a training set must match exactly; None for a test set, in
     which each image is its own unit. `unit` says what a unit is: if more than an image, the images must name
     their owners. digits and idx have both splits; for the others, `path` names one set.
+    `class_names` lists the classes in label order; where a source names classes itself, they must be the same ones.
     `cache` is a private folder of decoded images; where `pending` is given, images missing from the cache are
     written there instead. Raises DataError, one line.
     """
@@ -54,13 +56,14 @@ def load_images(
         raise DataError("data.units is missing: set it to the number of units in the training set")
     wanted = Wanted(
         _path(path), _path(csv), _path(roster), None if split == "test" else units,
-        classes, channels, size, window, split,
+        classes, channels, size, window, split, None if class_names is None else tuple(class_names),
     )  # fmt: skip
     listing = SOURCES[source](wanted)
     check_labels(listing, classes)
     check_owners(listing, unit)
     owners, unit_count = unit_places(listing, wanted)
-    return ImageSet(_pixels(listing, wanted, source, cache, pending), listing.labels, owners, unit_count)
+    pixels = _pixels(listing, wanted, source, cache, pending)
+    return ImageSet(pixels, listing.labels, owners, unit_count, listing.class_names)
 
 
 def _path(text: str | None) -> Path | None:

@@ -1,6 +1,7 @@
 """Image arrays as files and grids for people to look at."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -28,8 +29,11 @@ def to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def npz_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """Return the content of `images.npz`: images uint8 [N, H, W, C] and labels int64 [N]."""
+def npz_bytes(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None) -> bytes:
+    """Return the content of `images.npz`: images uint8 [N, H, W, C], labels int64 [N], class_names in label order."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images, labels=labels.astype(np.int64))
+    arrays = {"images": images, "labels": labels.astype(np.int64)}
+    if class_names is not None:
+        arrays["class_names"] = np.array(class_names)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

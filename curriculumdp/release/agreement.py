@@ -44,6 +44,8 @@ def _facts(config: Any, guarantee: Guarantee) -> Pairs:
     data, privacy, public = config["data"], config["privacy"], guarantee.public
     yield "data.units", data["units"], public.units
     yield "data.classes", data["classes"], public.classes
+    names = data.get("class_names")
+    yield "data.class_names", None if names is None else tuple(names), public.id2label
     yield "image shape", (data["channels"], data["size"], data["size"]), public.image_shape
     yield "privacy.delta", privacy["delta"], guarantee.delta
     yield "privacy.epsilon", privacy["epsilon"], guarantee.epsilon

@@ -44,6 +44,7 @@ PUBLIC = "The training config, the numbers of units and classes, and the image s
 BEGAN_FROM = (
     " The weights that training started from are treated as public too: {}. No check can confirm this."
 )
+NAMED = " So are the names of the classes."
 CONDITIONS = (
     "the run's input checks: the images belonged to exactly the declared number of units, or the units were those of "
     "a public list (data.roster), of which some may own no image; labels and image shape were as declared. No "
@@ -96,13 +97,15 @@ class CertifiedEvent(Values):
 class PublicFacts(Values):
     """What the guarantee treats as public. image_shape: (channels, height, width).
 
-    initial_weights: the name of the weights that training started from, None if they were random.
+    initial_weights: the name of the weights that training started from, None if they were random. id2label: the names
+    of the classes, id2label[label], None for classes that are only numbers.
     """
 
     units: Count
     classes: Count
     image_shape: tuple[Count, Count, Count]
     initial_weights: Line | None = None
+    id2label: tuple[Line, ...] | None = None
 
 
 class Guarantee(Values):
@@ -215,7 +218,9 @@ def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
         ),
         "adjacency": ADJACENCY
         + (NO_REPLACE_ONE if replaced is None else REPLACE_ONE.format(rounded_up(replaced))),
-        "public": PUBLIC + (BEGAN_FROM.format(initial) if initial else ""),
+        "public": PUBLIC
+        + (NAMED if guarantee.public.id2label else "")
+        + (BEGAN_FROM.format(initial) if initial else ""),
         "conditional_on": CONDITIONS,
         "private_metrics": shown if guarantee.private_metrics_shown else "none were shown outside the run.",
         "stopped": STOPPED[guarantee.stopped],
@@ -230,8 +235,9 @@ def certificate_bytes(certificate: Certificate) -> bytes:
     content: dict[str, Any] = {"format": FORMAT, "statement": words}
     content |= certificate.model_dump(mode="json")
     public = content["guarantee"]["public"]
-    if public["initial_weights"] is None:
-        del public["initial_weights"]
+    for name in ("initial_weights", "id2label"):
+        if public[name] is None:
+            del public[name]
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

@@ -4,9 +4,8 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,8 +29,17 @@ def require_replaceable(folder: Path) -> None:
         raise OutputError(f"{folder} holds something other than sampled images: choose another --out")
 
 
-def write_dataset(folder: Path, release: Path, images: np.ndarray, labels: np.ndarray, card: str) -> Path:
+def write_dataset(
+    folder: Path,
+    release: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    card: str,
+    class_names: Sequence[str] | None = None,
+) -> Path:
     """Write images uint8 [N, H, W, C] as PNG, their labels, the card and the certificate; return `folder`.
+
+    class_names: in label order; the table then holds names instead of numbers.
 
     An earlier output is replaced as a whole, so pictures of two releases never mix. Raises OSError, with the earlier
     output as it was.
@@ -47,7 +55,7 @@ def write_dataset(folder: Path, release: Path, images: np.ndarray, labels: np.nd
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             name = f"{number:06d}.png"
             to_picture(image).save(staging / TRAIN / name)
-            table.writerow([name, int(label)])
+            table.writerow([name, int(label) if class_names is None else class_names[label]])
         (staging / TRAIN / METADATA).write_text(rows.getvalue(), encoding="utf-8")
         (staging / CARD).write_text(card, encoding="utf-8")
         for name in (CERTIFICATE, SIGNATURE):
@@ -63,15 +71,9 @@ def write_dataset(folder: Path, release: Path, images: np.ndarray, labels: np.nd
     return folder
 
 
-def class_names(certificate: Certificate, config: Mapping[str, Any]) -> list[str]:
-    """Return a name for each class, by number. A release states none: the numbers stand for them."""
-    return [str(label) for label in range(certificate.guarantee.public.classes)]
-
-
 def dataset_card(
     name: str,
     certificate: Certificate,
-    config: Mapping[str, Any],
     count: int,
     manner: str,
     license_: str | None,
@@ -88,7 +90,7 @@ def dataset_card(
     promised = certificate.guarantee
     channels, height, width = promised.public.image_shape
     epsilon, delta = rounded_up(promised.epsilon), rounded_up(promised.delta)
-    names = class_names(certificate, config)
+    names = promised.public.id2label or list(map(str, range(promised.public.classes)))
     return f"""---
 {metadata}
 ---

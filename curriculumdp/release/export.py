@@ -119,7 +119,8 @@ def export_release(
     _check_target(folder, guarantee, weights)
     accounting = account(guarantee)
     with _staged(folder, before_publishing) as staging:
-        net = save_pipeline(staging, weights, net_config, sigma_data).to(device)
+        names = guarantee.public.id2label
+        net = save_pipeline(staging, weights, net_config, sigma_data, names).to(device)
         labels = torch.arange(guarantee.public.classes).repeat_interleave(samples.per_class)
         pictures = sample_images(
             net,
@@ -136,7 +137,8 @@ def export_release(
         (staging / CONFIG).write_text(text, encoding="utf-8")
         has_central = (staging / "central.png").exists()
         how = (samples.sampler, samples.steps)
-        card = model_card(str(config["name"]), guarantee, accounting, how, has_central, license_)
+        null = int(net.config.num_class_embeds) > guarantee.public.classes
+        card = model_card(str(config["name"]), guarantee, accounting, how, has_central, null, license_)
         (staging / "README.md").write_text(card, encoding="utf-8")
         _certify(staging, guarantee, accounting, signing_key)
         _check_target(folder, guarantee, weights)
@@ -169,8 +171,9 @@ def damage(folder: Path) -> str | None:
 def _holds(file: Path, weights: Mapping[str, Tensor]) -> bool:
     try:
         with safe_open(file, framework="pt") as saved:
+            # Older versions released the null class too, the last row of the class embedding.
             return set(saved.keys()) == set(weights) and all(
-                torch.equal(saved.get_tensor(name), part.detach().float().cpu())
+                torch.equal(saved.get_tensor(name)[: len(part)], part.detach().float().cpu())
                 for name, part in weights.items()
             )
     except (OSError, SafetensorError):

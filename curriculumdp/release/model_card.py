@@ -1,5 +1,7 @@
 """The README.md of a release: a Hugging Face model card. PUBLIC."""
 
+import json
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from curriculumdp.privacy.event import rounded_up
@@ -13,11 +15,13 @@ def model_card(
     cost: Accounting,
     sampling: tuple[str, int],
     has_central: bool,
+    has_null: bool,
     license_: str | None = None,
 ) -> str:
     """Return the card's text: metadata, how to sample, what is guaranteed and what is not.
 
-    sampling: the release's own (sampler, steps), as samples.png was made.
+    sampling: the release's own (sampler, steps), as samples.png was made. has_null: the network has one more label,
+    numbered `classes`, for images of any class.
     """
     sampler, steps = sampling
     metadata = ModelCardData(
@@ -47,7 +51,7 @@ under differential privacy on images that are not shared.
 
 ![samples](samples.png)
 
-One class per row.
+One class per row, from label 0 on.
 {central}
 ## Sampling
 
@@ -67,8 +71,8 @@ images = pipeline(
 ```
 
 Always pass `num_inference_steps` (the pipeline's default is a single step, which gives a mean image) and
-`class_labels` (0 to {public.classes - 1}; if omitted, the pipeline takes them from torch's global generator).
-
+`class_labels` (0 to {public.classes - 1}). {_unlabelled(public.classes, has_null)}
+{_names(public.id2label)}
 {license_words(license_)}
 
 ## Privacy
@@ -117,3 +121,31 @@ def _scheduler(sampler: str) -> str:
     if sampler != "euler":
         return ""
     return "\npipeline.scheduler = EDMEulerScheduler.from_config(pipeline.scheduler.config)"
+
+
+def _unlabelled(classes: int, has_null: bool) -> str:
+    """Return what the stock pipeline does without class labels."""
+    drawn = "If omitted, the pipeline draws each image's class at random, from torch's global generator"
+    if not has_null:
+        return f"{drawn}:\nset its seed with `torch.manual_seed`."
+    return (
+        f"{drawn};\nlabel {classes} is among them: it means no class, and training under privacy used it too."
+    )
+
+
+def _names(names: tuple[str, ...] | None) -> str:
+    """Return the section on the classes' names; a JSON line each, which no name can end."""
+    if names is None:
+        return ""
+    lines = ",\n".join(
+        f"  {label}: {json.dumps(name, ensure_ascii=False)}" for label, name in enumerate(names)
+    )
+    return f"""
+The classes' names by label, also in `privacy.json` and, after loading, in `pipeline.unet.config["_id2label"]`:
+
+```python
+id2label = {{
+{lines},
+}}
+```
+"""

@@ -1,7 +1,7 @@
 """Synthetic images from a release, on disk: post-processing, which costs no privacy."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curriculumdp.data.names import like_a_number, listed
 from curriculumdp.diffusion.guidance import Guided
 from curriculumdp.diffusion.pictures import image_grid, npz_bytes
 from curriculumdp.diffusion.pipeline import load_pipeline
@@ -47,12 +48,12 @@ def sample_release(
 ) -> tuple[Path, Manner]:
     """Sample `count` images from a release, on the GPU if there is one; return (`out`/images.npz, how they were made).
 
-    labels: classes separated by commas, sampled in turn; by default all. The initial noise depends on `seed` alone.
-    The sampler and steps are the release's own, unless `purpose` (see PURPOSES) or they themselves are given. batch:
-    images at once. png: also write `out`/png, which `write_dataset` describes, with `license_` on its card. grid: also
-    write one picture of the first 100 images to this file. Outputs are checked before the work, and each replaces an
-    earlier one as a whole. Raises RequestError, OutputError and whatever reading the release or sampling raises, each
-    one line.
+    labels: classes separated by commas, by name or number, sampled in turn; by default all. The initial noise depends
+    on `seed` alone. The sampler and steps are the release's own, unless `purpose` (see PURPOSES) or they themselves
+    are given. batch: images at once. png: also write `out`/png, which `write_dataset` describes, with `license_` on
+    its card. grid: also write one picture of the first 100 images to this file. Outputs are checked before the work,
+    and each replaces an earlier one as a whole. Raises RequestError, OutputError and whatever reading the release or
+    sampling raises, each one line.
     """
     if count < 1 or batch < 1:
         raise RequestError(f"num is {count} and batch is {batch}: both must be at least 1")
@@ -60,17 +61,18 @@ def sample_release(
         raise RequestError(f"seed is {seed}: must be in [0, 2**63)")
     require_license(license_)
     certificate = read_certificate(release)
-    wanted = balanced_labels(_classes(labels, certificate.guarantee.public.classes), count)
+    public = certificate.guarantee.public
+    wanted = balanced_labels(_classes(labels, public.classes, public.id2label), count)
     manner = chosen_manner(release, purpose, sampler, steps, guidance)
     _require_apart(release, out, grid)
     _require_outputs(out, grid, png)
-    images = _sampled(release, wanted, manner, certificate.guarantee.public.classes, seed, batch)
+    images = _sampled(release, wanted, manner, public.classes, seed, batch)
     make_folder(out)
-    write_whole(out / ARRAYS, npz_bytes(images, wanted.numpy()), mode=0o666)
+    write_whole(out / ARRAYS, npz_bytes(images, wanted.numpy(), public.id2label), mode=0o666)
     if png:
         config = read_config(release)
-        card = dataset_card(_name(config), certificate, config, count, f"{manner}, seed {seed}", license_)
-        write_dataset(out / PICTURES, release, images, wanted.numpy(), card)
+        card = dataset_card(_name(config), certificate, count, f"{manner}, seed {seed}", license_)
+        write_dataset(out / PICTURES, release, images, wanted.numpy(), card, public.id2label)
     if grid is not None:
         make_folder(grid.parent)
         write_whole(grid, _grid_bytes(images[:IN_GRID]), mode=0o666)
@@ -134,16 +136,19 @@ def _grid_bytes(images: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _classes(labels: str | None, classes: int) -> list[int]:
+def _classes(labels: str | None, classes: int, names: Sequence[str] | None) -> list[int]:
+    """Return the labels of the classes asked for, by name or, where no name looks like one, by number."""
     if labels is None:
         return list(range(classes))
-    try:
-        asked = [int(label) for label in labels.split(",")]
-    except ValueError:
-        raise RequestError(
-            f"labels are {labels!r}: give class numbers separated by commas, such as 0,1,2"
-        ) from None
-    for label in asked:
-        if not 0 <= label < classes:
-            raise RequestError(f"label {label} is not a class: the release has classes 0 to {classes - 1}")
+    places = {name: label for label, name in enumerate(names or ())}
+    if not any(map(like_a_number, places)):
+        places |= {str(label): label for label in range(classes)}
+    asked = []
+    for text in (part.strip() for part in labels.split(",")):
+        if text not in places:
+            known = f"classes named {listed(names)}" if names else f"classes 0 to {classes - 1}"
+            raise RequestError(
+                f"label {text!r} is not a class: the release has {known}; separate several by commas"
+            )
+        asked.append(places[text])
     return asked

@@ -107,7 +107,22 @@ def _quality(record: Mapping[str, Any], folder: Path) -> list[Html]:
                           tag("code", "curriculumdp-evaluate RELEASE --real SET")),
             )
         ]  # fmt: skip
-    return [utility_section(record, utility_plot_of(folder)), fidelity_section(record)]
+    utility = [utility_section(record, utility_plot_of(folder))] if record["utility"] else []
+    return [*utility, fidelity_section(record)]
+
+
+def _utility_card(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the best classifier's balanced accuracy in big, and in small what it has to be held against."""
+    kind = "balanced" if all("balanced" in value for value in record["utility"].values()) else None
+    shown = {name: value[kind] if kind else value for name, value in record["utility"].items()}
+    name, best = max(shown.items(), key=lambda item: item[1]["mean"])
+    words = f"accuracy on real images of {name} trained on synthetic"
+    if kind:
+        plain = percent({**record["utility"][name], "spread": None})
+        words = (
+            f"balanced {words}; plain {plain} %, always the commonest class {record['real']['majority']:.1%}"
+        )
+    return f"{percent({**best, 'spread': None})} %", words
 
 
 def _header(released: Released, record: Mapping[str, Any], words: str, edition: str) -> Html:
@@ -119,13 +134,7 @@ def _header(released: Released, record: Mapping[str, Any], words: str, edition: 
         (f"{promised.public.units:,}", f"protected units, each {promised.unit}"),
     ]
     if record.get("utility"):
-        name, best = max(record["utility"].items(), key=lambda item: item[1]["mean"])
-        cards.append(
-            (
-                f"{percent({**best, 'spread': None})} %",
-                f"accuracy on real images of {name} trained on synthetic",
-            )
-        )
+        cards.append(_utility_card(record))
     return tag(
         "header",
         tag("span", words, class_=f"edition {edition}"),

@@ -157,7 +157,7 @@ def _event_table(rows: Sequence[CertifiedEvent]) -> Html:
 
 def images_section(released: Released) -> Html:
     """Return the section of samples.png, one row per class, and central.png where there is one."""
-    samples = _strips(_read_picture(released.folder / "samples.png"), released.classes)
+    samples = _strips(_read_picture(released.folder / "samples.png"), released.class_names)
     parts = [tag("div", tag("h3", "Samples, one class per row"), samples)]
     central = released.folder / "central.png"
     if central.is_file():
@@ -180,15 +180,16 @@ def _read_picture(path: Path) -> Image.Image:
         raise EvaluationError(f"{path} cannot be read as a PNG: name a complete release") from None
 
 
-def _strips(sheet: Image.Image, classes: int) -> Html:
+def _strips(sheet: Image.Image, names: Sequence[str]) -> Html:
     width, height = sheet.size
+    classes = len(names)
     step, rest = divmod(height - GAP, classes)
     if rest or classes > MAX_STRIPS:
         return picture(png_bytes(sheet), "synthetic images, one class per row", kind="pixels")
     rows = []
-    for label in range(classes):
+    for label, name in enumerate(names):
         strip = sheet.crop((0, label * step, width, (label + 1) * step + GAP))
-        rows.append(picture(png_bytes(strip), f"synthetic images of class {label}", str(label), "pixels"))
+        rows.append(picture(png_bytes(strip), f"synthetic images of class {name}", name, "pixels"))
     return tag("div", *rows, class_="classes")
 
 

@@ -217,8 +217,8 @@ def test_named_units_need_a_roster(tmp_path: Path) -> None:
     ("lines", "part"),
     [
         ("eve\nbob\nann\n", "has 3 ids but data.units = 4"),
-        ("eve\nbob\nann\nann\n", "repeats an id"),
-        ("eve\nbob\n\nann\n", "an empty line"),
+        ("eve\nbob\nann\nann\n", "line 4: repeats the id 'ann' of line 3"),
+        ("eve\nbob\n\nann\n", "line 3: is empty"),
         ("eve\nbob\nzoe\nanne\n", "'ann' is not in data.roster"),
     ],
 )

@@ -75,8 +75,8 @@ def test_other_samplers_sample(
     "case",
     [
         (("--num", "0"), "must be at least 1"),
-        (("--num", "1", "--labels", "0,3"), "label 3 is not a class: the release has classes 0 to 2"),
-        (("--num", "1", "--labels", "cats"), "numbers separated by commas"),
+        (("--num", "1", "--labels", "0,3"), "label '3' is not a class: the release has classes 0 to 2"),
+        (("--num", "1", "--labels", "cats"), "label 'cats' is not a class"),
         (("--num", "1", "--steps", "1"), "at least 2"),
         (("--num", "1", "--seed", "-1"), "seed is -1"),
     ],

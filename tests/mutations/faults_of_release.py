@@ -30,11 +30,51 @@ ONE_CHARGE = Check(CENTRAL + "test_a_query_is_charged_once_with_its_own_rate_and
 WHOLE_LEDGER = Check(
     "tests.curriculum.test_export_of_runs:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
 )
+TESTED = "tests.evaluation.test_what_is_tested:"
 COURSES = "tests.release.test_certified_course:"
 FIELDS = "tests.release.test_certificate_fields:"
 COURSE = COURSES + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
 
 RELEASE_FAULTS = [
+    Fault(
+        "a number of repeated pictures on every console",
+        "curriculumdp.curriculum.declared:warn_of_repeats",
+        'if config.logging.show_private_metrics else "some images"',
+        'if repeated else "some images"',
+        Check(
+            "tests.data.test_content:"
+            "test_the_warning_reaches_the_console_and_the_count_only_where_private_metrics_are_shown",
+            {"shown": False},
+        ),
+    ),
+    Fault(
+        "a number of test images that were trained on among public figures",
+        "curriculumdp.evaluation.evaluate:evaluate_release",
+        "public, private = (metrics, own) if",
+        "public, private = ({**metrics, **own}, own) if",
+        Check(TESTED + "test_a_part_of_the_training_set_is_counted_and_the_count_is_private"),
+    ),
+    Fault(
+        "a test set that is the training set",
+        "curriculumdp.evaluation.overlap:training_images",
+        "if shared == len(real) and not allowed:",
+        "if shared > len(real) and not allowed:",
+        Check(TESTED + "test_a_release_alone_is_held_against_the_training_set_that_is_named"),
+    ),
+    Fault(
+        "labels by the order of a listing",
+        "curriculumdp.data.names:in_label_order",
+        "return order, [places[name] for name in names]",
+        "return order, list(range(len(places)))",
+        Check("tests.data.test_names:test_declared_names_give_the_labels_whatever_the_order_of_the_folders"),
+    ),
+    Fault(
+        "a class that DP-SGD never trained among those that stock diffusers draws",
+        "curriculumdp.curriculum.release:classes_of",
+        "return config.data.classes + int(trained)",
+        "return config.data.classes + int(trained or config.warmup.label_dropout > 0)",
+        Check("tests.curriculum.test_label_dropout:test_the_null_class_leaves_only_where_dp_sgd_trained_it"),
+    ),
     Fault(
         "a noise multiplier that nobody holds against the budget",
         "curriculumdp.release.agreement:noise_problems",

@@ -36,7 +36,7 @@ def tiny(run_dir: Path, **changes: object) -> Config:
         "data": {"source": "digits", "units": 1437, "classes": 10, "channels": 1, "size": 8},
         "privacy": {"epsilon": 3.0, "delta": 1e-4},
         "model": {"channels": [8, 16], "blocks": 1},
-        "central": {"sample_rate": 0.1, "noise_multiplier": 6.0, "queries": 3, "size": 8},
+        "central": {"sample_rate": 0.1, "noise_multiplier": 6.0, "queries": 3, "size": 8, "count_weight": 0},
         "warmup": {"steps": 4, "batch": 8, "learning_rate": 1e-3, "label_dropout": 0.1},
         "private": {"steps": 6, "sample_rate": 0.02, "draws": 2, "learning_rate": 1e-3},
         "compute": {"microbatch": 8, "threads": 1, "device": "cpu"},
