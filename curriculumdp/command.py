@@ -6,13 +6,17 @@ It imports only the standard library, so `--help` and command-line errors answer
 import argparse
 import errno
 import io
+import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
 
-from curriculumdp.errors import UserError
+from curriculumdp.errors import StoppedByMain, UserError
 from curriculumdp.printable import printable
 
 BAD_INPUT = 2
@@ -34,13 +38,29 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors like those of any other input: in one line."""
+    """An argument parser that reports errors like those of any other input: in one line; `~` in a path is the home."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         _stop(f"{message}; see {self.prog} --help")
+
+    def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Return the arguments; shells leave the `~` of `--out=~/it` to the program."""
+        asked = super().parse_intermixed_args(args, namespace)
+        for name, value in vars(asked).items():
+            if isinstance(value, Path):
+                setattr(asked, name, self._at_home(value))
+            elif isinstance(value, list) and value and isinstance(value[0], Path):
+                setattr(asked, name, [self._at_home(path) for path in value])
+        return asked
+
+    def _at_home(self, path: Path) -> Path:
+        try:
+            return path.expanduser()
+        except RuntimeError:
+            self.error(f"{path}: there is no such user: give the whole path")
 
 
 @contextmanager
@@ -56,6 +76,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except StoppedByMain:
+        sys.exit(BAD_INPUT)
     except UserError as error:
         _stop(str(error))
     except BrokenPipeError:
@@ -71,6 +93,45 @@ def one_line_errors() -> Iterator[None]:
         _stop("interrupted: nothing is lost; run the same command again to resume", INTERRUPTED)
 
 
+@contextmanager
+def exit_status_in(file: Path | None) -> Iterator[Callable[[int], None]]:
+    """Yield what records an exit status in `file`, and record with which status the block is left.
+
+    Launchers exit with a status of their own, so a job script cannot see it otherwise. Only the main process writes;
+    what an earlier command left is removed first, and the file is complete or missing at any moment.
+    """
+    record = partial(_record_status, file if os.environ.get("RANK", "0") == "0" else None)
+    if file is not None:
+        if not file.absolute().parent.is_dir():
+            _stop(f"--exit-status {file}: there is no folder {file.absolute().parent}")
+        file.unlink(missing_ok=True)
+    try:
+        yield record
+    except SystemExit as ended:
+        record(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
+    except BaseException:
+        record(1)
+        raise
+
+
+def _record_status(file: Path | None, status: int) -> None:
+    if file is not None:
+        whole = file.with_name(f".{file.name}.unfinished")
+        whole.write_text(f"{status}\n", encoding="utf-8")
+        whole.replace(file)
+
+
 def _stop(message: str, status: int = BAD_INPUT) -> NoReturn:
-    print("error: " + " ".join(printable(message).split()), file=sys.stderr, flush=True)
+    line = "error: " + " ".join(printable(message).split())
+    print(line, file=sys.stderr, flush=True)
+    _tell_launcher(line)
     sys.exit(status)
+
+
+def _tell_launcher(line: str) -> None:
+    """Give torchrun the line for its own last words, a table under a traceback."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        said = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": said}), encoding="utf-8")

@@ -246,6 +246,11 @@ class ComputeConfig(Section):
         description="number of processes that must have started (default: any number)",
         json_schema_extra=NEUTRAL,
     )
+    join_minutes: Positive = Field(
+        default=10.0,
+        description="minutes to wait for all processes to come at the start",
+        json_schema_extra=NEUTRAL,
+    )
 
 
 class CheckpointConfig(Section):

@@ -22,7 +22,7 @@ from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
 from curriculumdp.curriculum.folder import FolderError, RunFolder
 from curriculumdp.curriculum.plan import Plan
-from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
+from curriculumdp.curriculum.preemption import PREEMPTED, launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.release import publish
 from curriculumdp.curriculum.run import FreshIncarnation, OutOfBudget, Phase, Run
@@ -47,7 +47,6 @@ PHASE_CLASSES: dict[str, Callable[[Run], Phase]] = {
 }
 # Errors that can stop a release before anything is written to its final path.
 UNPUBLISHED = (ExportError, CertificateError, AccountingError, SignatureError, SamplingError)
-PREEMPTED = 143  # 128 + SIGTERM: schedulers read it as "terminated on request"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,12 @@ class Preempted(Exception):
 
 
 def run_curriculum(
-    config: Config, world: World, *, secret: RunSecret | None = None, nonce: str | None = None
+    config: Config,
+    world: World,
+    *,
+    accept_recharge: bool = False,
+    secret: RunSecret | None = None,
+    nonce: str | None = None,
 ) -> Outcome:
     """Start or resume the run described by `config`; if it has finished, report where its release is.
 
@@ -88,7 +92,6 @@ def run_curriculum(
         repeat_to_the_bit()  # before the warm-up: cuBLAS reads its setting once, at its first use in a process
     folder = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
-        stopping = stack.enter_context(stop_signal())
         world.require_equal("the config", common_options(config))
         if world.from_main(lambda: b"sealed" if folder.claim(stack, config) else b""):
             world.from_main(lambda: publish_sealed(folder))
@@ -109,7 +112,6 @@ def run_curriculum(
             secret=RunSecret.from_bytes(world.from_main(folder.secret_file.read_bytes)),
             images=images,
             ledger=folder.ledger if world.is_main else None,
-            stopping=stopping,
         )
         restore(run, state, folder)
         world.from_main(lambda: folder.accept(config))
@@ -117,6 +119,8 @@ def run_curriculum(
         try:
             reason = train(run, state, folder)
         except Preempted:
+            return Outcome(folder.path, None)
+        if world.any(run.stopping.is_set()):  # in the last step, whose result is saved
             return Outcome(folder.path, None)
         world.from_main(lambda: finish(folder, config, state, reason))
     return Outcome(folder.path, folder.release)
@@ -128,7 +132,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
     Raises Preempted, after saving a checkpoint, when asked to stop, and TrainingError where the network is ruined.
     """
     names, every = run.config.curriculum, run.config.checkpoint.every
-    with open_metrics(run, state, folder) as metrics:
+    with open_metrics(run, state, folder) as metrics, stop_signal(run.stopping):
         while state.phase < len(names):
             phase = PHASE_CLASSES[names[state.phase]](run)
             charged = run.plan.phase(phase.name).event is not None
