@@ -78,7 +78,9 @@ def _require_told(environment: Mapping[str, str]) -> None:
 
 def _number(name: str, value: str) -> int:
     if not value.isdecimal():
-        raise WorldError(f"the environment has {name}={value!r}, which is no number: unset it, or {OTHER_LAUNCH}")
+        raise WorldError(
+            f"the environment has {name}={value!r}, which is no number: unset it, or {OTHER_LAUNCH}"
+        )
     return int(value)
 
 

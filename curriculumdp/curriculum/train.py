@@ -24,6 +24,7 @@ from curriculumdp.curriculum.folder import FolderError, RunFolder
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import PREEMPTED, launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.recharge import announce_recharge, consent
 from curriculumdp.curriculum.release import publish
 from curriculumdp.curriculum.run import FreshIncarnation, OutOfBudget, Phase, Run
 from curriculumdp.curriculum.soundness import require_finite, require_sound, ruined
@@ -114,8 +115,10 @@ def run_curriculum(
             ledger=folder.ledger if world.is_main else None,
         )
         restore(run, state, folder)
+        facts = fingerprint(config, world)
+        world.from_main(lambda: consent(run, state, facts, accept_recharge))
         world.from_main(lambda: folder.accept(config))
-        run.begin(fingerprint(config, world), nonce)
+        run.begin(facts, nonce)
         try:
             reason = train(run, state, folder)
         except Preempted:
@@ -148,6 +151,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
                 try:
                     figures = phase.step(run, state, state.step)
                 except FreshIncarnation:
+                    run.world.from_main(lambda: announce_recharge(run, state))
                     run.begin_incarnation(fingerprint(run.config, run.world), "a replayed sum differs")
                     continue
                 except OutOfBudget:
@@ -196,7 +200,16 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
     spent = counting_repeats(
         SpentSoFar(run.plan), run.plan, lambda: sum(event.count for event in ledger.events())
     )
-    return Metrics(folder.private, steps, done, spent, logging.show_private_metrics, logging.tensorboard)
+    shown = logging.show_private_metrics, logging.tensorboard
+    return Metrics(folder.private, steps, done, spent, *shown, images_per_step(run))
+
+
+def images_per_step(run: Run) -> dict[str, float]:
+    """Return how many images the network sees per step on the busiest process; of private steps, the expected."""
+    config = run.config
+    units = config.private.sample_rate * config.data.units / run.world.size
+    found = {"private": units * config.private.draws}
+    return found | ({"warmup": float(config.warmup.batch)} if config.warmup is not None else {})
 
 
 def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:

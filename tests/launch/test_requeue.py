@@ -13,7 +13,7 @@ from tests.launch.test_train_command import config_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "configs" / "slurm" / "requeue.sbatch"
-# The step is a process group of its own, which gets SIGTERM once the run's log has some lines, as --signal=TERM@90 does.
+# The step is a process group of its own, which gets SIGTERM once the run has begun, as by --signal=TERM@90.
 SRUN = """#!/bin/bash
 shift # --cpus-per-task
 setsid "$@" & pid=$!
@@ -38,7 +38,9 @@ TWO = "accelerate, two"
 def job(place: Path, launcher: str, *arguments: object) -> Path:
     """The shipped script with another launcher and another run."""
     text = SCRIPT.read_text()
-    command = re.search(r"^  \.venv/bin/accelerate launch .*?(?= --exit-status)", text, re.MULTILINE | re.DOTALL)
+    command = re.search(
+        r"^  \.venv/bin/accelerate launch .*?(?= --exit-status)", text, re.MULTILINE | re.DOTALL
+    )
     assert command is not None
     mine = " ".join([sys.executable, LAUNCHERS[launcher], "launch/train.py", *map(str, arguments)])
     file = place / "job.sh"
