@@ -10,11 +10,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from curriculumdp.errors import StoppedByMain, UserError
 from curriculumdp.printable import printable
@@ -42,25 +42,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.register("type", Path, _at_home)
 
     def error(self, message: str) -> NoReturn:
         _stop(f"{message}; see {self.prog} --help")
 
-    def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Return the arguments; shells leave the `~` of `--out=~/it` to the program."""
-        asked = super().parse_intermixed_args(args, namespace)
-        for name, value in vars(asked).items():
-            if isinstance(value, Path):
-                setattr(asked, name, self._at_home(value))
-            elif isinstance(value, list) and value and isinstance(value[0], Path):
-                setattr(asked, name, [self._at_home(path) for path in value])
-        return asked
 
-    def _at_home(self, path: Path) -> Path:
-        try:
-            return path.expanduser()
-        except RuntimeError:
-            self.error(f"{path}: there is no such user: give the whole path")
+def _at_home(text: str) -> Path:
+    """Return a path; shells leave the `~` of `--out=~/it` to the program."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such user: give the whole path") from None
 
 
 @contextmanager

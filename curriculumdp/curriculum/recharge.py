@@ -93,8 +93,8 @@ def recharge_of(run: Run, state: State) -> Recharge | None:
     names, charged = run.config.curriculum, run.ledger.events()
     position = {name: state.step if place == state.phase else 0 for place, name in enumerate(names)}
     ahead = names[state.phase :]
-    steps = {name: (position[name], run.ledger.charged.from_step(name, position[name])) for name in ahead}
-    steps = {name: found for name, found in steps.items() if found[1]}
+    recorded = {name: (position[name], run.ledger.charged.from_step(name, position[name])) for name in ahead}
+    steps: dict[str, tuple[int, int]] = {name: found for name, found in recorded.items() if found[1]}
     if not steps:
         return None
     planned = {event.name: event for event in run.plan.events()}
