@@ -93,7 +93,8 @@ def exit_status_in(file: Path | None) -> Iterator[Callable[[int], None]]:
     Launchers exit with a status of their own, so a job script cannot see it otherwise. Only the main process writes;
     what an earlier command left is removed first, and the file is complete or missing at any moment.
     """
-    record = partial(_record_status, file if os.environ.get("RANK", "0") == "0" else None)
+    file = file if os.environ.get("RANK", "0") == "0" else None
+    record = partial(_record_status, file)
     if file is not None:
         if not file.absolute().parent.is_dir():
             _stop(f"--exit-status {file}: there is no folder {file.absolute().parent}")

@@ -219,6 +219,7 @@ def test_all_that_decides_the_release_is_refused_on_resume() -> None:
         *PATHS,
         "name",
         "compute.processes",
+        "compute.join_minutes",
         "checkpoint.every",
         "checkpoint.keep",
         "logging.tensorboard",

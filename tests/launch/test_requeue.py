@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "configs" / "slurm" / "requeue.sbatch"
 # The step is a process group of its own, which gets SIGTERM once the run has begun, as by --signal=TERM@90.
 SRUN = """#!/bin/bash
-shift # --cpus-per-task
 setsid "$@" & pid=$!
 ( while [ "$(cat "$WATCH" 2>/dev/null | wc -l)" -lt 12 ]; do sleep 0.1; kill -0 $pid || exit; done
   kill -TERM -- -$pid ) 2>/dev/null &
