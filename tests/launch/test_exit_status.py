@@ -52,7 +52,9 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert left_with(tmp_path / "status", UserError("bad")) is None
     (tmp_path / "status").write_text("143\n")
-    assert left_with(tmp_path / "status", None) == "143\n", "a process that starts late took the main one's word"
+    assert left_with(tmp_path / "status", None) == "143\n", (
+        "a process that starts late took the main one's word"
+    )
     with exit_status_in(None):
         pass
 
