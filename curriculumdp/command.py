@@ -96,8 +96,8 @@ def exit_status_in(file: Path | None) -> Iterator[Callable[[int], None]]:
     file = file if os.environ.get("RANK", "0") == "0" else None
     record = partial(_record_status, file)
     if file is not None:
-        if not file.absolute().parent.is_dir():
-            _stop(f"--exit-status {file}: there is no folder {file.absolute().parent}")
+        if not file.absolute().parent.is_dir() or file.is_dir():
+            _stop(f"--exit-status {file}: give a file in a folder that exists")
         file.unlink(missing_ok=True)
     try:
         yield record
@@ -110,10 +110,14 @@ def exit_status_in(file: Path | None) -> Iterator[Callable[[int], None]]:
 
 
 def _record_status(file: Path | None, status: int) -> None:
-    if file is not None:
-        whole = file.with_name(f".{file.name}.unfinished")
+    if file is None:
+        return
+    whole = file.with_name(f".{file.name}.unfinished")
+    try:
         whole.write_text(f"{status}\n", encoding="utf-8")
         whole.replace(file)
+    except OSError as error:  # the command has ended as it has, whether or not that can be written down
+        print(f"warning: --exit-status {file}: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _stop(message: str, status: int = BAD_INPUT) -> NoReturn:

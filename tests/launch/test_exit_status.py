@@ -59,9 +59,21 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
         pass
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
+def test_a_place_for_no_file_is_refused(tmp_path, capsys):
     assert left_with(tmp_path / "nowhere" / "status", None) is None
     assert "--exit-status" in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    with suppress(SystemExit), exit_status_in(tmp_path / "folder"):
+        raise AssertionError("went on")
+    assert "--exit-status" in capsys.readouterr().err
+
+
+def test_a_status_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    (tmp_path / ".status.unfinished").mkdir()
+    left_with(tmp_path / "status", UserError("bad"))
+    said = capsys.readouterr().err
+    assert "error: bad" in said
+    assert "warning: --exit-status" in said
 
 
 def test_the_line_of_an_error_is_told_to_torchrun(tmp_path, monkeypatch, capsys):
