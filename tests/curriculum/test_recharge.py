@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from curriculumdp.curriculum import fingerprint as fingerprints
+from curriculumdp.curriculum import recharge
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.recharge import RechargeRefused
 from curriculumdp.curriculum.train import run_curriculum
@@ -51,6 +52,15 @@ def test_a_machine_that_would_charge_a_step_again_says_what_it_costs_and_writes_
     assert f"from {spent(killed, 3, 3)} to {spent(killed, 3, 4)}" in said
     assert "--accept-recharge" in said
     assert contents(killed) == before
+
+
+def test_a_step_that_would_be_charged_again_is_counted_and_refused(killed, monkeypatch):
+    """The same without the accountants, whose figures are another test's."""
+    move(monkeypatch)
+    monkeypatch.setattr(recharge, "_cost", lambda *_: "1")
+    monkeypatch.setattr(recharge, "_lost", lambda *_: 0)
+    with pytest.raises(RechargeRefused, match=r"charging step 3 of private again .* cost no final step"):
+        finish(tiny(killed))
 
 
 def test_what_is_accepted_costs_what_was_said(killed, monkeypatch, capsys):

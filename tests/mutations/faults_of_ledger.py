@@ -26,20 +26,14 @@ LEDGER_FAULTS = [
         "curriculumdp.curriculum.train:run_curriculum",
         "world.from_main(lambda: consent(run, state, facts, accept_recharge))",
         "world.from_main(lambda: consent(run, state, facts, True))",
-        Check(
-            RECHARGE + "test_a_machine_that_would_charge_a_step_again_says_what_it_costs_and_writes_nothing",
-            {"field": "torch"},
-        ),
+        Check(RECHARGE + "test_a_step_that_would_be_charged_again_is_counted_and_refused"),
     ),
     Fault(
         "what would be charged again is understated",
         "curriculumdp.ledger.replay:ChargedSteps.from_step",
         "for held in range(max(step, part.first), part.first + part.count)",
         "for held in range(max(step, part.first) + 1, part.first + part.count)",
-        Check(
-            RECHARGE + "test_a_machine_that_would_charge_a_step_again_says_what_it_costs_and_writes_nothing",
-            {"field": "torch"},
-        ),
+        Check(RECHARGE + "test_a_step_that_would_be_charged_again_is_counted_and_refused"),
     ),
     Fault(
         "the ledger written after the work",
