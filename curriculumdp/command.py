@@ -8,17 +8,20 @@ It imports only the standard library, so `--help` and command-line errors answer
 import argparse
 import errno
 import io
+import json
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from curriculumdp.errors import UserError
+from curriculumdp.errors import StoppedByMain, UserError
 from curriculumdp.printable import printable
 
 BAD_INPUT = 2
@@ -50,16 +53,25 @@ EXTRAS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors like those of any other input: in one line."""
+    """An argument parser that reports errors like those of any other input: in one line; `~` in a path is the home."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(
             description=as_typed_here(description or ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.register("type", Path, _at_home)
 
     def error(self, message: str) -> NoReturn:
         _stop(f"{message}; see {self.prog} --help")
+
+
+def _at_home(text: str) -> Path:
+    """Return a path; shells leave the `~` of `--out=~/it` to the program."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such user: give the whole path") from None
 
 
 @contextmanager
@@ -75,6 +87,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except StoppedByMain:
+        sys.exit(BAD_INPUT)
     except UserError as error:
         _stop(str(error))
     except ModuleNotFoundError as error:
@@ -121,6 +135,50 @@ def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+@contextmanager
+def exit_status_in(file: Path | None) -> Iterator[Callable[[int], None]]:
+    """Yield what records an exit status in `file`, and record with which status the block is left.
+
+    Launchers exit with a status of their own, so a job script cannot see it otherwise. Only the main process writes;
+    what an earlier command left is removed first, and the file is complete or missing at any moment.
+    """
+    file = file if os.environ.get("RANK", "0") == "0" else None
+    record = partial(_record_status, file)
+    if file is not None:
+        if not file.absolute().parent.is_dir() or file.is_dir():
+            _stop(f"--exit-status {file}: give a file in a folder that exists")
+        file.unlink(missing_ok=True)
+    try:
+        yield record
+    except SystemExit as ended:
+        record(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
+    except BaseException:
+        record(1)
+        raise
+
+
+def _record_status(file: Path | None, status: int) -> None:
+    if file is None:
+        return
+    whole = file.with_name(f".{file.name}.unfinished")
+    try:
+        whole.write_text(f"{status}\n", encoding="utf-8")
+        whole.replace(file)
+    except OSError as error:  # the command has ended as it has, whether or not that can be written down
+        print(f"warning: --exit-status {file}: {error.strerror}", file=sys.stderr, flush=True)
+
+
 def _stop(message: str, status: int = BAD_INPUT) -> NoReturn:
-    print("error: " + " ".join(printable(as_typed_here(message)).split()), file=sys.stderr, flush=True)
+    line = "error: " + " ".join(printable(as_typed_here(message)).split())
+    print(line, file=sys.stderr, flush=True)
+    _tell_launcher(line)
     sys.exit(status)
+
+
+def _tell_launcher(line: str) -> None:
+    """Give torchrun the line for its own last words, a table under a traceback."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        said = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": said}), encoding="utf-8")

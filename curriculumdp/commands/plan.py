@@ -17,7 +17,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override the file's settings")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--explain", action="store_true", help="only how an 80 GiB GPU computes each layer")
-    parser.add_argument("--estimate", action="store_true", help="also seconds per step, memory, hours, here")
+    parser.add_argument(
+        "--estimate", action="store_true", help="also time per step, memory, time of all, here"
+    )
     asked = parser.parse_intermixed_args()
 
     with one_line_errors():
@@ -31,13 +33,14 @@ def main() -> int:
             print(explained(config))
             return 0
         plan = plan_curriculum(config)
-        print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan))
+        print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan), flush=True)
         for line in noise_warnings(config, plan):
             print(f"warning: {line}", file=sys.stderr)
         if asked.estimate:
             from curriculumdp.curriculum.estimate import estimate
 
-            print(estimate(config, plan), file=sys.stderr if asked.json else sys.stdout)
+            said = estimate(config, plan, lambda text: print(text, file=sys.stderr, flush=True))
+            print(said, file=sys.stderr if asked.json else sys.stdout)
     return 0
 
 

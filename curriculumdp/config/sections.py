@@ -5,6 +5,7 @@ nothing that is released), *fresh* (a new incarnation of the keys, design D1) or
 here is public. Imports neither torch nor numpy: `launch/plan.py` runs without them.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -61,6 +62,17 @@ DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Line = Annotated[str, Field(min_length=1), AfterValidator(require_line)]
 
 
+def _at_home(path: str) -> str:
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise ValueError("there is no such user: give the whole path, or ./~ for a name that begins so")
+    return whole
+
+
+# `~` is the home here too: no shell expands it in a file or behind a key.
+PathName = Annotated[str, AfterValidator(_at_home)]
+
+
 class Section(BaseModel):
     """A section of the config: frozen; unknown keys, NaN and infinity are refused."""
 
@@ -73,15 +85,15 @@ class DataConfig(Section):
     source: Literal["digits", "idx", "npz", "image_folder"] = Field(
         description="reader: digits (scikit-learn's), idx (MNIST's format), npz or image_folder"
     )
-    path: str | None = Field(
+    path: PathName | None = Field(
         default=None, description="folder (idx, image_folder) or file (npz)", json_schema_extra=NEUTRAL
     )
-    csv: str | None = Field(
+    csv: PathName | None = Field(
         default=None,
         description="CSV file that lists image_folder's images, with the columns path,label[,unit]",
         json_schema_extra=NEUTRAL,
     )
-    roster: str | None = Field(
+    roster: PathName | None = Field(
         default=None,
         description="public file of all unit ids, one per line: line i is unit i",
         json_schema_extra=NEUTRAL,
@@ -115,7 +127,7 @@ class DataConfig(Section):
     name: DataName | None = Field(
         default=None, description="name of the data set, whose own ledger composes all runs on it"
     )
-    ledger: str | None = Field(
+    ledger: PathName | None = Field(
         default=None,
         description="absolute path of that ledger's folder (default: the user's state folder)",
         json_schema_extra=NEUTRAL,
@@ -269,6 +281,11 @@ class ComputeConfig(Section):
         description="number of processes that must have started (default: any number)",
         json_schema_extra=NEUTRAL,
     )
+    join_minutes: Positive = Field(
+        default=10.0,
+        description="minutes to wait for all processes to come at the start",
+        json_schema_extra=NEUTRAL,
+    )
 
 
 class CheckpointConfig(Section):
@@ -315,14 +332,14 @@ class Options(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
         description="name of the run: letters, digits, dot, dash, underscore", json_schema_extra=NEUTRAL
     )
-    run_dir: str = Field(
+    run_dir: PathName = Field(
         default="", description="the run's folder (default: runs/<name>)", json_schema_extra=NEUTRAL
     )
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="seed of all that touches no sensitive row: initial weights, warm-up, sampling"
     )
     curriculum: tuple[PhaseName, ...] = Field(default=PHASE_NAMES, description="the phases, in order")
-    init_from: Line | None = Field(
+    init_from: Annotated[Line, AfterValidator(_at_home)] | None = Field(
         default=None, description="folder of a PUBLIC diffusers model to start from"
     )
     data: DataConfig = Field(description="the sensitive set")

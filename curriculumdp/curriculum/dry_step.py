@@ -5,7 +5,7 @@ of its own, so a config always gets the same answer on the same machine. It leav
 """
 
 import gc
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +111,7 @@ def dry_step(
 def _each_phase(
     config: Config, device: torch.device, state: State, phases: Mapping[str, Callable[[Run], Phase]]
 ) -> None:
-    _require_tensorboard(config)
+    _require_packages(config)
     _require_room_for_gradients(config, state)
     run = _dummy_run(config, device)
     for phase in config.curriculum:
@@ -177,12 +177,18 @@ def _sample(config: Config, state: State) -> None:
         raise DryStepError("sampling: a sample on dummy images is not finite: use another private.sigma_data")
 
 
-def _require_tensorboard(config: Config) -> None:
-    if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise DryStepError(
-            "logging.tensorboard is true, but tensorboard is not installed: pip install '.[tensorboard]' in the "
-            "checkout, or set logging.tensorboard=false"
-        )
+def _require_packages(config: Config) -> None:
+    """Raise DryStepError if an optional package that the config asks for cannot be imported."""
+    asked = {"logging.tensorboard": ("torch.utils.tensorboard", config.logging.tensorboard)}
+    for key, (module, on) in asked.items():
+        try:
+            if on:
+                importlib.import_module(module)
+        except Exception as error:  # whatever a broken installation raises
+            raise DryStepError(
+                f"{key} is true, but {module} cannot be imported ({' '.join(str(error).split())[:200]}): install "
+                f"it (pip install '.[{key.rpartition('.')[2]}]' in the checkout) or set {key}=false"
+            ) from error
 
 
 def _require_room_for_gradients(config: Config, state: State) -> None:

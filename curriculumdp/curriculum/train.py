@@ -23,8 +23,9 @@ from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
 from curriculumdp.curriculum.folder import FolderError, RunFolder
 from curriculumdp.curriculum.plan import Plan
-from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
+from curriculumdp.curriculum.preemption import PREEMPTED, launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.recharge import announce_recharge, consent
 from curriculumdp.curriculum.release import publish
 from curriculumdp.curriculum.run import FreshIncarnation, OutOfBudget, Phase, Run
 from curriculumdp.curriculum.soundness import require_finite, require_sound, ruined
@@ -48,7 +49,6 @@ PHASE_CLASSES: dict[str, Callable[[Run], Phase]] = {
 }
 # Errors that can stop a release before anything is written to its final path.
 UNPUBLISHED = (ExportError, CertificateError, AccountingError, SignatureError, SamplingError)
-PREEMPTED = 143  # 128 + SIGTERM: schedulers read it as "terminated on request"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,12 @@ class Preempted(Exception):
 
 
 def run_curriculum(
-    config: Config, world: World, *, secret: RunSecret | None = None, nonce: str | None = None
+    config: Config,
+    world: World,
+    *,
+    accept_recharge: bool = False,
+    secret: RunSecret | None = None,
+    nonce: str | None = None,
 ) -> Outcome:
     """Start or resume the run described by `config`; if it has finished, report where its release is.
 
@@ -89,7 +94,6 @@ def run_curriculum(
         repeat_to_the_bit()  # before the warm-up: cuBLAS reads its setting once, at its first use in a process
     folder = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
-        stopping = stack.enter_context(stop_signal())
         world.require_equal("the config", common_options(config))
         if world.from_main(lambda: b"sealed" if folder.claim(stack, config) else b""):
             world.from_main(lambda: publish_sealed(folder))
@@ -113,15 +117,18 @@ def run_curriculum(
             secret=RunSecret.from_bytes(world.from_main(folder.secret_file.read_bytes)),
             images=images,
             ledger=folder.ledger if world.is_main else None,
-            stopping=stopping,
         )
         restore(run, state, folder)
+        facts = fingerprint(config, world)
+        world.from_main(lambda: consent(run, state, facts, accept_recharge))
         world.from_main(lambda: folder.accept(config))
         world.from_main(lambda: warn_of_repeats(folder.private, config, images))
-        run.begin(fingerprint(config, world), nonce)
+        run.begin(facts, nonce)
         try:
             reason = train(run, state, folder)
         except Preempted:
+            return Outcome(folder.path, None)
+        if world.any(run.stopping.is_set()):  # in the last step, whose result is saved
             return Outcome(folder.path, None)
         world.from_main(lambda: finish(folder, config, state, reason))
     return Outcome(folder.path, folder.release)
@@ -133,7 +140,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
     Raises Preempted, after saving a checkpoint, when asked to stop, and TrainingError where the network is ruined.
     """
     names, every = run.config.curriculum, run.config.checkpoint.every
-    with open_metrics(run, state, folder) as metrics:
+    with open_metrics(run, state, folder) as metrics, stop_signal(run.stopping):
         while state.phase < len(names):
             phase = PHASE_CLASSES[names[state.phase]](run)
             charged = run.plan.phase(phase.name).event is not None
@@ -149,6 +156,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
                 try:
                     figures = phase.step(run, state, state.step)
                 except FreshIncarnation:
+                    run.world.from_main(lambda: announce_recharge(run, state))
                     run.begin_incarnation(fingerprint(run.config, run.world), "a replayed sum differs")
                     continue
                 except OutOfBudget:
@@ -197,7 +205,16 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
     spent = counting_repeats(
         SpentSoFar(run.plan), run.plan, lambda: sum(event.count for event in ledger.events())
     )
-    return Metrics(folder.private, steps, done, spent, logging.show_private_metrics, logging.tensorboard)
+    shown = logging.show_private_metrics, logging.tensorboard
+    return Metrics(folder.private, steps, done, spent, *shown, images_per_step(run))
+
+
+def images_per_step(run: Run) -> dict[str, float]:
+    """Return how many images the network sees per step on the busiest process; of private steps, the expected."""
+    config = run.config
+    units = config.private.sample_rate * config.data.units / run.world.size
+    found = {"private": units * config.private.draws}
+    return found | ({"warmup": float(config.warmup.batch)} if config.warmup is not None else {})
 
 
 def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:

@@ -224,15 +224,17 @@ def check_affordable(events: Sequence[PrivacyEvent], delta: float) -> float:
     if rough > MAX_EPSILON_RDP:
         names = ", ".join(dict.fromkeys(event.name for event in events))
         raise AccountingError(
-            f"{names} cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: use more noise, "
-            "a lower sample rate or fewer events"
+            f"{names} cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: use a "
+            "higher noise_multiplier, a lower sample rate or fewer events"
         )
     return rough
 
 
 def _finite(value: float, method: str) -> float:
     if not math.isfinite(value):
-        raise AccountingError(f"{method} finds no finite ε: use more noise, fewer events or a larger δ")
+        raise AccountingError(
+            f"{method} finds no finite ε: use a higher noise_multiplier, fewer events or a larger δ"
+        )
     return max(0.0, value)
 
 

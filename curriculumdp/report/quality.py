@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from curriculumdp.durations import duration
 from curriculumdp.evaluation.record import (
     DISTANCES,
     MAX_CLASSES,
@@ -225,13 +226,6 @@ def time_facts(rows: Sequence[Mapping[str, Any]]) -> Html:
         for phase, seconds in spent.items()
     ]
     return facts([*lines, ("total", duration(sum(spent.values())))])
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text, in hours, minutes or seconds, whichever fits."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.3g} h"
-    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.2g} s"
 
 
 def utility_plot_of(folder: Path) -> bytes:

@@ -79,12 +79,12 @@ def test_synthetic_images_carry_the_names_and_can_be_read_back_by_them(
     finished: Path, tmp_path: Path
 ) -> None:
     release = finished / "run" / "release"
-    path = sample_release(release, 4, tmp_path, labels="10,2", steps=2, png=True)
+    path, _ = sample_release(release, 4, tmp_path, labels="10,2", steps=2, png=True)
     with np.load(path) as kept:
         assert kept["labels"].tolist() == [2, 1, 2, 1]
         assert kept["class_names"].tolist() == NAMES
-    assert (tmp_path / "png.csv").read_text().split() == [
-        "path,label", "000000_2.png,10", "000001_1.png,2", "000002_2.png,10", "000003_1.png,2",
+    assert (tmp_path / "png" / "train" / "metadata.csv").read_text().split() == [
+        "file_name,label", "000000.png,10", "000001.png,2", "000002.png,10", "000003.png,2",
     ]  # fmt: skip
     with pytest.raises(RequestError, match=r"label '0' is not a class: the release has classes named"):
         sample_release(release, 4, tmp_path, labels="0,1,2", steps=2)

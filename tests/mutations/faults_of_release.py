@@ -114,8 +114,8 @@ RELEASE_FAULTS = [
     Fault(
         "metrics before noise on the console",
         "curriculumdp.metrics:Metrics.step",
-        "if self._show:",
-        "if self._on:",
+        "if self._show else []",
+        "if self._on else []",
         WHOLE_RUN,
     ),
     Fault(

@@ -11,6 +11,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
+from curriculumdp.durations import duration
 from curriculumdp.evaluation import fidelity
 from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError
@@ -19,7 +20,7 @@ from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.detection import detection_bound
 from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.release.export import certified_events
-from curriculumdp.report.quality import duration, read_metrics, seconds_by_phase
+from curriculumdp.report.quality import read_metrics, seconds_by_phase
 from curriculumdp.report.report import private_report, public_report, write_reports
 from curriculumdp.report.sections import cost_facts, spending
 from tests.support.evaluated_run import (

@@ -92,9 +92,14 @@ def bare_run(images: ImageSet, world: World, config: Config, secret: bytes = SEC
     return made, initial_state(config, world.device)
 
 
-def finish(config: Config, world: World | None = None, nonce: str | None = NONCE) -> Path:
+def finish(
+    config: Config, world: World | None = None, nonce: str | None = NONCE, accept_recharge: bool = False
+) -> Path:
     """Run `config` to its end in this process, under the tests' one secret and nonce; return the release folder."""
-    outcome = run_curriculum(config, world or one_process(), secret=RunSecret.from_bytes(SECRET), nonce=nonce)
+    secret = RunSecret.from_bytes(SECRET)
+    outcome = run_curriculum(
+        config, world or one_process(), accept_recharge=accept_recharge, secret=secret, nonce=nonce
+    )
     assert outcome.release is not None
     return outcome.release
 
