@@ -25,7 +25,7 @@ def main() -> int:
 
     with one_line_errors():
         from curriculumdp.config.config import load_config
-        from curriculumdp.curriculum.plan import described, plan_curriculum
+        from curriculumdp.curriculum.plan import described, plan_curriculum, signal_line
 
         config = load_config(asked.config, asked.overrides)
         if asked.explain:
@@ -35,6 +35,8 @@ def main() -> int:
             return 0
         plan = plan_curriculum(config)
         print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan))
+        if line := signal_line(config):
+            print(line, file=sys.stderr if asked.json else sys.stdout)
         if asked.estimate:
             from curriculumdp.curriculum.estimate import estimate
 

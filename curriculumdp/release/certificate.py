@@ -44,6 +44,10 @@ PUBLIC = "The training config, the numbers of units and classes, and the image s
 BEGAN_FROM = (
     " The weights that training started from are treated as public too: {}. No check can confirm this."
 )
+EMBEDDED_BY = (
+    " So is the projection of the frequency phase's embedding: {features} random frequencies of bandwidth {bandwidth!r}, "
+    "drawn under the public seed {seed}, neither from the images nor from the run's secret."
+)
 CONDITIONS = (
     "the run's input checks: the images belonged to exactly the declared number of units, or the units were those of "
     "a public list (data.roster), of which some may own no image; labels and image shape were as declared. No "
@@ -93,16 +97,26 @@ class CertifiedEvent(Values):
         return PrivacyEvent(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.count)
 
 
+class PublicEmbedding(Values):
+    """What the frequency phase's embedding is made of, none of it from the data (`curriculum.embedding.Embedding`)."""
+
+    features: Annotated[int, Field(ge=1, le=10**6)]
+    bandwidth: Annotated[float, Field(gt=0, le=1e9)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class PublicFacts(Values):
     """What the guarantee treats as public. image_shape: (channels, height, width).
 
-    initial_weights: the name of the weights that training started from, None if they were random.
+    initial_weights: the name of the weights that training started from, None if they were random. embedding: None
+    without a frequency phase.
     """
 
     units: Count
     classes: Count
     image_shape: tuple[Count, Count, Count]
     initial_weights: Line | None = None
+    embedding: PublicEmbedding | None = None
 
 
 class Guarantee(Values):
@@ -187,6 +201,7 @@ def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
 def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
     """Return the certificate's sentences by key, with its values filled in, rounded up."""
     initial, replaced = guarantee.public.initial_weights, cost.epsilon_replace_one
+    embedding = guarantee.public.embedding
     shown = (
         "metrics computed from the sensitive images without noise (losses) were shown on the console. "
         "Whatever was passed on from there is not covered."
@@ -199,7 +214,9 @@ def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
         ),
         "adjacency": ADJACENCY
         + (NO_REPLACE_ONE if replaced is None else REPLACE_ONE.format(rounded_up(replaced))),
-        "public": PUBLIC + (BEGAN_FROM.format(initial) if initial else ""),
+        "public": PUBLIC
+        + (BEGAN_FROM.format(initial) if initial else "")
+        + (EMBEDDED_BY.format(**embedding.model_dump()) if embedding else ""),
         "conditional_on": CONDITIONS,
         "private_metrics": shown if guarantee.private_metrics_shown else "none were shown outside the run.",
         "stopped": STOPPED[guarantee.stopped],
@@ -214,8 +231,9 @@ def certificate_bytes(certificate: Certificate) -> bytes:
     content: dict[str, Any] = {"format": FORMAT, "statement": words}
     content |= certificate.model_dump(mode="json")
     public = content["guarantee"]["public"]
-    if public["initial_weights"] is None:
-        del public["initial_weights"]
+    for optional in ("initial_weights", "embedding"):
+        if public[optional] is None:
+            del public[optional]
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

@@ -1,13 +1,24 @@
 """The README.md of a release: a Hugging Face model card. PUBLIC."""
 
+from collections.abc import Sequence
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import Accounting, Guarantee, statement
+from curriculumdp.release.files import CENTRAL, FREQUENCY
+
+PICTURES = {
+    CENTRAL: f"\n`{CENTRAL}` shows the noisy aggregates that training began with.\n",
+    FREQUENCY: f"\n`{FREQUENCY}` shows images of a generator fitted to the noisy embedding; training used such images.\n",
+}
 
 
-def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, has_central: bool) -> str:
-    """Return the card's text: metadata, how to sample, what is guaranteed and what is not."""
+def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, shown: Sequence[str]) -> str:
+    """Return the card's text: metadata, how to sample, what is guaranteed and what is not.
+
+    shown: the names of the pictures, besides the samples, that the release holds.
+    """
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
@@ -21,7 +32,7 @@ def model_card(name: str, guarantee: Guarantee, cost: Accounting, steps: int, ha
         f"| {row.clip_norm:.6g} | {row.count} |"
         for row in guarantee.events
     )
-    central = "\n`central.png` shows the noisy aggregates that training began with.\n" if has_central else ""
+    pictures = "".join(PICTURES[name] for name in shown)
     return str(
         ModelCard(f"""---
 {metadata}
@@ -35,7 +46,7 @@ under differential privacy on images that are not shared.
 ![samples](samples.png)
 
 One class per row.
-{central}
+{pictures}
 ## Sampling
 
 Stock `diffusers`, no other code:
