@@ -20,8 +20,8 @@ from curriculumdp.privacy.event import MIN_DELTA, as_typed
 
 # Normals made from 32-bit words stay below MAX_LEVEL; e^±80, the square of e^±40, is well inside fp32's range.
 MAX_LEVEL, MAX_LOG_LEVEL = 7.0, 40.0
-# An embedding's angle is at most 9.5·2³²/(2π·255)·255 steps per pixel and unit of bandwidth, below 2³³: 2¹⁹ of them stay
-# below 2⁵³, where sums of integers are exact in float64.
+# An embedding's angle is at most 9.5·2³²/2π, below 2³³, steps per pixel and unit of bandwidth: 2¹⁹ of them stay below
+# 2⁵³, where sums of integers are exact in float64.
 MAX_PIXELS_PER_BANDWIDTH = 2**19
 
 

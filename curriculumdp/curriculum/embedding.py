@@ -2,9 +2,9 @@
 
 z(x) = [cos Wx, sin Wx]/√F for x in [0, 1]^d and W of F rows with entries N(0, 1)/bandwidth: ‖z(x)‖ = 1. W is PUBLIC: it
 depends on a public seed and the images' shape alone. Its entries are rounded to multiples of 2⁻³² turns per grey level,
-so that the products with 8-bit pixels and their sums are integers below 2⁵³: exact in float64 in any order. Cosines come
-from a table of 2¹⁶ angles. So an image's embedding depends neither on the images beside it nor on the shape of the batch,
-the library or the processor: removing a unit changes no other unit's vector, and a replay gives the same sum anywhere.
+so that the products with 8-bit pixels and their sums are integers below 2⁵³: exact in float64 in any order. Cosines
+come from a table of 2¹⁶ angles. So an image's embedding depends neither on the images beside it nor on the shape of the
+batch: removing a unit changes no other unit's vector.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def _tables() -> tuple[Tensor, Tensor]:
 
 
 def waves(pixels: Tensor, projection: Tensor) -> Tensor:
-    """Return [cos Wx, sin Wx], float64 [M, 2F], of pixels float64 [M, pixels], whole grey levels of 0 to 255. PRIVATE."""
+    """Return [cos Wx, sin Wx], float64 [M, 2F], of grey levels float64 [M, pixels], whole, 0 to 255. PRIVATE."""
     angles = ((pixels @ projection).to(torch.int64) >> 16).bitwise_and_(ANGLES - 1).int().view(-1)
     parts = [table.index_select(0, angles).view(len(pixels), -1) for table in _tables()]
     return torch.cat(parts, dim=1)

@@ -1,8 +1,8 @@
 """The frequency phase: one noisy embedding per class, and images with that embedding (FETA-Pro, USENIX Security 2026).
 
-The mean random-Fourier embedding of all units is released once, at a sample rate of 1; its projection is public. A small
-generator is then fitted to what was released, and images drawn from it. These are post-processing: functions of the
-release and the config's seed. Rank 0 computes both the sum and the fit.
+The mean random-Fourier embedding of all units is released once, at a sample rate of 1; its projection is public. A
+small generator is then fitted to what was released, and images are drawn from it. That is post-processing: a function
+of the release and the config's seed. Rank 0 computes both the sum and the fit.
 """
 
 import torch
@@ -71,7 +71,7 @@ class FrequencyPhase:
         return from_grid(noisy, CLIP_NORM).view(self.data.classes, -1) / self.data.units
 
     def shares(self) -> Tensor:
-        """Return the classes' shares of the units where the config states them, or else equal shares: fp32 [classes]."""
+        """Return the classes' public shares of the units, equal where the config states no counts: fp32 [classes]."""
         counts = torch.tensor(self.data.class_counts or (1,) * self.data.classes, dtype=torch.float64)
         return (counts / counts.sum()).float()
 

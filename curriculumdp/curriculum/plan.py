@@ -179,7 +179,7 @@ def described(plan: Plan) -> str:
 def signal_to_noise(config: Config) -> float | None:
     """Return the largest mean of an embedding's value over its noise, for classes of equal size; None without one.
 
-    A class's share of the units times z's values of at most 1/√F, against σ/units. Real means are several times smaller.
+    A class's share of the units times z's values of at most 1/√F, against σ/units. Real means are a few times smaller.
     """
     if (frequency := config.frequency) is None:
         return None
@@ -223,7 +223,8 @@ def _given(config: Config, phase: PhaseName) -> PrivacyEvent:
     else:
         uses, rate = getattr(options, count), options.sample_rate
         event = PrivacyEvent(phase, "subsampled_gaussian", rate, noise, uses)
-        cause = f"{phase}.{count} = {uses}, {phase}.sample_rate = {rate:g} and {phase}.noise_multiplier = {noise:g} cost"
+        given = f"{phase}.{count} = {uses}, {phase}.sample_rate = {rate:g}"
+        cause = f"{given} and {phase}.noise_multiplier = {noise:g} cost"
         remedy = "lower the first two, or raise one of the others"
     alone = epsilon([event], privacy.delta)
     if alone >= privacy.epsilon:

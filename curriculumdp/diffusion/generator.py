@@ -1,7 +1,7 @@
 """A small conditional generator, fitted so that its images have a given mean embedding (DP-MERF, Harder et al. 2021).
 
-For each class k it minimises ‖t_k − s_k·mean z(G(u, k))‖², with t the given embedding, s the classes' shares, u standard
-normal and z(x) = [cos Wx, sin Wx]/√F. Input and output are PUBLIC; all draws come from a public seed.
+For each class k it minimises ‖t_k − s_k·mean z(G(u, k))‖², with t the given embedding, s the classes' shares, u
+standard normal and z(x) = [cos Wx, sin Wx]/√F. Input and output are PUBLIC; all draws come from a public seed.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Generator(nn.Sequential):
 
     def images_of(self, labels: Tensor, draws: torch.Generator) -> Tensor:
         """Return an image for each label (int64 [B]), fp32 [B, d], from normals of `draws`, which is on the CPU."""
-        device = self[0].weight.device
+        device = next(self.parameters()).device
         normals = torch.randn(len(labels), LATENT, generator=draws).to(device)
         one_hot = nn.functional.one_hot(labels, self.classes).to(device, torch.float32)
         images: Tensor = self(torch.cat([normals, one_hot], dim=1))
@@ -52,7 +52,7 @@ def fit_generator(
 ) -> Generator | None:
     """Return a generator of images (channels, size) = `shape` with the mean embedding `target`; None if told to stop.
 
-    target fp32 [classes, 2F]: for each class, its share times its images' mean z. waves fp32 [d, F]: Wᵀ, in radians, for
+    target fp32 [classes, 2F]: per class, its share times its images' mean z. waves fp32 [d, F]: Wᵀ in radians, for
     pixels in [0, 1]. shares fp32 [classes], summing to 1. All on one device. `stop` is asked before each step.
     """
     classes, device = len(shares), target.device
@@ -69,7 +69,7 @@ def fit_generator(
             group["lr"] = LEARNING_RATE * (1 - step / steps)
         loss = _squared_distance(generator.images_of(labels, draws), waves, target, shares)
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
     return generator.eval()
 

@@ -45,8 +45,8 @@ BEGAN_FROM = (
     " The weights that training started from are treated as public too: {}. No check can confirm this."
 )
 EMBEDDED_BY = (
-    " So is the projection of the frequency phase's embedding: {features} random frequencies of bandwidth {bandwidth!r}, "
-    "drawn under the public seed {seed}, neither from the images nor from the run's secret."
+    " So is the projection of the frequency phase's embedding: {features} random frequencies of bandwidth "
+    "{bandwidth!r}, drawn under the public seed {seed}, neither from the images nor from the run's secret."
 )
 CONDITIONS = (
     "the run's input checks: the images belonged to exactly the declared number of units, or the units were those of "

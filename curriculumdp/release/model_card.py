@@ -10,7 +10,7 @@ from curriculumdp.release.files import CENTRAL, FREQUENCY
 
 PICTURES = {
     CENTRAL: f"\n`{CENTRAL}` shows the noisy aggregates that training began with.\n",
-    FREQUENCY: f"\n`{FREQUENCY}` shows images of a generator fitted to the noisy embedding; training used such images.\n",
+    FREQUENCY: f"\n`{FREQUENCY}` shows images of a generator fitted to the noisy embedding, which training used too.\n",
 }
 
 

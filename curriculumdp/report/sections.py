@@ -99,7 +99,7 @@ def _at_most(rate: float) -> str:
 
 @dataclass(frozen=True)
 class Spending:
-    """ε over the run: `path` lists (events so far, ε); `ends`, by phase in order, (events, ε) once that phase is done."""
+    """ε over the run: `path` lists (events so far, ε); `ends`, by phase in order, (events, ε) once it is done."""
 
     path: Sequence[tuple[int, float]]
     ends: Mapping[str, tuple[int, float]]
@@ -157,7 +157,8 @@ def budget_section(released: Released) -> Html:
         ),
         tag(
             "p",
-            "Training on central or frequency images, sampling and anything else done with the noisy results costs nothing more. "
+            "Training on central or frequency images, sampling and anything else done with the noisy results costs "
+            "nothing more. "
             "Costs do not simply add up: the private phase alone would cost more than its part here.",
             class_="note",
         ),
