@@ -80,14 +80,15 @@ def unit_vectors(embedding: Embedding, projection: Tensor, images: ImageSet, uni
     labels = torch.from_numpy(images.labels[rows])
     blocks, places = torch.unique(owners * embedding.classes + labels, return_inverse=True)
     sums = torch.zeros(len(blocks), 2 * embedding.features, dtype=torch.float64)
-    for part in torch.arange(len(rows)).split(IMAGES_AT_ONCE):
+    for start in range(0, len(rows), IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
         pixels = torch.from_numpy(images.images[rows[part]]).flatten(1).to(torch.float64)
         sums.index_add_(0, places[part], waves(pixels, projection))
     counts = torch.from_numpy(images.counts[units.numpy()]).to(torch.float64)
     sums *= 1 / (counts[blocks // embedding.classes, None] * sqrt(embedding.features))
     vectors = torch.zeros(len(units) * embedding.classes, 2 * embedding.features)
     vectors[blocks] = sums.float()
-    return vectors.view(len(units), -1)
+    return vectors.view(len(units), embedding.width)
 
 
 def embedded_sum(embedding: Embedding, images: ImageSet, units: Tensor) -> Tensor:
