@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curriculumdp.config.yaml_file import parse_yaml
-from curriculumdp.phases import DEFAULT_CURRICULUM, PHASES, SOLVED
+from curriculumdp.phases import DEFAULT_CURRICULUM, PHASES, SOLVED, title_of
 from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.event import MAX_COUNT, MIN_NOISE_MULTIPLIER
 from curriculumdp.release.certificate import MAX_BYTES, Accounting, Guarantee, PublicEmbedding
@@ -125,10 +125,13 @@ def _course_problems(planned: dict[str, int], guarantee: Guarantee, shown: list[
     for name in shown:
         if not done.get(name):
             yield f"{SHOWN[name]} shows {name} images, but {CERTIFICATE} lists no {name} query"
-    begun = [name for name in planned if done.get(name)][-1:]
-    for name in list(planned)[: list(planned).index(begun[0]) if begun else 0]:
+    begun = [place for place, name in enumerate(planned) if done.get(name)]
+    for name in list(planned)[: max(begun, default=0)]:
         if name not in reached:
-            yield f"{CERTIFICATE} lists events of {begun[0]}, but not all those of {name}, which precede them"
+            yield (
+                f"{CERTIFICATE} lists events of {title_of(list(planned)[max(begun)])}, but not all the "
+                f"{STEPS[name] or 'releases'} of {title_of(name)} that precede them"
+            )
     if guarantee.stopped == "budget" and not reached:
         yield f"stopped is budget in {CERTIFICATE}, but no phase has completed its planned events"
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from curriculumdp.curriculum import embedding, frequency
 from curriculumdp.curriculum.embedding import Embedding, embedded_sum, unit_vectors
 from curriculumdp.curriculum.frequency import FrequencyPhase
-from curriculumdp.curriculum.run import Run
+from curriculumdp.curriculum.run import OutOfBudget, Run
 from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.data.images import ImageSet
-from curriculumdp.ledger.run_ledger import Ledger
+from curriculumdp.ledger.run_ledger import BudgetSpent, Ledger
+from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.release.agreement import config_problems
 from curriculumdp.release.certificate import PublicEmbedding
@@ -28,12 +29,17 @@ from curriculumdp.release.verify import read_certificate
 from curriculumdp.world import World, one_process
 from dpkernels.grid import GRID
 from tests.support import runs
-from tests.support.frequency import CHARGES, hostile, plan_without_solving, with_frequency
+from tests.support.frequency import (
+    CHARGES,
+    hostile,
+    plan_without_solving,
+    with_frequency,
+    without_solving,
+)
 from tests.support.one_step import charged_run, nobody
 from tests.support.runs import (
     NONCE,
     SECRET,
-    accountants_asked_once,
     finish,
     in_child,
     in_world,
@@ -49,8 +55,7 @@ LIMIT = 2**72
 @pytest.fixture(scope="module", autouse=True)
 def solve_once() -> Iterator[None]:
     """Plans without solving, in place of this folder's fixture of the same name."""
-    with accountants_asked_once(plan_without_solving), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "plan_of", plan_without_solving)
+    with without_solving():
         yield
 
 
@@ -129,7 +134,8 @@ def test_the_sum_does_not_depend_on_how_images_are_batched(monkeypatch, at_once)
 
 
 def phase_of(images: ImageSet, folder: Path, secret: bytes = SECRET) -> tuple[FrequencyPhase, Run]:
-    run, _ = charged_run(images, with_frequency(folder), folder / "ledger", secret=secret)
+    with without_solving():
+        run, _ = charged_run(images, with_frequency(folder), folder / "ledger", secret=secret)
     return FrequencyPhase(run), run
 
 
@@ -149,13 +155,27 @@ def test_a_release_adds_the_promised_noise_and_another_one_for_another_secret(tm
     drawn = [
         phase.release(run, 0).double() / GRID / 8.0
         for phase, run in (
-            phase_of(nobody(), tmp_path / str(number), secret=bytes([number] * 32)) for number in range(12)
+            phase_of(nobody(), tmp_path / str(number), secret=bytes([number] * 32)) for number in range(6)
         )
     ]
     values = torch.cat(drawn)
     deviations = (values.square().mean().item() - 1) / sqrt(2 / len(values))
     assert abs(deviations) < 5
     assert abs(torch.corrcoef(torch.stack(drawn[:2]))[0, 1]) < 5 / sqrt(len(drawn[0]))
+
+
+def test_a_release_is_one_entry_of_the_ledger_at_a_rate_of_1(tmp_path):
+    phase, run = phase_of(nobody(), tmp_path)
+    phase.release(run, 0)
+    assert run.ledger is not None
+    assert run.ledger.events() == [PrivacyEvent("frequency", "gaussian", 1.0, 8.0, 1)]
+
+
+def test_a_release_that_the_budget_does_not_admit_is_not_made(tmp_path, monkeypatch):
+    phase, run = phase_of(nobody(), tmp_path)
+    monkeypatch.setattr(Ledger, "charge", lambda *_, **__: (_ for _ in ()).throw(BudgetSpent("spent")))
+    with pytest.raises(OutOfBudget):
+        phase.release(run, 0)
 
 
 @pytest.mark.parametrize("data", ["nobody", "half"])
@@ -166,7 +186,8 @@ def test_the_images_are_a_function_of_the_noisy_sum_and_the_config(tmp_path, dig
     half = ImageSet(digits.images[:700], digits.labels[:700], digits.units[:700], 1437)
     made = []
     for name, images in (("digits", digits), (data, nobody() if data == "nobody" else half)):
-        run, state = charged_run(images, with_frequency(tmp_path), tmp_path / name)
+        with without_solving():
+            run, state = charged_run(images, with_frequency(tmp_path), tmp_path / name)
         FrequencyPhase(run).step(run, state, 0)
         made.append(state.frequency)
     assert torch.equal(made[0].images, made[1].images)
@@ -183,7 +204,8 @@ def charges_of(release: Path) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory, solve_once: None) -> Path:
     torch.set_num_threads(1)
-    return finish(with_frequency(tmp_path_factory.mktemp("whole") / "run"))
+    with without_solving():
+        return finish(with_frequency(tmp_path_factory.mktemp("whole") / "run"))
 
 
 def test_a_run_charges_one_embedding_at_a_rate_of_1(release):
@@ -289,6 +311,7 @@ def test_a_world_of_two_sums_every_unit_once(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(Run, "noisy_sum", lambda _, event, step, clip_norm, mine: mine)
     parts = []
     for rank, size in ((0, 1), (0, 2), (1, 2)):
-        run, _ = runs.bare_run(digits, World(rank, size, torch.device("cpu")), config)
+        with without_solving():
+            run, _ = runs.bare_run(digits, World(rank, size, torch.device("cpu")), config)
         parts.append(FrequencyPhase(run).release(run, 0))
     assert torch.equal(parts[0], parts[1] + parts[2])

@@ -1,5 +1,7 @@
 """A tiny run with all four phases, its plan without solving, and units that are as hostile as images can be."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from curriculumdp.config.config import Config
 from curriculumdp.curriculum import plan
 from curriculumdp.curriculum.plan import Plan, plan_curriculum
 from curriculumdp.data.images import ImageSet
-from tests.support.runs import tiny
+from tests.support import runs
+from tests.support.runs import accountants_asked_once, tiny
 
 NOISE = 4.0  # of DP-SGD: with the rest this comes to less than ε = 3
 CHARGES = 3 + 1 + 6  # queries, the embedding, steps
@@ -37,6 +40,14 @@ def plan_without_solving(config: Config) -> Plan:
 
 
 _plans: dict[str, Plan] = {}
+
+
+@contextmanager
+def without_solving() -> Iterator[None]:
+    """Within it whole runs and bare ones take their plans from `plan_without_solving`."""
+    with accountants_asked_once(plan_without_solving), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "plan_of", plan_without_solving)
+        yield
 
 
 def hostile(channels: int = 1) -> ImageSet:

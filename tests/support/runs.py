@@ -174,7 +174,7 @@ def _work_in(size: int, work: Callable[[World], object]) -> None:
 
 
 def outcome_of(release: Path) -> dict[str, bytes]:
-    """What two runs must have in common: the weights, the certificate, the central and frequency images, the ledger's events."""
+    """What two runs must have in common: weights, certificate, the images that training saw, the ledger's events."""
     lines = (release.parent / "private" / "ledger.jsonl").read_bytes().splitlines()
     return {
         "weights": (release / "unet" / "diffusion_pytorch_model.safetensors").read_bytes(),
