@@ -177,7 +177,7 @@ class FrequencyConfig(Section):
         default=5000,
         description="random frequencies; the embedding has a cosine and a sine of each per class",
     )
-    bandwidth: Positive | None = Field(
+    bandwidth: Annotated[Float, Field(gt=0, le=1e6)] | None = Field(
         default=None,
         description="distance of images, pixels in [0, 1], that the embedding tells apart (default: √(105·d/784))",
     )

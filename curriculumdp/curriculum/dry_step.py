@@ -139,7 +139,9 @@ def _dummy_run(config: Config, device: torch.device) -> Run:
     """Return a run of the config on dummy images under a fixed secret, in a world of one, without a ledger."""
     charged = {name: getattr(config, name) for name in config.curriculum if PHASES[name].charged}
     rows = [
-        PlannedPhase(name, MECHANISM, getattr(options, "sample_rate", 1.0), STAND_IN_NOISE, 1, 0.0, None)
+        PlannedPhase(
+            name, MECHANISM, options.sample_rate if PHASES[name].count else 1.0, STAND_IN_NOISE, 1, 0.0, None
+        )
         for name, options in charged.items()
     ]
     count = max(config.compute.microbatch, min(UNITS_AT_ONCE, config.data.units))

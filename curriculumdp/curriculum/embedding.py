@@ -78,17 +78,18 @@ def unit_vectors(embedding: Embedding, projection: Tensor, images: ImageSet, uni
     """
     owners, rows = images.rows_of(units)
     labels = torch.from_numpy(images.labels[rows])
-    blocks, places = torch.unique(owners * embedding.classes + labels, return_inverse=True)
+    blocks, places = torch.unique(torch.stack([owners, labels], dim=1), dim=0, return_inverse=True)
+    owner, label = blocks.T
     sums = torch.zeros(len(blocks), 2 * embedding.features, dtype=torch.float64)
     for start in range(0, len(rows), IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)
         pixels = torch.from_numpy(images.images[rows[part]]).flatten(1).to(torch.float64)
         sums.index_add_(0, places[part], waves(pixels, projection))
     counts = torch.from_numpy(images.counts[units.numpy()]).to(torch.float64)
-    sums *= 1 / (counts[blocks // embedding.classes, None] * sqrt(embedding.features))
-    vectors = torch.zeros(len(units) * embedding.classes, 2 * embedding.features)
-    vectors[blocks] = sums.float()
-    return vectors.view(len(units), embedding.width)
+    sums *= 1 / (counts[owner, None] * sqrt(embedding.features))
+    vectors = torch.zeros(len(units), embedding.classes, 2 * embedding.features)
+    vectors[owner, label] = sums.float()
+    return vectors.flatten(1)
 
 
 def embedded_sum(embedding: Embedding, images: ImageSet, units: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ HERE = "tests.curriculum.test_frequency:"
 VECTORS = "curriculumdp.curriculum.embedding:unit_vectors"
 SUM = "curriculumdp.curriculum.embedding:embedded_sum"
 PHASE = "curriculumdp.curriculum.frequency:FrequencyPhase."
-SCALE = "sums *= 1 / (counts[blocks // embedding.classes, None] * sqrt(embedding.features))"
+SCALE = "sums *= 1 / (counts[owner, None] * sqrt(embedding.features))"
 MADE_OF = "self.embedding = embedding_of(config, run.config.data, run.config.seed)"
 NOISY = "return run.noisy_sum(self.event, step, CLIP_NORM, mine).cpu()"
 
@@ -28,7 +28,7 @@ FREQUENCY_FAULTS = [
         "an embedding without its 1/√F",
         VECTORS,
         SCALE,
-        "sums *= 1 / counts[blocks // embedding.classes, None]",
+        "sums *= 1 / counts[owner, None]",
         NORM,
     ),
     Fault(
