@@ -170,7 +170,7 @@ class CentralConfig(Section):
 
 
 class FrequencyConfig(Section):
-    """The frequency phase: one noisy release of the mean random-Fourier embedding per class, made into images."""
+    """The frequency phase: a noisy embedding, made into images; classes count as equal without data.class_counts."""
 
     noise_multiplier: Positive = Field(description="noise standard deviation divided by the clip norm, 1")
     features: Annotated[Int, Field(ge=1, le=2**17)] = Field(
