@@ -24,7 +24,7 @@ def main() -> int:
 
     with one_line_errors():
         from curriculumdp.config.config import load_config
-        from curriculumdp.curriculum.plan import described, noise_warnings, plan_curriculum
+        from curriculumdp.curriculum.plan import described, noise_warnings, plan_curriculum, signal_line
 
         config = load_config(asked.config, asked.overrides)
         if asked.explain:
@@ -34,6 +34,8 @@ def main() -> int:
             return 0
         plan = plan_curriculum(config)
         print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan), flush=True)
+        if line := signal_line(config):
+            print(line, file=sys.stderr if asked.json else sys.stdout)
         for line in noise_warnings(config, plan):
             print(f"warning: {line}", file=sys.stderr)
         if asked.estimate:

@@ -8,10 +8,12 @@ from math import log
 from curriculumdp.config.sections import (
     CentralConfig,
     DataConfig,
+    FrequencyConfig,
     ModelConfig,
     Options,
     PrivacyConfig,
     PrivateConfig,
+    WarmupConfig,
 )
 from curriculumdp.config.yaml_file import shown
 from curriculumdp.phases import PHASE_NAMES, SOLVED
@@ -20,6 +22,9 @@ from curriculumdp.privacy.event import MIN_DELTA, as_typed
 # Normals made from 32-bit words stay below MAX_LEVEL; e^±80, the square of e^±40, is well inside fp32's range.
 MAX_LEVEL, MAX_LOG_LEVEL = 7.0, 40.0
 MAX_NAMES = 50_000  # letters of all class names together
+# An embedding's angle is at most 9.5·2³²/2π, below 2³³, steps per pixel and unit of bandwidth: 2¹⁹ of them stay below
+# 2⁵³, where sums of integers are exact in float64.
+MAX_PIXELS_PER_BANDWIDTH = 2**19
 
 
 def disagreements(options: Options) -> Iterator[str]:
@@ -34,6 +39,10 @@ def disagreements(options: Options) -> Iterator[str]:
     yield from _level_problems(options.private)
     if options.central is not None:
         yield from _central_problems(options.central, options.data)
+    if options.frequency is not None:
+        yield from _frequency_problems(options.frequency, options.data)
+    if options.warmup is not None:
+        yield from _warmup_problems(options.warmup, options)
     if options.compute.precision == "bf16" and options.compute.device != "cuda":
         yield (
             f"compute.precision is 'bf16' with compute.device '{options.compute.device}': bf16 needs "
@@ -45,10 +54,11 @@ def _curriculum_problems(options: Options) -> Iterator[str]:
     phases = options.curriculum
     if not phases or list(phases) != [phase for phase in PHASE_NAMES if phase in phases]:
         yield f"curriculum is {list(phases)}: list each phase at most once, in the order {list(PHASE_NAMES)}"
-    if ("central" in phases) != ("warmup" in phases):
+    if ("central" in phases or "frequency" in phases) != ("warmup" in phases):
         yield (
-            f"curriculum is {list(phases)}: central and warmup go together (warmup trains on the "
-            "central images); allowed: [central, warmup, private], [central, warmup], [private]"
+            f"curriculum is {list(phases)}: central and warmup go together (warmup trains on the central images), as "
+            "do frequency and warmup; allowed: [central, warmup, private], [central, frequency, warmup, private], "
+            "[frequency, warmup, private], each also without private, or [private]"
         )
     for phase in (name for name in PHASE_NAMES if name != SOLVED):
         given = getattr(options, phase) is not None
@@ -165,4 +175,34 @@ def _central_problems(central: CentralConfig, data: DataConfig) -> Iterator[str]
         yield (
             f"central.count_weight is {central.count_weight:g}: only statistic=mean without public "
             "data.class_counts queries counts; set central.count_weight=0"
+        )
+
+
+def _frequency_problems(frequency: FrequencyConfig, data: DataConfig) -> Iterator[str]:
+    pixels = data.channels * data.size**2
+    if frequency.bandwidth is not None and frequency.bandwidth * MAX_PIXELS_PER_BANDWIDTH < pixels:
+        yield (
+            f"frequency.bandwidth is {frequency.bandwidth:g} with {pixels} pixels: the embedding's angles would be "
+            f"inexact; use at least {pixels / MAX_PIXELS_PER_BANDWIDTH:g}"
+        )
+    if frequency.images < data.classes:
+        yield f"frequency.images is {frequency.images}: must be at least data.classes = {data.classes}"
+
+
+def _warmup_problems(warmup: WarmupConfig, options: Options) -> Iterator[str]:
+    steps = warmup.frequency_steps
+    if steps is not None and options.frequency is None:
+        yield f"warmup.frequency_steps is {steps} without a frequency phase: remove it, or add the section frequency"
+    elif options.frequency is not None and options.central is not None:
+        if steps is None:
+            yield "warmup.frequency_steps is missing: state how many of warmup.steps use the frequency images"
+        elif steps >= warmup.steps:
+            yield (
+                f"warmup.frequency_steps is {steps} of warmup.steps = {warmup.steps}: the first steps use the central "
+                "images; lower it, or leave the central phase out"
+            )
+    elif steps is not None and steps != warmup.steps:
+        yield (
+            f"warmup.frequency_steps is {steps} of warmup.steps = {warmup.steps}, but there are no central images for "
+            "the others: remove it"
         )

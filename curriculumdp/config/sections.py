@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from curriculumdp.phases import PHASE_NAMES, PhaseName
+from curriculumdp.phases import DEFAULT_CURRICULUM, PhaseName
 from curriculumdp.printable import require_line
 from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM
 from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
@@ -192,6 +192,24 @@ class CentralConfig(Section):
     )
 
 
+class FrequencyConfig(Section):
+    """The frequency phase: a noisy embedding, made into images; classes count as equal without data.class_counts."""
+
+    noise_multiplier: Positive = Field(description="noise standard deviation divided by the clip norm, 1")
+    features: Annotated[Int, Field(ge=1, le=2**17)] = Field(
+        default=5000,
+        description="random frequencies; the embedding has a cosine and a sine of each per class",
+    )
+    bandwidth: Annotated[Float, Field(gt=0, le=1e6)] | None = Field(
+        default=None,
+        description="distance of images, pixels in [0, 1], that the embedding tells apart (default: √(105·d/784))",
+    )
+    fit_steps: Count = Field(
+        default=500, description="steps in which the generator is fitted; they cost nothing"
+    )
+    images: Count = Field(default=10_000, description="images drawn from the generator, for the warm-up")
+
+
 class AugmentConfig(Section):
     """Mild random augmentation of the central images."""
 
@@ -202,9 +220,14 @@ class AugmentConfig(Section):
 
 
 class WarmupConfig(Section):
-    """The warm-up: training on the central images, which is post-processing and costs no privacy."""
+    """The warm-up: training on the central and frequency images, which is post-processing and costs no privacy."""
 
     steps: Count = Field(description="number of steps")
+    frequency_steps: Count | None = Field(
+        default=None,
+        description="how many of them, the last ones, use frequency images, without augmentation (default: all "
+        "where there are no central images)",
+    )
     batch: Count = Field(default=64, description="images per step")
     learning_rate: Positive = Field(description="Adam's learning rate")
     label_dropout: Share = Field(default=0.1, description="fraction of labels replaced by the null class")
@@ -338,7 +361,7 @@ class Options(Section):
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="seed of all that touches no sensitive row: initial weights, warm-up, sampling"
     )
-    curriculum: tuple[PhaseName, ...] = Field(default=PHASE_NAMES, description="the phases, in order")
+    curriculum: tuple[PhaseName, ...] = Field(default=DEFAULT_CURRICULUM, description="the phases, in order")
     init_from: Annotated[Line, AfterValidator(_at_home)] | None = Field(
         default=None, description="folder of a PUBLIC diffusers model to start from"
     )
@@ -348,8 +371,11 @@ class Options(Section):
     central: CentralConfig | None = Field(
         default=None, description="queries for central images; null leaves the phase out"
     )
+    frequency: FrequencyConfig | None = Field(
+        default=None, description="a noisy embedding for frequency images; null leaves the phase out"
+    )
     warmup: WarmupConfig | None = Field(
-        default=None, description="training on the central images; null leaves the phase out"
+        default=None, description="training on central and frequency images; null leaves the phase out"
     )
     private: PrivateConfig = Field(description="DP-SGD; the warm-up uses its noise levels too")
     compute: ComputeConfig = Field(description="devices, threads, precision")

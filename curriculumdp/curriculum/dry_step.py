@@ -16,6 +16,7 @@ import torch
 
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import UNITS_AT_ONCE
+from curriculumdp.curriculum.embedding import UNITS_AT_ONCE as EMBEDDED_AT_ONCE
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.curriculum.run import Phase, Run
 from curriculumdp.curriculum.soundness import fault_of
@@ -78,6 +79,15 @@ def _needs(config: Config) -> Iterator[tuple[str, str, int]]:
         yield "central.size", "the vectors of a query", 16 * min(UNITS_AT_ONCE, data.units) * cells * bins
         yield "central.queries", "the central images", 2 * central.queries * data.classes * pixels
         yield "central.median", "the windows of the median", 8 * data.classes * pixels * central.median**2
+    if (frequency := config.frequency) is not None:
+        embedded = 2 * frequency.features * data.classes
+        yield "frequency.features", "the projection of the embedding", 16 * pixels * frequency.features
+        yield (
+            "frequency.features",
+            "the embeddings of some units",
+            4 * min(EMBEDDED_AT_ONCE, data.units) * embedded,
+        )
+        yield "frequency.images", "the images drawn", 2 * frequency.images * pixels
     yield "sampling.per_class", "the samples", 5 * config.sampling.per_class * data.classes * pixels
 
 
@@ -129,7 +139,9 @@ def _dummy_run(config: Config, device: torch.device) -> Run:
     """Return a run of the config on dummy images under a fixed secret, in a world of one, without a ledger."""
     charged = {name: getattr(config, name) for name in config.curriculum if PHASES[name].charged}
     rows = [
-        PlannedPhase(name, MECHANISM, options.sample_rate, STAND_IN_NOISE, 1, 0.0, None)
+        PlannedPhase(
+            name, MECHANISM, options.sample_rate if PHASES[name].count else 1.0, STAND_IN_NOISE, 1, 0.0, None
+        )
         for name, options in charged.items()
     ]
     count = max(config.compute.microbatch, min(UNITS_AT_ONCE, config.data.units))

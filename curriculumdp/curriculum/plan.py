@@ -41,7 +41,7 @@ TABLE_HEAD = (
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A row of the plan. steps: queries, for the central phase. expected_units: per step, rate × declared units.
+    """A row of the plan. steps: queries or releases, if it has those. expected_units: per step, rate × declared units.
 
     epsilon_alone: what the phase would cost if it were the whole run. A phase that spends nothing has the mechanism
     "post_processing" and neither rate nor noise.
@@ -215,6 +215,30 @@ def _meaning(plan: Plan) -> str:
     )
 
 
+def signal_to_noise(config: Config) -> float | None:
+    """Return the largest mean of an embedding's value over its noise, for classes of equal size; None without one.
+
+    A class's share of the units times z's values of at most 1/√F, against σ/units. Real means are a few times smaller.
+    """
+    if (frequency := config.frequency) is None:
+        return None
+    data = config.data
+    return data.units / (data.classes * frequency.noise_multiplier * sqrt(frequency.features))
+
+
+def signal_line(config: Config) -> str | None:
+    """Return a line on whether the embedding's signal is above its noise, or None without a frequency phase."""
+    if (ratio := signal_to_noise(config)) is None:
+        return None
+    line = f"frequency: signal to noise per value of the embedding is at most {ratio:.2g}"
+    if ratio >= 1:
+        return line
+    return (
+        f"warning: {line}, below 1: too few units per class for this noise; leave the phase out (frequency=null), or "
+        "lower frequency.noise_multiplier or frequency.features"
+    )
+
+
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
@@ -232,15 +256,21 @@ def _noise_for(
 def _given(config: Config, phase: PhaseName) -> PrivacyEvent:
     """Return the event of a phase whose noise multiplier is an option."""
     options, count, privacy = getattr(config, phase), PHASES[phase].count, config.privacy
-    uses, rate, noise = getattr(options, count), options.sample_rate, options.noise_multiplier
-    event = PrivacyEvent(phase, "subsampled_gaussian", rate, noise, uses)
-    with _about(f"{phase}.{count}, {phase}.sample_rate and {phase}.noise_multiplier"):
+    noise = options.noise_multiplier
+    if count is None:
+        event = PrivacyEvent(phase, "gaussian", 1.0, noise, 1)
+        cause, remedy = f"{phase}.noise_multiplier = {noise:g} costs", "raise one of them"
+    else:
+        uses, rate = getattr(options, count), options.sample_rate
+        event = PrivacyEvent(phase, "subsampled_gaussian", rate, noise, uses)
+        given = f"{phase}.{count} = {uses}, {phase}.sample_rate = {rate:g}"
+        cause = f"{given} and {phase}.noise_multiplier = {noise:g} cost"
+        remedy = "lower the first two, or raise one of the others"
+    with _about(f"{phase}.noise_multiplier"):
         alone = epsilon([event], privacy.delta)
     if alone >= privacy.epsilon:
         raise BudgetTooSmall(
-            f"{phase}.{count} = {uses}, {phase}.sample_rate = {rate:g} and {phase}.noise_multiplier = {noise:g} cost "
-            f"ε = {rounded_up(alone)} alone, but privacy.epsilon is {as_typed(privacy.epsilon)}: lower the first two, "
-            "or raise one of the others"
+            f"{cause} ε = {rounded_up(alone)} alone, but privacy.epsilon is {as_typed(privacy.epsilon)}: {remedy}"
         )
     return event
 
@@ -257,7 +287,8 @@ def _solved(config: Config, before: list[PrivacyEvent]) -> PrivacyEvent:
 
 def _row(config: Config, phase: PhaseName, event: PrivacyEvent | None) -> PlannedPhase:
     if event is None:
-        steps = getattr(getattr(config, phase), PHASES[phase].count)
+        count = PHASES[phase].count
+        steps = getattr(getattr(config, phase), count) if count else 1
         return PlannedPhase(phase, "post_processing", None, None, steps, 0.0, None)
     return PlannedPhase(
         phase,

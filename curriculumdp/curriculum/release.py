@@ -8,9 +8,10 @@ from torch import Tensor
 
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
+from curriculumdp.curriculum.frequency import embedding_of
 from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.ledger.run_ledger import Ledger
-from curriculumdp.release.certificate import Guarantee, PublicFacts
+from curriculumdp.release.certificate import Guarantee, PublicEmbedding, PublicFacts
 from curriculumdp.release.export import SampleSettings, certified_events, export_release
 
 EMBEDDING = "class_embedding.weight"
@@ -32,11 +33,19 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
             image_shape=(data.channels, data.size, data.size),
             initial_weights=without_paths(config)["init_from"],
             id2label=data.class_names,
+            embedding=_embedding_of(config),
         ),
         events=certified_events(ledger.events(), ledger.clip_norms()),
         stopped=cast('Literal["planned", "budget", "operator"]', ledger.sealed or "operator"),
         private_metrics_shown=metrics_shown,
     )
+
+
+def _embedding_of(config: Config) -> PublicEmbedding | None:
+    if config.frequency is None:
+        return None
+    used = embedding_of(config.frequency, config.data, config.seed)
+    return PublicEmbedding(features=used.features, bandwidth=used.bandwidth, seed=used.seed)
 
 
 def weights_of(config: Config, state: State) -> dict[str, Tensor]:
@@ -81,6 +90,7 @@ def publish(
         guarantee=guarantee_of(config, ledger, metrics_shown),
         config=without_paths(config),
         central=state.central.images,
+        frequency=state.frequency.images,
         samples=SampleSettings(sampling.sampler, sampling.steps, sampling.per_class, config.seed),
         signing_key=sign,
         license_=license_,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,12 +23,13 @@ from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
 from curriculumdp.curriculum.folder import FolderError, RunFolder
+from curriculumdp.curriculum.frequency import FrequencyPhase
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import PREEMPTED, launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.recharge import announce_recharge, consent
 from curriculumdp.curriculum.release import publish
-from curriculumdp.curriculum.run import FreshIncarnation, OutOfBudget, Phase, Run
+from curriculumdp.curriculum.run import FreshIncarnation, Interrupted, OutOfBudget, Phase, Run
 from curriculumdp.curriculum.soundness import require_finite, require_sound, ruined
 from curriculumdp.curriculum.spent import SpentSoFar, counting_repeats
 from curriculumdp.curriculum.state import State, flat_state
@@ -44,6 +46,7 @@ from curriculumdp.world import World
 
 PHASE_CLASSES: dict[str, Callable[[Run], Phase]] = {
     "central": CentralPhase,
+    "frequency": FrequencyPhase,
     "warmup": WarmupPhase,
     "private": PrivatePhase,
 }
@@ -162,6 +165,9 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
                 except OutOfBudget:
                     save(run, phase, state, folder)
                     return "budget"
+                except Interrupted:
+                    save(run, phase, state, folder)
+                    raise Preempted from None
                 state.step += 1
                 metrics.step(phase.name, state.step, figures)
                 if state.step % every == 0 and state.step < phase.steps:
@@ -226,15 +232,15 @@ def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:
 
 def restore(run: Run, state: State, folder: RunFolder) -> None:
     """Load the latest checkpoint, if there is one, and copy rank 0's state to every rank."""
-    position = {"phase": 0, "step": 0, "central": 0}
+    position: dict[str, Any] = {"phase": 0, "step": 0, "sizes": state.sizes()}
     if run.world.is_main:
         found = folder.latest(lambda text: print(f"warning: {text}", flush=True))
         if found is not None:
             state.load(found[1])
-            position |= {"phase": found[0].phase, "step": found[0].step, "central": len(state.central.labels)}
+            position |= {"phase": found[0].phase, "step": found[0].step, "sizes": state.sizes()}
     position = json.loads(run.world.from_main(lambda: json.dumps(position).encode()))
     state.phase, state.step = position["phase"], position["step"]
-    state.share(run.world, position["central"])
+    state.share(run.world, position["sizes"])
     names = run.config.curriculum
     if state.phase == len(names):
         run.world.print("training had finished: only the release is left to write")

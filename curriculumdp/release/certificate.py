@@ -45,6 +45,10 @@ BEGAN_FROM = (
     " The weights that training started from are treated as public too: {}. No check can confirm this."
 )
 NAMED = " So are the names of the classes."
+EMBEDDED_BY = (
+    " So is the projection of the frequency phase's embedding: {features} random frequencies of bandwidth "
+    "{bandwidth!r}, drawn under the public seed {seed}, neither from the images nor from the run's secret."
+)
 CONDITIONS = (
     "the run's input checks: the images belonged to exactly the declared number of units, or the units were those of "
     "a public list (data.roster), of which some may own no image; labels and image shape were as declared. No "
@@ -94,11 +98,19 @@ class CertifiedEvent(Values):
         return PrivacyEvent(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.count)
 
 
+class PublicEmbedding(Values):
+    """What the frequency phase's embedding is made of, none of it from the data (`curriculum.embedding.Embedding`)."""
+
+    features: Annotated[int, Field(ge=1, le=10**6)]
+    bandwidth: Annotated[float, Field(gt=0, le=1e9)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class PublicFacts(Values):
     """What the guarantee treats as public. image_shape: (channels, height, width).
 
     initial_weights: the name of the weights that training started from, None if they were random. id2label: the names
-    of the classes, id2label[label], None for classes that are only numbers.
+    of the classes, id2label[label], None for classes that are only numbers. embedding: None without a frequency phase.
     """
 
     units: Count
@@ -106,6 +118,7 @@ class PublicFacts(Values):
     image_shape: tuple[Count, Count, Count]
     initial_weights: Line | None = None
     id2label: tuple[Line, ...] | None = None
+    embedding: PublicEmbedding | None = None
 
 
 class Guarantee(Values):
@@ -206,6 +219,7 @@ def contradictions(guarantee: Guarantee, found: PldAccounting) -> list[str]:
 def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
     """Return the certificate's sentences by key, with its values filled in, rounded up."""
     initial, replaced = guarantee.public.initial_weights, cost.epsilon_replace_one
+    embedding = guarantee.public.embedding
     shown = (
         "metrics computed from the sensitive images without noise (losses) were shown on the console. "
         "Whatever was passed on from there is not covered."
@@ -220,7 +234,8 @@ def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
         + (NO_REPLACE_ONE if replaced is None else REPLACE_ONE.format(rounded_up(replaced))),
         "public": PUBLIC
         + (NAMED if guarantee.public.id2label else "")
-        + (BEGAN_FROM.format(initial) if initial else ""),
+        + (BEGAN_FROM.format(initial) if initial else "")
+        + (EMBEDDED_BY.format(**embedding.model_dump()) if embedding else ""),
         "conditional_on": CONDITIONS,
         "private_metrics": shown if guarantee.private_metrics_shown else "none were shown outside the run.",
         "stopped": STOPPED[guarantee.stopped],
@@ -235,7 +250,7 @@ def certificate_bytes(certificate: Certificate) -> bytes:
     content: dict[str, Any] = {"format": FORMAT, "statement": words}
     content |= certificate.model_dump(mode="json")
     public = content["guarantee"]["public"]
-    for name in ("initial_weights", "id2label"):
+    for name in ("initial_weights", "id2label", "embedding"):
         if public[name] is None:
             del public[name]
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

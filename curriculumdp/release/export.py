@@ -36,8 +36,10 @@ from curriculumdp.release.certificate import (
     certificate_bytes,
 )
 from curriculumdp.release.files import (
+    CENTRAL,
     CERTIFICATE,
     CONFIG,
+    FREQUENCY,
     SIGNATURE,
     WEIGHTS,
     file_problems,
@@ -92,6 +94,7 @@ def export_release(
     guarantee: Guarantee,
     config: Mapping[str, Any],
     central: Tensor | np.ndarray | None,
+    frequency: Tensor | None = None,
     samples: SampleSettings,
     signing_key: Path | None = None,
     license_: str | None = None,
@@ -105,10 +108,10 @@ def export_release(
 
     weights: the EMA by parameter name, e.g. `module_tensors(net, state.ema)`. net_config: `net.config`.
     guarantee: what the run promises and all that it spent (`certified_events`). config: the resolved config
-    WITHOUT paths. central: uint8 [M, C, H, W], class by class within a query, or None (or M = 0).
-    signing_key: an Ed25519 private key (PEM). license_: what the model card states, if anything. device: where to
-    sample. before_publishing: called when everything is written, checked and synced; after it only the last rename can
-    fail.
+    WITHOUT paths. central: uint8 [M, C, H, W], class by class within a query, or None (or M = 0). frequency: the same,
+    class by class in turn, of which the first are shown. signing_key: an Ed25519 private key (PEM). license_: what the
+    model card states, if anything. device: where to sample. before_publishing: called when everything is written,
+    checked and synced; after it only the last rename can fail.
 
     All arguments must be public. Raises, with nothing written: ExportError, CertificateError (the events
     cost more than is promised), AccountingError, SignatureError, SamplingError.
@@ -132,13 +135,17 @@ def export_release(
         )
         image_grid(pictures, samples.per_class).save(staging / "samples.png")
         if central is not None and len(central):
-            _central_grid(np.asarray(central), guarantee.public.classes).save(staging / "central.png")
+            _central_grid(np.asarray(central), guarantee.public.classes).save(staging / CENTRAL)
+        if frequency is not None and len(frequency):
+            _class_rows(frequency.numpy(), guarantee.public.classes, samples.per_class).save(
+                staging / FREQUENCY
+            )
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         (staging / CONFIG).write_text(text, encoding="utf-8")
-        has_central = (staging / "central.png").exists()
+        shown = [name for name in (CENTRAL, FREQUENCY) if (staging / name).exists()]
         how = (samples.sampler, samples.steps)
         null = int(net.config.num_class_embeds) > guarantee.public.classes
-        card = model_card(str(config["name"]), guarantee, accounting, how, has_central, null, license_)
+        card = model_card(str(config["name"]), guarantee, accounting, how, shown, null, license_)
         (staging / "README.md").write_text(card, encoding="utf-8")
         _certify(staging, guarantee, accounting, signing_key)
         _check_target(folder, guarantee, weights)
@@ -203,6 +210,13 @@ def _central_grid(images: np.ndarray, classes: int) -> Any:
     """Return a roughly square grid; each row holds complete queries (one image per class)."""
     queries = max(1, round((len(images) ** 0.5) / classes))
     return image_grid(images.transpose(0, 2, 3, 1), classes * queries)
+
+
+def _class_rows(images: np.ndarray, classes: int, per_class: int) -> Any:
+    """Return a grid of the first `per_class` images of each class, one class per row."""
+    count = min(per_class, len(images) // classes)
+    rows = images[: count * classes].reshape(count, classes, *images.shape[1:]).swapaxes(0, 1)
+    return image_grid(rows.reshape(-1, *images.shape[1:]).transpose(0, 2, 3, 1), count)
 
 
 def _resolved(folder: Path) -> Path:

@@ -1,12 +1,19 @@
 """The README.md of a release: a Hugging Face model card. PUBLIC."""
 
 import json
+from collections.abc import Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import Accounting, Guarantee, statement
+from curriculumdp.release.files import CENTRAL, FREQUENCY
 from curriculumdp.release.terms import license_words
+
+PICTURES = {
+    CENTRAL: f"\n`{CENTRAL}` shows the noisy aggregates that training began with.\n",
+    FREQUENCY: f"\n`{FREQUENCY}` shows images of a generator fitted to the noisy embedding, which training used too.\n",
+}
 
 
 def model_card(
@@ -14,14 +21,15 @@ def model_card(
     guarantee: Guarantee,
     cost: Accounting,
     sampling: tuple[str, int],
-    has_central: bool,
+    shown: Sequence[str],
     has_null: bool,
     license_: str | None = None,
 ) -> str:
     """Return the card's text: metadata, how to sample, what is guaranteed and what is not.
 
-    sampling: the release's own (sampler, steps), as samples.png was made. has_null: the network has one more label,
-    numbered `classes`, for images of any class.
+    sampling: the release's own (sampler, steps), as samples.png was made. shown: the names of the pictures, besides
+    the samples, that the release holds. has_null: the network has one more label, numbered `classes`, for images of any
+    class.
     """
     sampler, steps = sampling
     metadata = ModelCardData(
@@ -38,7 +46,7 @@ def model_card(
         f"| {row.clip_norm:.6g} | {row.count} |"
         for row in guarantee.events
     )
-    central = "\n`central.png` shows the noisy aggregates that training began with.\n" if has_central else ""
+    pictures = "".join(PICTURES[name] for name in shown)
     return str(
         ModelCard(f"""---
 {metadata}
@@ -52,7 +60,7 @@ under differential privacy on images that are not shared.
 ![samples](samples.png)
 
 One class per row, from label 0 on.
-{central}
+{pictures}
 ## Sampling
 
 Stock `diffusers`, no other code{_note_on(sampler)}:

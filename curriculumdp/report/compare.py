@@ -14,7 +14,7 @@ from curriculumdp.disk import make_folder, require_writable, write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import frechet, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import read_released
-from curriculumdp.phases import PHASE_NAMES
+from curriculumdp.phases import DEFAULT_CURRICULUM
 from curriculumdp.plots import scatter_panels
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.report.quality import read_metrics, seconds_by_phase
@@ -65,7 +65,7 @@ def read_run(run: Path) -> RunFigures:
     rows = read_metrics(run / "private")
     return RunFigures(
         name=released.name,
-        phases="+".join(config.get("curriculum") or PHASE_NAMES),
+        phases="+".join(config.get("curriculum") or DEFAULT_CURRICULUM),
         epsilon=released.certificate.guarantee.epsilon,
         delta=released.certificate.guarantee.delta,
         accuracy={name: value["mean"] for name, value in record.get("utility", {}).items()},

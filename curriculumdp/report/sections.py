@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ from safetensors import safe_open
 from curriculumdp.diffusion.pictures import GAP
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import Released
-from curriculumdp.phases import title_of
+from curriculumdp.phases import PHASE_NAMES, title_of
 from curriculumdp.plots import curve_plot, png_bytes
 from curriculumdp.privacy.accountant import epsilon_path
 from curriculumdp.privacy.detection import ALARMS, at_most, detection_bound
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import CertifiedEvent, Guarantee, statement
-from curriculumdp.release.files import CERTIFICATE, WEIGHTS, file_sha256
+from curriculumdp.release.files import CENTRAL, CERTIFICATE, FREQUENCY, WEIGHTS, file_sha256
 from curriculumdp.report.page import Html, columns, facts, html, paragraph, picture, section, table, tag
 
 MAX_STRIPS = 20  # with more classes, samples are shown as one picture
 PATH_POINTS = 6
+ORDER: dict[str, int] = {name: place for place, name in enumerate(PHASE_NAMES)}
+COLOURS = {"central": "easy", "frequency": "middle", "private": "hard"}  # classes of report.css
 SMALL_PRINT = {
     "adjacency": "adjacency",
     "public": "treated as public",
@@ -74,37 +77,40 @@ def _meaning(promised: Guarantee) -> Html:
 
 @dataclass(frozen=True)
 class Spending:
-    """ε over the run: `path` lists (events so far, ε); `central` is the cost of the central phase alone."""
+    """ε over the run: `path` lists (events so far, ε); `ends`, by phase in order, (events, ε) once it is done."""
 
     path: Sequence[tuple[int, float]]
-    central: float
-    total: float
+    ends: Mapping[str, tuple[int, float]]
     promised: float
+
+    @property
+    def total(self) -> float:
+        return self.path[-1][1]
 
 
 def spending(promised: Guarantee) -> Spending:
     """Recompute how the budget was spent from the certificate's events. Takes seconds."""
-    rows = promised.events
-    central = sum(row.count for row in rows if row.name == "central")
+    # Phases are spent in their order, in whatever order the certificate lists the events.
+    rows = sorted(promised.events, key=lambda row: ORDER.get(row.name, len(ORDER)))
+    ends = dict(zip((row.name for row in rows), accumulate(row.count for row in rows), strict=True))
     total = sum(row.count for row in rows)
-    points = (central + (total - central) * part // PATH_POINTS for part in range(PATH_POINTS))
-    done = sorted({0, central, total, *points})
-    # The first phase is spent first, in whatever order the certificate lists the events.
-    ordered = sorted(rows, key=lambda row: row.name != "central")
-    found = epsilon_path([row.event for row in ordered], done, promised.delta)
+    first = max((end for end in ends.values() if end < total), default=0)
+    points = (first + (total - first) * part // PATH_POINTS for part in range(PATH_POINTS))
+    done = sorted({0, total, *ends.values(), *points})
+    found = epsilon_path([row.event for row in rows], done, promised.delta)
     at = dict(zip(done, found, strict=True))
-    return Spending(tuple(at.items()), at[central], at[total], promised.epsilon)
+    return Spending(tuple(at.items()), {name: (end, at[end]) for name, end in ends.items()}, promised.epsilon)
 
 
 def budget_section(released: Released) -> Html:
     """Return the section on how the phases spent the budget, with a picture and a table."""
     spent = spending(released.certificate.guarantee)
-    added, left = spent.total - spent.central, max(0.0, spent.promised - spent.total)
-    parts = (
-        ("easy", "central images", spent.central),
-        ("hard", "DP-SGD on top of that" if spent.central else "DP-SGD", added),
-        ("left", "not spent", left),
-    )
+    costs = [0.0, *(cost for _, cost in spent.ends.values())]
+    parts = [
+        (COLOURS.get(name, "hard"), title_of(name) + (" on top of that" if before else ""), after - before)
+        for name, before, after in zip(spent.ends, costs, costs[1:], strict=False)
+    ]
+    parts.append(("left", "not spent", max(0.0, spent.promised - spent.total)))
     shown = [part for part in parts if part[2] >= spent.promised / 1000]
     label = ", ".join(f"{name}: ε {_part(kind, cost)}" for kind, name, cost in shown)
     bar = tag(
@@ -118,11 +124,7 @@ def budget_section(released: Released) -> Html:
           for kind, name, cost in shown),
         class_="key",
     )  # fmt: skip
-    turn = next(index for index, (_, cost) in enumerate(spent.path) if cost >= spent.central)
-    phases = {"DP-SGD": spent.path[turn:], "central images": spent.path[: turn + 1]}
-    plot = curve_plot(
-        {name: path for name, path in phases.items() if len(path) > 1}, "queries and steps so far", "ε spent"
-    )
+    plot = curve_plot(_path_of_phases(spent), "queries and steps so far", "ε spent")
     return section(
         "Where the budget went",
         bar,
@@ -133,11 +135,22 @@ def budget_section(released: Released) -> Html:
         ),
         tag(
             "p",
-            "Training on central images, sampling and anything else done with the noisy results costs nothing more. "
+            "Training on central or frequency images, sampling and anything else done with the noisy results costs "
+            "nothing more. "
             "Costs do not simply add up: the private phase alone would cost more than its part here.",
             class_="note",
         ),
     )
+
+
+def _path_of_phases(spent: Spending) -> dict[str, list[tuple[int, float]]]:
+    """Return the part of the path in each phase, by title, the last phase first, which gives each its colour."""
+    starts = [0, *(end for end, _ in spent.ends.values())]
+    paths = {
+        title_of(name): [(uses, cost) for uses, cost in spent.path if start <= uses <= end]
+        for (name, (end, _)), start in zip(spent.ends.items(), starts, strict=False)
+    }
+    return {title: path for title, path in reversed(paths.items()) if len(path) > 1}
 
 
 def _part(kind: str, epsilon: float) -> str:
@@ -156,10 +169,10 @@ def _event_table(rows: Sequence[CertifiedEvent]) -> Html:
 
 
 def images_section(released: Released) -> Html:
-    """Return the section of samples.png, one row per class, and central.png where there is one."""
+    """Return the section of samples.png, one row per class, central.png and frequency.png where they are."""
     samples = _strips(_read_picture(released.folder / "samples.png"), released.class_names)
     parts = [tag("div", tag("h3", "Samples, one class per row"), samples)]
-    central = released.folder / "central.png"
+    central, frequency = released.folder / CENTRAL, released.folder / FREQUENCY
     if central.is_file():
         grid = picture(
             png_bytes(_read_picture(central)),
@@ -168,6 +181,12 @@ def images_section(released: Released) -> Html:
             "pixels",
         )
         parts.append(tag("div", tag("h3", "Central images"), grid))
+    if frequency.is_file():
+        strips = _strips(_read_picture(frequency), released.class_names)
+        note = tag(
+            "p", "The warm-up trains on them: drawn from a generator that was fitted to a noisy embedding."
+        )
+        parts.append(tag("div", tag("h3", "Frequency images, one class per row"), strips, note))
     return section("Images", columns(*parts))
 
 
@@ -206,7 +225,10 @@ def cost_facts(released: Released) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [("parameters", f"{_parameters(released.folder):,}")]
     warmup = released.config.get("warmup")
     if warmup:
-        rows.append(("steps on central images", f"{int(warmup['steps']):,}, {warmup['batch']} images each"))
+        on = "central" if released.config.get("central") else "frequency"
+        if on == "central" and warmup.get("frequency_steps"):
+            on = f"central, then ({int(warmup['frequency_steps']):,}) on frequency"
+        rows.append((f"steps on {on} images", f"{int(warmup['steps']):,}, {warmup['batch']} images each"))
     rows.append(("DP-SGD steps", f"{steps:,}"))
     if steps:
         rows.append(("units per step, expected", f"{expected / steps:,.0f} of {promised.public.units:,}"))

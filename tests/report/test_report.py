@@ -167,7 +167,7 @@ def test_a_run_without_a_release_is_refused(tmp_path: Path) -> None:
 
 def test_the_budget_is_split_as_the_accountant_says() -> None:
     spent = spending(guarantee())
-    assert spent.central == pytest.approx(epsilon(EVENTS[:1], 1e-4), abs=1e-9)
+    assert spent.ends["central"] == (3, pytest.approx(epsilon(EVENTS[:1], 1e-4), abs=1e-9))
     assert spent.total == pytest.approx(epsilon(EVENTS, 1e-4), abs=1e-9)
     assert [uses for uses, _ in spent.path][:2] == [0, 3]
     assert spent.path[-1] == (43, spent.total)

@@ -55,6 +55,7 @@ def plan_of(config: Config) -> Plan:
     looked_at = (
         *(config.curriculum, config.privacy, config.data.units, warmup and warmup.steps),
         central and (central.sample_rate, central.noise_multiplier, central.queries),
+        config.frequency and config.frequency.noise_multiplier,
         *(private.sample_rate, private.steps),
     )
     if looked_at not in _plans:
@@ -178,11 +179,12 @@ def _work_in(size: int, work: Callable[[World], object]) -> None:
 
 
 def outcome_of(release: Path) -> dict[str, bytes]:
-    """What two runs must have in common: the weights, the certificate, the central images, the ledger's events."""
+    """What two runs must have in common: weights, certificate, the images that training saw, the ledger's events."""
     lines = (release.parent / "private" / "ledger.jsonl").read_bytes().splitlines()
     return {
         "weights": (release / "unet" / "diffusion_pytorch_model.safetensors").read_bytes(),
         "certificate": (release / "privacy.json").read_bytes(),
         "central": (release / "central.png").read_bytes(),
+        "frequency": picture.read_bytes() if (picture := release / "frequency.png").exists() else b"",
         "ledger": b"\n".join(lines),
     }
