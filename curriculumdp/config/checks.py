@@ -18,6 +18,14 @@ from curriculumdp.privacy.event import MIN_DELTA, as_typed
 
 # Normals made from 32-bit words stay below MAX_LEVEL; e^±80, the square of e^±40, is well inside fp32's range.
 MAX_LEVEL, MAX_LOG_LEVEL = 7.0, 40.0
+# The options that only some sources read.
+NAMED = ("npz", "image_folder", "dicom", "parquet", "tar")  # units may have names, pixels any depth
+READ_BY = {
+    "csv": ("image_folder", "dicom"),
+    "roster": NAMED,
+    "window": NAMED,
+    "split": ("medmnist", "parquet"),
+}
 
 
 def disagreements(options: Options) -> Iterator[str]:
@@ -57,15 +65,12 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
         yield f"data.path is {shown(data.path)}: digits ship with scikit-learn; remove data.path"
     if data.source != "digits" and not data.path:
         yield f"data.path is missing: source {data.source} reads a folder or a file; set data.path"
-    for key, sources in {
-        "csv": ("image_folder",),
-        "roster": ("npz", "image_folder"),
-        "window": ("npz", "image_folder"),
-    }.items():
+    for key, sources in READ_BY.items():
         if getattr(data, key) is not None and data.source not in sources:
             yield f"data.{key} is given but source {data.source} does not read it: remove data.{key}"
     if data.window is not None and data.window[0] >= data.window[1]:
         yield f"data.window is {list(data.window)}: low must be below high"
+    yield from _conversion_problems(data)
     if data.ledger is not None and data.name is None:
         yield "data.ledger is given without data.name: set data.name to the data set it is for, or remove it"
     if data.ledger is not None and not os.path.isabs(data.ledger):
@@ -98,6 +103,20 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
             f"privacy.delta is {as_typed(privacy.delta)} with {data.units} units: a δ of 1/units or more permits "
             f"publishing a unit outright; set it below 1/{data.units}"
         )
+
+
+def _conversion_problems(data: DataConfig) -> Iterator[str]:
+    if data.fit == "pad" and data.background is None:
+        yield "data.fit is 'pad' without data.background: set what the padding shows, such as data.background=0"
+    if data.channels == 1 and isinstance(data.background, tuple):
+        yield f"data.background is {list(data.background)} with data.channels = 1: give one value, 0..255"
+    if data.source == "dicom" and data.window is None:
+        yield (
+            "data.window is missing: dicom holds values, not greys; set the ones for black and white, such as "
+            "data.window=[-1000, 400]"
+        )
+    if data.channels == 3 and data.to_grey:
+        yield "data.to_grey is true with data.channels = 3: set data.channels=1, or remove data.to_grey"
 
 
 def _model_problems(model: ModelConfig, size: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ import torch
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.declared import content_digest, load_declared
+from curriculumdp.curriculum.declared import content_digest, load_shared
 from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
@@ -94,8 +94,10 @@ def run_curriculum(
             world.from_main(lambda: publish_sealed(folder))
             return Outcome(folder.path, folder.release)
         require_memory(config)
-        kept = (folder.cache, folder.pending_cache) if world.is_main else (None, None)
-        images = load_declared(config, *kept)
+        asked = lambda: stopping.is_set() or launcher_is_gone()  # noqa: E731
+        images = load_shared(config, world, folder.cache, folder.pending_cache, asked)
+        if images is None:
+            return Outcome(folder.path, None)
         world.require_equal("the data", content_digest(images))
         state = initial_state(config, world.device)
         # Before the ledger exists: what cannot be trained is refused uncharged.
