@@ -15,9 +15,11 @@ import numpy as np
 from curriculumdp.data.arrays import list_digits, list_idx, list_medmnist, list_npz
 from curriculumdp.data.cache import InMemory, Partial, cache_key, load_pixels
 from curriculumdp.data.decode import decode
+from curriculumdp.data.dicom import list_dicom
 from curriculumdp.data.folders import list_image_folder
 from curriculumdp.data.images import DataError, ImageSet
 from curriculumdp.data.listing import Listing, Wanted, check_labels, check_owners, unit_places
+from curriculumdp.data.parquet import list_parquet
 from curriculumdp.data.pixels import Conversion, Fit, counted
 from curriculumdp.data.tars import list_tars
 from curriculumdp.disk import write_whole
@@ -30,6 +32,8 @@ SOURCES: dict[str, Callable[[Wanted], Listing]] = {
     "npz": list_npz,
     "medmnist": list_medmnist,
     "image_folder": list_image_folder,
+    "dicom": list_dicom,
+    "parquet": list_parquet,
     "tar": list_tars,
 }
 
