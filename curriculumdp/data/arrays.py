@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from curriculumdp.data.images import DataError
+from curriculumdp.data.images import BadImage, DataError
 from curriculumdp.data.listing import Listing, Wanted
 from curriculumdp.data.pixels import Conversion, Decoded, Unusable, array_picture, refuse_window, windowed
 
@@ -63,7 +63,7 @@ def array_rows(origin: str, images: np.ndarray, how: Conversion) -> Callable[[in
         try:
             return array_picture(images[row], how)
         except Unusable as error:
-            raise DataError(f"{origin}: image {row} {error}") from None
+            raise BadImage(f"{origin} image {row}", str(error)) from None
 
     return decoded
 
@@ -147,6 +147,8 @@ def list_npz(wanted: Wanted) -> Listing:
     shapes = _or_data_error(path, lambda: _npz_shapes(path))
     missing = sorted({"images", "labels"} - shapes.keys())
     unknown = sorted(shapes.keys() - NPZ_ARRAYS)
+    if "train_images" in shapes:
+        raise DataError(f"{path}: is laid out as MedMNIST's files are: set data.source=medmnist")
     if missing or unknown:
         raise DataError(
             f"{path}: must contain the arrays images, labels and, if a unit owns several images, units: "

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 
 from curriculumdp.data.cache import InMemory, Partial
-from curriculumdp.data.images import DataError
+from curriculumdp.data.images import BadImage, DataError
 from curriculumdp.data.listing import Listing
 from curriculumdp.data.pixels import Decoded, Fact
 
@@ -48,7 +48,7 @@ class _Stream:
 
     def __init__(self, decoded: Callable[[int], Decoded], target: Partial | InMemory) -> None:
         self._decoded, self._target = decoded, target
-        self.bad: list[tuple[int, str]] = []
+        self.bad: list[tuple[int, BadImage]] = []
         self._halt = threading.Event()
         self._done = 0
 
@@ -79,8 +79,8 @@ class _Stream:
                 return
             try:
                 pixels, facts = self._decoded(row)
-            except DataError as error:
-                self.bad.append((row, str(error)))
+            except BadImage as error:
+                self.bad.append((row, error))
                 if len(self.bad) >= MAX_NAMED:
                     self._halt.set()
                 continue
@@ -89,9 +89,14 @@ class _Stream:
             self._done += 1
 
 
-def _complaint(listing: Listing, bad: list[tuple[int, str]]) -> DataError:
-    messages = [message for _, message in sorted(bad)][:MAX_NAMED]
-    if len(messages) == 1:
-        return DataError(messages[0])
+def _complaint(listing: Listing, bad: list[tuple[int, BadImage]]) -> DataError:
+    """Return the error for images that cannot be used, one reason after the other with all its images."""
+    errors = [error for _, error in sorted(bad, key=lambda pair: pair[0])][:MAX_NAMED]
+    if len(errors) == 1:
+        return errors[0]
+    names: dict[str, list[str]] = {}
+    for error in errors:
+        names.setdefault(error.reason, []).append(error.name)
     least = "at least " if len(bad) >= MAX_NAMED else ""
-    return DataError(f"{listing.origin}: {least}{len(messages)} images cannot be used: {'; '.join(messages)}")
+    reasons = "; ".join(f"{', '.join(named)}: {reason}" for reason, named in names.items())
+    return DataError(f"{listing.origin}: {least}{len(errors)} images cannot be used: {reasons}")

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from curriculumdp.data.folders import labelled_files
-from curriculumdp.data.images import DataError
+from curriculumdp.data.images import BadImage, DataError
 from curriculumdp.data.listing import Listing, Wanted
 from curriculumdp.data.pictures import MAX_PIXELS
 from curriculumdp.data.pixels import Conversion, Decoded, Unusable, fitted, windowed
@@ -64,9 +64,9 @@ def _header(pydicom: ModuleType, file: Path, **asked: Any) -> Any:
             raise Unusable("is a deflated DICOM file: save it uncompressed")
         return pydicom.dcmread(file, **asked)
     except Unusable as error:
-        raise DataError(f"{file}: {error}") from None
+        raise BadImage(str(file), str(error)) from None
     except Exception as error:  # on damaged files the parser raises anything
-        raise DataError(f"{file}: cannot be read as DICOM ({_short(error)}): fix or remove it") from None
+        raise BadImage(str(file), f"cannot be read as DICOM ({_short(error)}): fix or remove it") from None
 
 
 def dicom_pixels(pydicom: ModuleType, file: Path, how: Conversion) -> Decoded:
@@ -80,12 +80,13 @@ def dicom_pixels(pydicom: ModuleType, file: Path, how: Conversion) -> Decoded:
             float(header.get(name, default))
             for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
         )
-        grey = windowed(stored * slope + intercept, how.window)
+        with np.errstate(over="ignore", invalid="ignore"):
+            grey = windowed(stored * slope + intercept, how.window)
         if header.PhotometricInterpretation == "MONOCHROME1":
             grey = 255 - grey
         return fitted(Image.fromarray(grey), how)
     except Unusable as error:
-        raise DataError(f"{file}: {error}") from None
+        raise BadImage(str(file), str(error)) from None
     except Exception as error:
         raise DataError(
             f"{file}: is damaged or packed in an unknown way ({_short(error)}): convert it"

@@ -104,7 +104,9 @@ def _class_folders(folder: Path, classes: int, suffixes: set[str]) -> tuple[list
                 raise DataError(
                     f"{file}: is not an image ({', '.join(sorted(suffixes))}): move it out of the folder"
                 )
-            files.append(inside(folder, file.relative_to(folder), str(file)))
+            # Only a link can lead out, and following each one's path costs more than reading a cache.
+            linked = class_folder.is_symlink() or file.is_symlink() or not file.is_file()
+            files.append(inside(folder, file.relative_to(folder), str(file)) if linked else file)
             labels.append(label)
     return files, labels
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from curriculumdp.data.images import DataError
+from curriculumdp.data.images import BadImage, DataError
 from curriculumdp.data.listing import Listing, Wanted
 from curriculumdp.data.pictures import picture_from
 from curriculumdp.data.pixels import Decoded
@@ -152,8 +152,8 @@ def _opened(files: list[Path], columns: list[Any], wanted: Wanted) -> Callable[[
         content = value.get("bytes") if isinstance(value, dict) else value
         name = f"{file} row {place}"
         if not isinstance(content, bytes):
-            raise DataError(
-                f"{name}: holds no image, perhaps only a path to one: save the data set with its images in it"
+            raise BadImage(
+                name, "holds no image, perhaps only a path to one: save the data set with its images in it"
             )
         return picture_from(io.BytesIO(content), name, wanted.how)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
-from curriculumdp.data.images import DataError
+from curriculumdp.data.images import BadImage
 from curriculumdp.data.pixels import Conversion, Decoded, Fact, Unusable, fitted, refuse_window, windowed
 
 # A larger image is refused from its header, before memory is allocated; Pillow warns of larger ones only.
@@ -38,14 +38,14 @@ def picture_from(file: Path | IO[bytes], name: str, how: Conversion) -> Decoded:
     try:
         picture = Image.open(file, formats=FORMATS)
     except Exception as error:  # on damaged files decoders raise anything
-        raise DataError(f"{name}: cannot be read as an image ({_short(error)}): fix or remove it") from None
+        raise BadImage(name, f"cannot be read as an image ({_short(error)}): fix or remove it") from None
     with picture:
         try:
             return _converted(picture, how)
         except Unusable as error:
-            raise DataError(f"{name}: {error}") from None
+            raise BadImage(name, str(error)) from None
         except Exception as error:
-            raise DataError(f"{name}: is damaged ({_short(error)}): fix or remove it") from None
+            raise BadImage(name, f"is damaged ({_short(error)}): fix or remove it") from None
 
 
 def _converted(picture: ImageFile.ImageFile, how: Conversion) -> Decoded:
@@ -199,4 +199,9 @@ def _transform(profile: bytes) -> tuple[ImageCms.ImageCmsTransform | None, str]:
 
 
 def _short(error: Exception) -> str:
+    """Return the reason without the file's name, so that files with the same fault can be named together."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split())[:120] or type(error).__name__

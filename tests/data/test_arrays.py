@@ -292,7 +292,7 @@ def test_a_number_that_is_not_finite_is_named_by_its_image(tmp_path: Path) -> No
     message = complaint(
         source="npz", path=npz(tmp_path / "a.npz", images=values, labels=LABELS), window=(0, 1)
     )
-    assert "a.npz: image 3 has values that are not finite" in message
+    assert "a.npz image 3: has values that are not finite" in message
 
 
 @pytest.mark.parametrize(("images", "labels"), [(6, 5), (5, 6)])

@@ -51,6 +51,11 @@ def test_grey_and_colour_are_read_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(colour.images, COLOUR.transpose(0, 3, 1, 2))
 
 
+def test_the_source_npz_names_the_one_that_reads_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="source=medmnist"):
+        load_images(source="npz", path=str(made(tmp_path)), classes=3, channels=1, size=28, units=6)
+
+
 @pytest.mark.parametrize(("part", "count"), [("train", 6), ("val", 2), ("test", 3)])
 def test_the_split_that_is_asked_for_is_read(tmp_path: Path, part: str, count: int) -> None:
     assert len(load(made(tmp_path), part=part, units=count).labels) == count
