@@ -6,6 +6,7 @@ The size that a file's header declares is checked against the file's length befo
 import gzip
 import io
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,7 +25,10 @@ IDX_PREFIX = {"train": "train", "test": "t10k"}
 GZIP_RATIO = 1032  # deflate's maximum compression ratio
 IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # magic numbers: unsigned bytes in 3 dimensions and in 1
 # What Python's gzip, zip and npy readers raise on damaged or encrypted files and on other formats.
-DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, SyntaxError),
+    *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
 NPZ_ARRAYS = {"images", "labels", "units"}
 # Every fifth row of scikit-learn's digits is held out, so that all writers are in both splits.
 TEST_EVERY = 5

@@ -50,7 +50,10 @@ def _pydicom() -> ModuleType:
 
 def _patient(pydicom: ModuleType, file: Path) -> str:
     header = _header(pydicom, file, stop_before_pixels=True, specific_tags=["PatientID"])
-    patient = str(header.get("PatientID") or "").strip()
+    try:
+        patient = str(header.get("PatientID") or "").strip()
+    except Exception as error:  # elements are parsed when they are first asked for
+        raise BadImage(str(file), f"cannot be read as DICOM ({_short(error)}): fix or remove it") from None
     if not patient:
         raise DataError(
             f"{file}: names no patient (PatientID): name every image's owner in data.csv, column unit"

@@ -104,10 +104,13 @@ def _table(arrow: ModuleType, file: Path) -> Any:
     """Return the file's table, mapped from disk where it is an arrow file. Raises DataError."""
     try:
         if file.suffix == ".parquet":
-            return arrow.parquet.read_table(file, memory_map=True)
-        with arrow.memory_map(str(file)) as source:
-            return arrow.ipc.open_stream(source).read_all()
-    except (OSError, MemoryError, arrow.ArrowException) as error:
+            table = arrow.parquet.read_table(file, memory_map=True, use_threads=False)
+        else:
+            with arrow.memory_map(str(file)) as source:
+                table = arrow.ipc.open_stream(source).read_all()
+        table.validate(full=True)
+        return table
+    except (OSError, ValueError, MemoryError, arrow.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{file}: cannot be read as a table of images ({reason}): replace it") from None
 
