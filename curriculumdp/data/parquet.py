@@ -151,9 +151,14 @@ def _opened(files: list[Path], columns: list[Any], wanted: Wanted) -> Callable[[
 
     def decoded(row: int) -> Decoded:
         file, column, place = places[row]
-        value = column[place].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
         name = f"{file} row {place}"
+        try:
+            value = column[place].as_py()
+        except ValueError as error:  # a path that is no text
+            raise BadImage(
+                name, f"cannot be read ({' '.join(str(error).split())[:120]}): replace the file"
+            ) from None
+        content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise BadImage(
                 name, "holds no image, perhaps only a path to one: save the data set with its images in it"
