@@ -25,6 +25,14 @@ MAX_NAMES = 50_000  # letters of all class names together
 # An embedding's angle is at most 9.5·2³²/2π, below 2³³, steps per pixel and unit of bandwidth: 2¹⁹ of them stay below
 # 2⁵³, where sums of integers are exact in float64.
 MAX_PIXELS_PER_BANDWIDTH = 2**19
+# The options that only some sources read.
+NAMED = ("npz", "image_folder", "dicom", "parquet", "tar")  # units may have names, pixels any depth
+READ_BY = {
+    "csv": ("image_folder", "dicom"),
+    "roster": NAMED,
+    "window": NAMED,
+    "split": ("medmnist", "parquet"),
+}
 
 
 def disagreements(options: Options) -> Iterator[str]:
@@ -73,15 +81,12 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
         yield f"data.path is {shown(data.path)}: digits ship with scikit-learn; remove data.path"
     if data.source != "digits" and not data.path:
         yield f"data.path is missing: source {data.source} reads a folder or a file; set data.path"
-    for key, sources in {
-        "csv": ("image_folder",),
-        "roster": ("npz", "image_folder"),
-        "window": ("npz", "image_folder"),
-    }.items():
+    for key, sources in READ_BY.items():
         if getattr(data, key) is not None and data.source not in sources:
             yield f"data.{key} is given but source {data.source} does not read it: remove data.{key}"
     if data.window is not None and data.window[0] >= data.window[1]:
         yield f"data.window is {list(data.window)}: low must be below high"
+    yield from _conversion_problems(data)
     if data.ledger is not None and data.name is None:
         yield "data.ledger is given without data.name: set data.name to the data set it is for, or remove it"
     if data.ledger is not None and not os.path.isabs(data.ledger):
@@ -131,6 +136,20 @@ def _name_problems(data: DataConfig) -> Iterator[str]:
             yield f"data.class_names has {shown(name)}: write it in Unicode's form NFC, without spaces around it"
     if sum(map(len, names)) > MAX_NAMES:
         yield f"data.class_names has more than {MAX_NAMES} letters, which no certificate can hold: shorten them"
+
+
+def _conversion_problems(data: DataConfig) -> Iterator[str]:
+    if data.fit == "pad" and data.background is None:
+        yield "data.fit is 'pad' without data.background: set what the padding shows, such as data.background=0"
+    if data.channels == 1 and isinstance(data.background, tuple):
+        yield f"data.background is {list(data.background)} with data.channels = 1: give one value, 0..255"
+    if data.source == "dicom" and data.window is None:
+        yield (
+            "data.window is missing: dicom holds values, not greys; set the ones for black and white, such as "
+            "data.window=[-1000, 400]"
+        )
+    if data.channels == 3 and data.to_grey:
+        yield "data.to_grey is true with data.channels = 3: set data.channels=1, or remove data.to_grey"
 
 
 def _model_problems(model: ModelConfig, size: int) -> Iterator[str]:

@@ -27,6 +27,13 @@ def _number(value: object) -> object:
     return value
 
 
+def _levels(value: object) -> object:
+    levels = value if isinstance(value, list | tuple) else [value]
+    if len(levels) not in (1, 3) or not all(type(level) is int and 0 <= level <= 255 for level in levels):
+        raise ValueError("must be one level, 0..255, or three: [red, green, blue]")
+    return levels[0] if len(levels) == 1 else tuple(levels)
+
+
 Float = Annotated[float, BeforeValidator(_number)]
 
 
@@ -40,6 +47,9 @@ Positive = Annotated[Float, Field(gt=0)]
 
 
 NotNegative = Annotated[Float, Field(ge=0)]
+
+
+Background = Annotated[int | tuple[int, int, int], BeforeValidator(_levels)]
 
 
 Rate = Annotated[Float, Field(gt=0, le=1)]
@@ -82,15 +92,18 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The sensitive set. Its declared shape and counts are public, and the data must match them exactly."""
 
-    source: Literal["digits", "idx", "npz", "image_folder"] = Field(
-        description="reader: digits (scikit-learn's), idx (MNIST's format), npz or image_folder"
+    source: Literal["digits", "idx", "npz", "medmnist", "image_folder", "dicom", "parquet", "tar"] = Field(
+        description="the reader; parquet also reads Hugging Face's saved sets, tar WebDataset's"
     )
     path: PathName | None = Field(
-        default=None, description="folder (idx, image_folder) or file (npz)", json_schema_extra=NEUTRAL
+        default=None, description="the data's folder or file", json_schema_extra=NEUTRAL
+    )
+    split: Annotated[Line, Field(max_length=100)] | None = Field(
+        default=None, description="which split of medmnist or parquet to train on (default: train)"
     )
     csv: PathName | None = Field(
         default=None,
-        description="CSV file that lists image_folder's images, with the columns path,label[,unit]",
+        description="CSV file that lists the images of image_folder or dicom, with the columns path,label[,unit]",
         json_schema_extra=NEUTRAL,
     )
     roster: PathName | None = Field(
@@ -122,7 +135,16 @@ class DataConfig(Section):
         default=0, description="max pixels, each way, by which a draw is moved: only if its label stays true"
     )
     window: tuple[Float, Float] | None = Field(
-        default=None, description="[low, high]: 16-bit values that become black and white"
+        default=None, description="[low, high]: values of deeper images that become black and white"
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        default="crop", description="rectangles: crop to the centre square, pad with background, or stretch"
+    )
+    background: Background | None = Field(
+        default=None, description="0..255 or [red, green, blue]: what transparency and padding show"
+    )
+    to_grey: bool = Field(
+        default=False, description="with channels 1, train on the luminance of images in colour"
     )
     name: DataName | None = Field(
         default=None, description="name of the data set, whose own ledger composes all runs on it"

@@ -24,6 +24,7 @@ from curriculumdp.curriculum.declared import with_class_names
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.curriculum.release import guarantee_of, weights_of
 from curriculumdp.curriculum.state import State
+from curriculumdp.data.cache import PART
 from curriculumdp.data.images import ImageSet
 from curriculumdp.disk import make_folder, sync, write_whole
 from curriculumdp.errors import UserError
@@ -91,8 +92,8 @@ class RunFolder:
             raise FolderError(
                 f"run_dir {self.path}: not writable ({error.strerror}): set another run_dir"
             ) from error
-        shutil.rmtree(self.pending_cache, ignore_errors=True)
-        stack.callback(shutil.rmtree, self.pending_cache, ignore_errors=True)
+        self._drop_pending()
+        stack.callback(self._drop_pending)
         missing = ledger_is_missing(self.private)
         if missing and os.path.lexists(self.release):
             raise FolderError(
@@ -227,8 +228,14 @@ class RunFolder:
         if self.pending_cache.is_dir():
             self.cache.mkdir(mode=0o700, exist_ok=True)
             for file in self.pending_cache.iterdir():
-                file.replace(self.cache / file.name)
-            self.pending_cache.rmdir()
+                if file.suffix != PART:
+                    file.replace(self.cache / file.name)
+            shutil.rmtree(self.pending_cache, ignore_errors=True)
+
+    def _drop_pending(self) -> None:
+        """Remove the images of a command that was not accepted; those of an interrupted decode stay, to be resumed."""
+        if not any(self.pending_cache.glob(f"*{PART}")):
+            shutil.rmtree(self.pending_cache, ignore_errors=True)
 
     def _keep_config(self, config: Config) -> None:
         write_whole(self.private / CONFIG, json.dumps(config.resolved(), indent=1).encode())

@@ -18,7 +18,12 @@ import torch
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.declared import content_digest, load_declared, warn_of_repeats, with_class_names
+from curriculumdp.curriculum.declared import (
+    content_digest,
+    load_unless_stopped,
+    warn_of_repeats,
+    with_class_names,
+)
 from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
@@ -102,10 +107,11 @@ def run_curriculum(
             world.from_main(lambda: publish_sealed(folder))
             return Outcome(folder.path, folder.release)
         require_memory(config)
-        kept = (folder.cache, folder.pending_cache) if world.is_main else (None, None)
         fixed = world.from_main(folder.fixed_names)
         config = with_class_names(config, json.loads(fixed) if fixed else None)
-        images = load_declared(config, *kept)
+        images = load_unless_stopped(config, world, folder.cache, folder.pending_cache)
+        if images is None:
+            return Outcome(folder.path, None)
         world.require_equal("the data", content_digest(images))
         config = config if fixed else with_class_names(config, images.class_names)
         state = initial_state(config, world.device)

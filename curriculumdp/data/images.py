@@ -16,6 +16,14 @@ class DataError(UserError):
         super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
 
+class BadImage(DataError):
+    """One image that cannot be used: its name, and the reason with the fix."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images, their labels and their owners. A unit is an index in 0..unit_count-1; a unit may own no image.

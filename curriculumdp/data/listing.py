@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from curriculumdp.data.images import DataError
+from curriculumdp.data.pixels import Conversion, Decoded
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,9 @@ class Wanted:
     roster: Path | None
     units: int | None
     classes: int
-    channels: int
-    size: int
-    window: tuple[float, float] | None
+    how: Conversion
     split: Literal["train", "test"]
+    part: str = "train"  # the split to read, of a source that holds several
     class_names: tuple[str, ...] | None = None
 
 
@@ -34,16 +34,18 @@ class Listing:
     """PRIVATE: the contents of a source, with pixels not yet decoded.
 
     origin: the source's name in error messages; labels: int64 [N]; unit_ids: N integers or strings, or None where
-    each image is a unit; files: every file that the pixels depend on; pixels: decodes them, uint8 [N, C, size, size];
-    class_names: PUBLIC, the classes in label order, None for numbers that nobody named.
+    each image is a unit; files: every file that the pixels depend on; opened: opens the source and returns a function
+    that decodes one row, from any thread; class_names: PUBLIC, the classes in label order, None for numbers that nobody
+    named; notes: lines to show the user, without counts.
     """
 
     origin: str
     labels: np.ndarray
     unit_ids: Sequence[str] | np.ndarray | None
     files: tuple[Path, ...]
-    pixels: Callable[[], np.ndarray]
+    opened: Callable[[], Callable[[int], Decoded]]
     class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_labels(listing: Listing, classes: int) -> None:

@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import numpy as np
+
 from curriculumdp.data.images import DataError
 from curriculumdp.printable import require_line
 
@@ -62,6 +64,18 @@ def in_label_order(
         raise DataError(f"{where}: names {len(names)} classes {listed(names)} but data.classes = {classes}")
     places = {name: label for label, name in enumerate(order)}
     return order, [places[name] for name in names]
+
+
+def by_name(
+    labels: np.ndarray, found: Sequence[str], declared: Sequence[str] | None, classes: int, where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return (labels, names) in the order of `declared`, else as they are; found[label] is the name of a class.
+
+    Labels outside the classes are left, to be refused. Raises DataError, with both lists, unless the names agree.
+    """
+    names, places = in_label_order(found, declared, classes, where)
+    known = (labels >= 0) & (labels < len(places))
+    return np.where(known, np.array(places)[labels * known], labels), names
 
 
 def is_number(text: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import yaml
 
+from curriculumdp.data.pixels import FITS
 from curriculumdp.data.sources import load_images
 from curriculumdp.diffusion.networks import UNet2DModel
 from curriculumdp.diffusion.pipeline import load_pipeline
@@ -20,8 +21,8 @@ from curriculumdp.release.files import CERTIFICATE, CONFIG, file_sha256
 from curriculumdp.release.verify import read_certificate
 
 # The name of a kind of set on the command line, and the reader of curriculumdp.data for it.
-KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "folder": "image_folder"}
-HOLD_BOTH_SPLITS = ("digits", "idx")
+KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "medmnist": "medmnist", "folder": "image_folder"}
+HOLD_BOTH_SPLITS = ("digits", "idx", "medmnist")
 AT_ONCE = 512  # images sampled between two lines of progress
 
 
@@ -150,8 +151,19 @@ def load_set(
         size=public.image_shape[1],
         window=None if window is None else (float(window[0]), float(window[1])),
         class_names=released.class_names,
+        **_conversion_of(released.config["data"]),
         units=public.units if declared else None,
         split="train" if declared else "test",
     )
     part = f", {split} split" if kind in HOLD_BOTH_SPLITS else ""
     return LabelledSet(found.images, found.labels, f"{kind}{part}")
+
+
+def _conversion_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by which the training images were converted, so that real ones are converted alike."""
+    background = data.get("background")
+    return {
+        "fit": data.get("fit") if data.get("fit") in FITS else "crop",
+        "background": tuple(background) if isinstance(background, list) else background,
+        "to_grey": data.get("to_grey") is True,
+    }

@@ -95,7 +95,7 @@ def test_a_config_cannot_be_changed_after_loading(small: Path) -> None:
         ("central.noise_multiplier=0", ["central.noise_multiplier is 0"]),
         ("central.size=9", ["central.size is 9", "at most data.size = 8"]),
         ("central.median=2", ["central.median is 2", "odd"]),
-        ("data.source=pickle", ["data.source is 'pickle'", "'digits', 'idx', 'npz' or 'image_folder'"]),
+        ("data.source=pickle", ["data.source is 'pickle'", "'dicom', 'parquet' or 'tar'"]),
         ("data.source=idx", ["data.path is missing", "set data.path"]),
         ("data.path=/x", ["data.path is '/x'", "remove data.path"]),
         ("data.window=[0, 9]", ["data.window is given", "source digits"]),

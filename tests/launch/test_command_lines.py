@@ -20,12 +20,13 @@ NEEDED = {
     "evaluate.py": ["release", "--real", "digits"],
     "export.py": ["run", "--out", "there"],
     "plan.py": ["config"],
+    "prepare.py": ["celeba", "folder", "--out", "there"],
     "report.py": ["run"],
     "sample.py": ["release", "--num", "3", "--out", "there"],
     "train.py": ["config"],
     "verify.py": ["release"],
 }
-NUMBERS = {"audit.py": "--runs", "evaluate.py": "--num", "sample.py": "--steps"}
+NUMBERS = {"audit.py": "--runs", "evaluate.py": "--num", "prepare.py": "--size", "sample.py": "--steps"}
 
 
 def refusal(name: str, *arguments: str) -> str:

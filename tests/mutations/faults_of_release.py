@@ -127,6 +127,15 @@ RELEASE_FAULTS = [
         WHOLE_RUN,
     ),
     Fault(
+        "how many images were cut, shown on the console",
+        "curriculumdp.data.sources:_cached",
+        "write_whole(",
+        "say(json.dumps(counted(partial.facts))); write_whole(",
+        Check(
+            "tests.data.test_cache:test_what_was_done_to_the_images_is_counted_beside_them_and_nowhere_else"
+        ),
+    ),
+    Fault(
         "a label histogram on the console",
         "curriculumdp.curriculum.train:run_curriculum",
         'world.require_equal("the data", content_digest(images))',
