@@ -15,7 +15,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from curriculumdp.config.sections import CentralConfig, DataConfig  # noqa: E402
+from curriculumdp.config.data_section import DataConfig  # noqa: E402
+from curriculumdp.config.sections import CentralConfig  # noqa: E402
 from curriculumdp.curriculum.central import (  # noqa: E402
     CentralQuery,
     clip_norm_of,

@@ -1,9 +1,4 @@
-"""python launch/prepare.py camelyon17|celeba|pcam FOLDER --out FILE.npz: make a published set into what configs read.
-
-FOLDER is where the set was unpacked, as its authors lay it out: Camelyon17 of WILDS (metadata.csv, patches/), CelebA
-(img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt) or PatchCamelyon (two h5 files a split, needs h5py).
-Exit status: 0 success, 2 invalid input.
-"""
+"""curriculumdp-prepare from a checkout: curriculumdp/commands/prepare.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -11,29 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-
-def main() -> int:
-    from curriculumdp.command import Parser, one_line_errors
-
-    parser = Parser(__doc__)
-    parser.add_argument("set", choices=["camelyon17", "celeba", "pcam"], help="which published set it is")
-    parser.add_argument("folder", type=Path, help="where it was unpacked")
-    parser.add_argument("--out", type=Path, required=True, help="the npz file to write")
-    parser.add_argument("--split", choices=["train", "test"], default="train", help="default: train")
-    parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
-    asked = parser.parse_args()
-    if not 4 <= asked.size <= 1024:
-        parser.error("--size must be between 4 and 1024")
-
-    with one_line_errors():
-        from curriculumdp.data.published import prepare
-
-        def say(line: str) -> None:
-            print(line, flush=True)
-
-        say(prepare(asked.set, asked.folder, asked.out, asked.split, asked.size, say))
-    return 0
-
+from curriculumdp.commands.prepare import main  # noqa: E402 - the path comes first
 
 if __name__ == "__main__":
     sys.exit(main())

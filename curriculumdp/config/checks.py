@@ -5,9 +5,9 @@ import unicodedata
 from collections.abc import Iterator
 from math import log
 
+from curriculumdp.config.data_section import DataConfig
 from curriculumdp.config.sections import (
     CentralConfig,
-    DataConfig,
     FrequencyConfig,
     ModelConfig,
     Options,

@@ -5,159 +5,30 @@ nothing that is released), *fresh* (a new incarnation of the keys, design D1) or
 here is public. Imports neither torch nor numpy: `launch/plan.py` runs without them.
 """
 
-import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from curriculumdp.config.data_section import DataConfig
+from curriculumdp.config.values import (
+    FRESH,
+    NEUTRAL,
+    ClipNorm,
+    Count,
+    Float,
+    Int,
+    Line,
+    NotNegative,
+    PathName,
+    Positive,
+    Rate,
+    SamplerName,
+    Section,
+    Share,
+    at_home,
+)
 from curriculumdp.phases import DEFAULT_CURRICULUM, PhaseName
-from curriculumdp.printable import require_line
-from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM
-from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
-
-NEUTRAL: dict[str, Any] = {"resume": "neutral"}
-
-
-FRESH: dict[str, Any] = {"resume": "fresh"}
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool):  # YAML reads yes and on as true, which pydantic would take for 1
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-def _levels(value: object) -> object:
-    levels = value if isinstance(value, list | tuple) else [value]
-    if len(levels) not in (1, 3) or not all(type(level) is int and 0 <= level <= 255 for level in levels):
-        raise ValueError("must be one level, 0..255, or three: [red, green, blue]")
-    return levels[0] if len(levels) == 1 else tuple(levels)
-
-
-Float = Annotated[float, BeforeValidator(_number)]
-
-
-Int = Annotated[int, BeforeValidator(_number)]
-
-
-Count = Annotated[Int, Field(ge=1)]
-
-
-Positive = Annotated[Float, Field(gt=0)]
-
-
-NotNegative = Annotated[Float, Field(ge=0)]
-
-
-Background = Annotated[int | tuple[int, int, int], BeforeValidator(_levels)]
-
-
-Rate = Annotated[Float, Field(gt=0, le=1)]
-
-
-Share = Annotated[Float, Field(ge=0, lt=1)]
-
-
-# What the clipped sums can carry and a certificate can state: a value outside would fail after it was paid for.
-ClipNorm = Annotated[Float, Field(ge=MIN_CLIP_NORM, le=min(MAX_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
-
-
-SamplerName = Literal["dpm", "heun", "euler", "churn"]
-
-
-# The same pattern as in `dataset_ledger.state_folder`, where it names a folder.
-DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-
-
-Line = Annotated[str, Field(min_length=1), AfterValidator(require_line)]
-
-
-def _at_home(path: str) -> str:
-    whole = os.path.expanduser(path)
-    if whole.startswith("~"):
-        raise ValueError("there is no such user: give the whole path, or ./~ for a name that begins so")
-    return whole
-
-
-# `~` is the home here too: no shell expands it in a file or behind a key.
-PathName = Annotated[str, AfterValidator(_at_home)]
-
-
-class Section(BaseModel):
-    """A section of the config: frozen; unknown keys, NaN and infinity are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class DataConfig(Section):
-    """The sensitive set. Its declared shape and counts are public, and the data must match them exactly."""
-
-    source: Literal["digits", "idx", "npz", "medmnist", "image_folder", "dicom", "parquet", "tar"] = Field(
-        description="the reader; parquet also reads Hugging Face's saved sets, tar WebDataset's"
-    )
-    path: PathName | None = Field(
-        default=None, description="the data's folder or file", json_schema_extra=NEUTRAL
-    )
-    split: Annotated[Line, Field(max_length=100)] | None = Field(
-        default=None, description="which split of medmnist or parquet to train on (default: train)"
-    )
-    csv: PathName | None = Field(
-        default=None,
-        description="CSV file that lists the images of image_folder or dicom, with the columns path,label[,unit]",
-        json_schema_extra=NEUTRAL,
-    )
-    roster: PathName | None = Field(
-        default=None,
-        description="public file of all unit ids, one per line: line i is unit i",
-        json_schema_extra=NEUTRAL,
-    )
-    units: Count = Field(description="number of units: people, or images where no units are given")
-    unit: Annotated[Line, Field(max_length=200)] = Field(
-        "one image",
-        description="what a unit is, as the certificate states it, e.g. 'all images of one patient'",
-    )
-    classes: Count = Field(description="number of classes; labels are 0..classes-1")
-    class_names: tuple[Annotated[Line, Field(max_length=100)], ...] | None = Field(
-        default=None,
-        description="PUBLIC names of the classes, in label order (default: those found, in natural order)",
-    )
-    channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB")
-    size: Annotated[Int, Field(ge=4, le=1024)] = Field(
-        description="height and width of the model's images, in pixels"
-    )
-    class_counts: tuple[Annotated[Int, Field(ge=0, le=10**12)], ...] | None = Field(
-        default=None, description="units per class; give them only if they are public"
-    )
-    flip: bool = Field(
-        default=False, description="mirror draws by chance: set it only if a mirrored image keeps its label"
-    )
-    shift: Annotated[Int, Field(ge=0)] = Field(
-        default=0, description="max pixels, each way, by which a draw is moved: only if its label stays true"
-    )
-    window: tuple[Float, Float] | None = Field(
-        default=None, description="[low, high]: values of deeper images that become black and white"
-    )
-    fit: Literal["crop", "pad", "stretch"] = Field(
-        default="crop", description="rectangles: crop to the centre square, pad with background, or stretch"
-    )
-    background: Background | None = Field(
-        default=None, description="0..255 or [red, green, blue]: what transparency and padding show"
-    )
-    to_grey: bool = Field(
-        default=False, description="with channels 1, train on the luminance of images in colour"
-    )
-    name: DataName | None = Field(
-        default=None, description="name of the data set, whose own ledger composes all runs on it"
-    )
-    ledger: PathName | None = Field(
-        default=None,
-        description="absolute path of that ledger's folder (default: the user's state folder)",
-        json_schema_extra=NEUTRAL,
-    )
-    budget: Annotated[Float, Field(gt=0, le=100)] | None = Field(
-        default=None,
-        description="max ε of all runs on the named data set together; launch/budget.py creates its ledger",
-    )
+from dpkernels.limits import MAX_UNITS
 
 
 class PrivacyConfig(Section):
@@ -384,7 +255,7 @@ class Options(Section):
         default=0, description="seed of all that touches no sensitive row: initial weights, warm-up, sampling"
     )
     curriculum: tuple[PhaseName, ...] = Field(default=DEFAULT_CURRICULUM, description="the phases, in order")
-    init_from: Annotated[Line, AfterValidator(_at_home)] | None = Field(
+    init_from: Annotated[Line, AfterValidator(at_home)] | None = Field(
         default=None, description="folder of a PUBLIC diffusers model to start from"
     )
     data: DataConfig = Field(description="the sensitive set")

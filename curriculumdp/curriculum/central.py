@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curriculumdp.clipping.clip import add_clipped_rows
-from curriculumdp.config.sections import CentralConfig, DataConfig
+from curriculumdp.config.data_section import DataConfig
+from curriculumdp.config.sections import CentralConfig
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.data.images import ImageSet

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from curriculumdp.config.config import Config
+from curriculumdp.curriculum.initial import initial_state
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import Run
-from curriculumdp.curriculum.train import initial_state
 from curriculumdp.data.images import ImageSet
 from curriculumdp.durations import duration
 from curriculumdp.privacy.secret import RunSecret

@@ -8,7 +8,8 @@ of the release and the config's seed. Rank 0 computes both the sum and the fit.
 import torch
 from torch import Tensor
 
-from curriculumdp.config.sections import DataConfig, FrequencyConfig
+from curriculumdp.config.data_section import DataConfig
+from curriculumdp.config.sections import FrequencyConfig
 from curriculumdp.curriculum.embedding import CLIP_NORM, UNITS_AT_ONCE, Embedding, embedded_sum
 from curriculumdp.curriculum.preemption import launcher_is_gone
 from curriculumdp.curriculum.run import Interrupted, Run

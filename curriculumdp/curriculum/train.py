@@ -29,6 +29,7 @@ from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
 from curriculumdp.curriculum.folder import FolderError, RunFolder
 from curriculumdp.curriculum.frequency import FrequencyPhase
+from curriculumdp.curriculum.initial import initial_state, untrained_state
 from curriculumdp.curriculum.plan import Plan
 from curriculumdp.curriculum.preemption import PREEMPTED, launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
@@ -37,9 +38,8 @@ from curriculumdp.curriculum.release import publish
 from curriculumdp.curriculum.run import FreshIncarnation, Interrupted, OutOfBudget, Phase, Run
 from curriculumdp.curriculum.soundness import require_finite, require_sound, ruined
 from curriculumdp.curriculum.spent import SpentSoFar, counting_repeats
-from curriculumdp.curriculum.state import State, flat_state
-from curriculumdp.curriculum.warmup import WarmupPhase, public_seed
-from curriculumdp.diffusion.networks import build_unet, check_trainable, load_public_weights
+from curriculumdp.curriculum.state import State
+from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.diffusion.sample import SamplingError
 from curriculumdp.metrics import Metrics
 from curriculumdp.privacy.event import AccountingError
@@ -252,38 +252,6 @@ def restore(run: Run, state: State, folder: RunFolder) -> None:
         run.world.print("training had finished: only the release is left to write")
     elif state.phase or state.step:
         run.world.print(f"resuming at step {state.step + 1} of the {names[state.phase]} phase")
-
-
-def initial_state(config: Config, device: torch.device) -> State:
-    """Return the state that training starts from, the same for the same config; raise NetworkError."""
-    state = untrained_state(config, torch.device("cpu"))
-    if config.init_from is not None:
-        load_public_weights(state.net, Path(config.init_from))
-        check_trainable(state.net)
-    return flat_state(state.net, device)
-
-
-def untrained_state(config: Config, device: torch.device) -> State:
-    """Return the state of a network with random weights, for a checkpoint to be loaded into; raise NetworkError.
-
-    It reads no file: the weights that a finished run started from may be gone.
-    """
-    model, data = config.model, config.data
-    dropout = config.private.label_dropout + (config.warmup.label_dropout if config.warmup else 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(public_seed(config.seed, "weights"))
-        net = build_unet(
-            model.channels,
-            data.size,
-            data.channels,
-            data.classes,
-            null_class=dropout > 0,
-            blocks=model.blocks,
-            attention=model.attention,
-            groups=model.norm_groups,
-        )
-    check_trainable(net)
-    return flat_state(net, device)
 
 
 def common_options(config: Config) -> bytes:

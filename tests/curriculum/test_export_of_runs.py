@@ -10,7 +10,8 @@ import torch
 from curriculumdp.commands import export as export_command
 from curriculumdp.curriculum import folder
 from curriculumdp.curriculum.ending import ending
-from curriculumdp.curriculum.train import export_run, run_curriculum, untrained_state
+from curriculumdp.curriculum.initial import untrained_state
+from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.release import export
 from curriculumdp.release.certificate import CertificateError

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from curriculumdp.curriculum.batch import draw_batch
+from curriculumdp.curriculum.initial import untrained_state
 from curriculumdp.curriculum.release import EMBEDDING, classes_of, weights_of
-from curriculumdp.curriculum.train import untrained_state
 from tests.support.runs import tiny
 
 UNITS, NULL, KEY, CPU = torch.arange(200), 10, bytes(32), torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curriculumdp.config.sections import SamplerName
+from curriculumdp.config.values import SamplerName
 from curriculumdp.diffusion.guidance import Guided
 from curriculumdp.diffusion.networks import build_unet
 from curriculumdp.diffusion.pictures import image_grid, npz_bytes

@@ -19,6 +19,9 @@ NEEDED = {
     "compare.py": ["run"],
     "evaluate.py": ["release", "--real", "digits"],
     "export.py": ["run", "--out", "there"],
+    "new.py": [
+        *("--units", "9", "--classes", "1", "--size", "8", "--channels", "1", "--epsilon", "1"),
+    ],
     "plan.py": ["config"],
     "prepare.py": ["celeba", "folder", "--out", "there"],
     "report.py": ["run"],

@@ -15,10 +15,11 @@ import pytest
 
 from curriculumdp.config.config import Config, config_from
 from curriculumdp.curriculum import folder, train
+from curriculumdp.curriculum.initial import initial_state
 from curriculumdp.curriculum.plan import Plan, plan_curriculum
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import State
-from curriculumdp.curriculum.train import initial_state, run_curriculum
+from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.release import export
