@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=min(os.cpu_count() or 1, 4), help="CPU cores to use")
     parser.add_argument("--name", default="new", help="name of the run")
     parser.add_argument("--out", type=Path, help="file to write (default: standard output)")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     with one_line_errors():
         from curriculumdp.curriculum.new import new_config
 

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the npz file to write")
     parser.add_argument("--split", choices=["train", "test"], default="train", help="default: train")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     if not 4 <= asked.size <= 1024:
         parser.error("--size must be between 4 and 1024")
 

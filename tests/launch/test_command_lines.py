@@ -16,7 +16,7 @@ COMMANDS = sorted(file.name for file in LAUNCH.glob("*.py"))
 NEEDED = {
     "audit.py": ["config"],
     "budget.py": ["config"],
-    "compare.py": ["run"],
+    "compare.py": ["runs"],
     "evaluate.py": ["release", "--real", "digits"],
     "export.py": ["run", "--out", "there"],
     "new.py": [
@@ -93,10 +93,10 @@ def test_every_path_that_a_command_takes_may_begin_with_a_tilde(
         raise SystemExit
 
     monkeypatch.setattr(Parser, "parse_intermixed_args", watched)
-    words = [word for word in NEEDED[name] if word not in ("there", "--out")]
+    names = [path for path in paths if not path.startswith("--")]
+    words = [f"~/in/{word}" if word in names else word for word in NEEDED[name] if word not in ("there", "--out")]
     options = [f"{path}=~/in/{path.strip('-')}" for path in paths if path.startswith("--")]
-    first = ["~/in/first"] if any(not path.startswith("--") for path in paths) else words[:1]
-    monkeypatch.setattr(sys, "argv", [name, *first, *words[1:], *options])
+    monkeypatch.setattr(sys, "argv", [name, *words, *options])
     with pytest.raises(SystemExit):
         runpy.run_path(str(LAUNCH / name))["main"]()
     values = [value for one in seen[0].values() for value in (one if isinstance(one, list) else [one])]
