@@ -2,8 +2,11 @@
 #   make train    set up the environment, then train on scikit-learn's digits into runs/digits/
 #   make test     set up the environment, then run the tests
 PYTHON ?= python3
-# Without an NVIDIA driver, install torch's CPU build.
-CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints/cpu.txt)
+# Without an NVIDIA driver, install torch's CPU build, from the index that torch documents for it. Where that index does
+# not answer, or with `make TORCH_INDEX=`, torch comes from the default index: on PyPI, that is gigabytes of CUDA
+# libraries.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CPU := $(if $(shell command -v nvidia-smi),,-c constraints/cpu.txt)
 READY := .venv/.ready
 
 .PHONY: train test slow oldest lint clean
@@ -42,7 +45,9 @@ lint: $(READY)
 
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(if $(and $(CPU),$(TORCH_INDEX)),.venv/bin/pip install --quiet --retries 1 --timeout 20 --index-url $(TORCH_INDEX) \
+	  -r constraints/cpu.txt || echo "$(TORCH_INDEX) gave no torch: taking it from the default index")
+	.venv/bin/pip install --quiet $(CPU) -e '.[train,report,dev]'
 	touch $@
 
 clean:

@@ -2,9 +2,10 @@
 
 Cost is counted in network evaluations per image: one per step for DPM-Solver and Euler, two per step (one fewer at the
 end) for Heun and churn. Appends one line per release, sampler and number of steps to
-bench/results/sampling_quality.csv, skips lines that it already has, and draws sampling_quality_fd.png and _lr.png from
-it. All data are public: the feature network is trained on the digits' training split; FD, precision and recall compare
-with the 360 held-out images.
+bench/results/sampling_quality.csv, skips lines that it already has, draws sampling_quality_fd.png and _lr.png from it,
+and prints a table of the presets of `launch/sample.py --for`. Without releases it only draws and prints. All data are
+public: the feature network is trained on the digits' training split; FD, precision and recall compare with the 360
+held-out images.
 """
 
 import argparse
@@ -22,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402
 
+from curriculumdp.config.sections import SamplingConfig  # noqa: E402
 from curriculumdp.diffusion.networks import UNet2DModel  # noqa: E402
 from curriculumdp.diffusion.pipeline import load_pipeline  # noqa: E402
 from curriculumdp.evaluation.fidelity import FeatureNetwork, fidelity, train_features  # noqa: E402
@@ -29,6 +31,7 @@ from curriculumdp.evaluation.labelled import LabelledSet  # noqa: E402
 from curriculumdp.evaluation.released import draw_from, load_set, read_released  # noqa: E402
 from curriculumdp.evaluation.utility import accuracy  # noqa: E402
 from curriculumdp.plots import EASY, HARD, QUIET, REAL, axes, figure_bytes  # noqa: E402
+from curriculumdp.release.manner import PURPOSES, Manner  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 IMAGES = 2000
@@ -96,6 +99,19 @@ def draw_curves(rows: list[dict[str, str]], score: str, label: str, out: Path) -
     out.write_bytes(figure_bytes(figure))
 
 
+def presets_table(rows: list[dict[str, str]]) -> list[str]:
+    """Return a table of the presets and the config's default as means over the releases, or "not measured"."""
+    default = SamplingConfig()
+    lines = [("for", "sampler", "steps", "LR", "FD", "precision", "recall", "releases")]
+    for name, manner in {"(default)": Manner(default.sampler, default.steps), **PURPOSES}.items():
+        found = [row for row in rows if (row["sampler"], row["steps"]) == (manner.sampler, str(manner.steps))]
+        scores = ("logistic", "fd", "precision", "recall")
+        means = [f"{mean(float(row[score]) for row in found):.2f}" for score in scores] if found else []
+        shown = (*means, str(len(found))) if found else ("not measured",)
+        lines.append((name, manner.sampler, str(manner.steps), *shown))
+    return ["".join(cell.ljust(12) for cell in line).rstrip() for line in lines]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,6 +142,7 @@ def main() -> int:
                         file.flush()
                         print(row, flush=True)
     rows = read_rows(table)
+    print("\n".join(presets_table(rows)))
     draw_curves(rows, "fd", "FD to held-out digits", RESULTS / "sampling_quality_fd.png")
     draw_curves(rows, "logistic", "logistic regression, %", RESULTS / "sampling_quality_lr.png")
     return 0

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Each part of the package has its own subclasses. Any other exception is a bug.
     """
+
+
+class StoppedByMain(UserError):
+    """Raised on the other ranks when rank 0 has raised an error, which it reports itself."""

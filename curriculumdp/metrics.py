@@ -17,13 +17,17 @@ from types import TracebackType
 from tqdm import tqdm
 
 from curriculumdp.privacy.event import rounded_up
+from curriculumdp.time_left import TimeLeft
+
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class Metrics:
     """The progress bar and logs of rank 0; without a `private` folder (on other ranks) every call does nothing.
 
     steps: the number of steps per phase. done: how many steps of the run are already done. spent(phase, step): an upper
-    bound on the ε spent once `step` steps of `phase` are done.
+    bound on the ε spent once `step` steps of `phase` are done. work: images that the network sees in a step of each
+    phase, by which the time of the phases ahead is guessed.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class Metrics:
         spent: Callable[[str, int], float],
         show_private: bool = False,
         tensorboard: bool = False,
+        work: Mapping[str, float] | None = None,
     ) -> None:
         self._spent, self._show = spent, show_private
         self._stack = ExitStack()
@@ -43,8 +48,9 @@ class Metrics:
         opened = os.open(private / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._log = self._stack.enter_context(os.fdopen(opened, "a", buffering=1))
         self._bar = self._stack.enter_context(
-            tqdm(total=sum(steps.values()), initial=done, unit="step", dynamic_ncols=True, mininterval=0.5)
+            tqdm(total=sum(steps.values()), initial=done, bar_format=BAR, dynamic_ncols=True, mininterval=0.5)
         )
+        self._left = TimeLeft(steps, work or {})
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # an optional dependency
@@ -59,8 +65,9 @@ class Metrics:
         epsilon = self._spent(phase, step)
         self._bar.set_description_str(f"{phase:8s} ε ≤ {rounded_up(epsilon, 3)}", refresh=False)
         known = {name: value for name, value in figures.items() if math.isfinite(value)}
-        if self._show:
-            self._bar.set_postfix(known, refresh=False)
+        self._left.step(phase)
+        shown = [f"{name}={value:.3g}" for name, value in known.items()] if self._show else []
+        self._bar.set_postfix_str(", ".join([self._left.told(step), *shown]), refresh=False)
         self._bar.update()
         # JSON has no NaN: a value that is not finite, such as a ruined warm-up's loss, becomes null.
         logged = dict.fromkeys(figures) | known

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-PhaseName = Literal["central", "warmup", "private"]
+PhaseName = Literal["central", "frequency", "warmup", "private"]
 PHASE_NAMES: tuple[PhaseName, ...] = get_args(PhaseName)
+DEFAULT_CURRICULUM: tuple[PhaseName, ...] = ("central", "warmup", "private")
 # The phase whose noise is solved from the budget; every other charged phase has its own `noise_multiplier` option.
 SOLVED: PhaseName = "private"
 
@@ -13,10 +14,11 @@ SOLVED: PhaseName = "private"
 class PhaseFacts:
     """How a phase is described. count: the option that sets its number of steps; charged: whether they spend ε.
 
+    A phase without a `count` is one release on all units: one step at a sample rate of 1.
     title: its name in tables of what was spent. work: its name in plots and timings.
     """
 
-    count: str
+    count: str | None
     charged: bool
     title: str
     work: str
@@ -24,7 +26,8 @@ class PhaseFacts:
 
 PHASES: dict[str, PhaseFacts] = {
     "central": PhaseFacts("queries", True, "central images", "central queries"),
-    "warmup": PhaseFacts("steps", False, "warm-up", "training on central images"),
+    "frequency": PhaseFacts(None, True, "frequency embedding", "frequency embedding and its generator"),
+    "warmup": PhaseFacts("steps", False, "warm-up", "training on central and frequency images"),
     "private": PhaseFacts("steps", True, "DP-SGD", "DP-SGD"),
 }
 

@@ -5,7 +5,7 @@ Accelerate starts the processes and picks their devices; it wraps neither the mo
 doubles a Poisson loader's batches, and DDP averages what must be summed).
 """
 
-import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,18 +16,22 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
-from curriculumdp.errors import UserError
+from curriculumdp.errors import StoppedByMain
+from curriculumdp.rendezvous import (
+    JOIN_MINUTES,
+    OTHER_LAUNCH,
+    WorldError,
+    await_processes,
+    launched_processes,
+    require_plain_launch,
+)
+
+__all__ = ["StoppedByMain", "World", "WorldError", "one_process", "open_world"]
 
 # Rank 0 trains the warm-up alone while the others wait in one collective call.
 PATIENCE = timedelta(hours=12)
-
-
-class WorldError(UserError):
-    """The processes are not the ones the config asks for, or they disagree."""
-
-
-class StoppedByMain(UserError):
-    """Raised on the other ranks when rank 0 has raised an error, which it reports itself."""
+# A rank whose peers end on the same signal as it does ends on the signal, not on their silence.
+GRACE = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class World:
         if total.dtype != torch.int64:
             raise WorldError(f"only int64 sums are exact over ranks: this buffer is {total.dtype}")
         if self.size > 1:
-            dist.all_reduce(total, op=dist.ReduceOp.SUM)
+            with _answering_peers():
+                dist.all_reduce(total, op=dist.ReduceOp.SUM)
 
     def gather_figures_(self, table: Tensor) -> None:
         """Sum a float64 table over the ranks, in place; each cell is one rank's, so the order cannot show.
@@ -62,12 +67,14 @@ class World:
         if table.dtype != torch.float64:
             raise WorldError(f"metrics are gathered in float64: this table is {table.dtype}")
         if self.size > 1 and table.numel():
-            dist.all_reduce(table, op=dist.ReduceOp.SUM)
+            with _answering_peers():
+                dist.all_reduce(table, op=dist.ReduceOp.SUM)
 
     def broadcast_(self, tensor: Tensor) -> None:
         """Overwrite `tensor` with rank 0's."""
         if self.size > 1:
-            dist.broadcast(tensor, src=0)
+            with _answering_peers():
+                dist.broadcast(tensor, src=0)
 
     def gather(self, mine: bytes) -> list[bytes]:
         """Return every rank's `mine`, in rank order; all must have the same length, a multiple of 8 bytes."""
@@ -121,38 +128,70 @@ class World:
 
 
 @contextmanager
-def open_world(device: str, processes: int | None) -> Iterator[World]:
+def open_world(device: str, processes: int | None, minutes: float = JOIN_MINUTES) -> Iterator[World]:
     """Join the processes that the launcher started, on `device` ("auto", "cpu", "cuda"), for a `with` block.
+
+    A process that has not come after `minutes` is given up: WorldError.
 
     `accelerate launch` can start one process where two were requested, or two that each believe they are alone:
     both raise WorldError. The process group is destroyed on leaving the block, even after an error: its threads, if
     left running while Python shuts down, can abort a process whose work is done.
     """
     try:
-        yield _join_world(device, processes)
+        yield _join_world(device, processes, minutes)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _join_world(device: str, processes: int | None) -> World:
+def _join_world(device: str, processes: int | None, minutes: float) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise WorldError("compute.device is 'cuda', but torch finds no CUDA device: set compute.device=auto")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise WorldError(
-            f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes}: launch with "
-            "configs/accelerate/two_cpu_processes.yaml or torchrun"
-        )
+    require_plain_launch()
+    launched = launched_processes()
     if processes is not None and launched != processes:
         raise WorldError(
             f"compute.processes is {processes}, but {launched} started: launch with "
             f"`accelerate launch --num_processes {processes}` and a config file from configs/accelerate/ "
             "(`--cpu` alone starts one), or change compute.processes"
         )
+    store = await_processes(launched, minutes) if launched > 1 else None
+    accelerator = _accelerator(on_cpu)
+    del store  # rank 0's serves Accelerate's own rendezvous
+    if accelerator.num_processes != launched:
+        raise WorldError(
+            f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes}: launch with "
+            "configs/accelerate/two_cpu_processes.yaml or torchrun"
+        )
     return World(accelerator.process_index, launched, accelerator.device)
+
+
+def _accelerator(on_cpu: bool) -> Accelerator:
+    """Return the Accelerator of this process; compute.precision, not its own default, sets the precision."""
+    try:
+        return Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except (ValueError, RuntimeError, ImportError, NotImplementedError, KeyError) as error:
+        raise WorldError(
+            f"Accelerate cannot start here ({' '.join(str(error).split())[:300]}): {OTHER_LAUNCH}"
+        ) from error
+
+
+@contextmanager
+def _answering_peers() -> Iterator[None]:
+    """Turn the error of a collective call whose peer is gone into a WorldError."""
+    try:
+        yield
+    except RuntimeError as error:
+        time.sleep(GRACE)
+        raise WorldError(
+            f"another process of this run is gone ({' '.join(str(error).split())[:200]}): its own last line says why; "
+            "nothing is lost; run the same command again"
+        ) from error
 
 
 def one_process() -> World:

@@ -1,7 +1,4 @@
-"""python launch/compare.py RUN...: compare runs side by side: ε, accuracy, FD, hours.
-
-The metrics come from launch/evaluate.py. Runs that differ only in name and seed are also summarised by mean and spread.
-"""
+"""curriculumdp-compare from a checkout: curriculumdp/commands/compare.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -9,26 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-
-def main() -> int:
-    from curriculumdp.command import Parser, one_line_errors
-
-    parser = Parser(__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also write compare.csv, .json and .png here")
-    asked = parser.parse_intermixed_args()
-
-    with one_line_errors():
-        from curriculumdp.report.compare import read_run, remarks, table, text_of, write_comparison
-
-        runs = [read_run(run) for run in asked.runs]
-        print(text_of(table(runs)))
-        for line in remarks(runs):
-            print(line)
-        for path in write_comparison(runs, asked.out) if asked.out else []:
-            print(path)
-    return 0
-
+from curriculumdp.commands.compare import main  # noqa: E402 - the path comes first
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,4 @@
-"""launch/evaluate.py RELEASE --real SET: evaluate a release's images against real held-out ones.
-
-Utility (classifiers trained on synthetic images and tested on real ones), fidelity (FD or FID, KID, precision,
-recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:PATH, folder:PATH. Metrics from a public real
-set go to OUT/evaluation/, all others to OUT/private/evaluation/, which may not leave.
-"""
+"""curriculumdp-evaluate from a checkout: curriculumdp/commands/evaluate.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -11,45 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-
-def main() -> int:
-    from curriculumdp.command import Parser, one_line_errors
-
-    parser = Parser(__doc__)
-    parser.add_argument("release", type=Path, help="a release folder, such as runs/NAME/release")
-    parser.add_argument("--real", required=True, help="real images to test on; none may have been trained on")
-    parser.add_argument("--public-real", action="store_true", help="the real set is public (as digits is)")
-    parser.add_argument("--train", help="the training set: memorisation and references, all PRIVATE")
-    parser.add_argument("--features", help="PUBLIC set for the feature network (default: half the real set)")
-    parser.add_argument("--inception", type=Path, help="PUBLIC Inception weights to use instead of it")
-    parser.add_argument("--num", type=int, default=2000, help="synthetic images per seed (papers: 60000)")
-    parser.add_argument("--seeds", type=int, default=3, help="synthetic sets, and classifiers of each kind")
-    parser.add_argument("--classifiers", help="among logistic,mlp,cnn,wrn (default: all; wrn on a GPU only)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--out", type=Path, help="folder for the results (default: the release's run)")
-    asked = parser.parse_intermixed_args()
-
-    with one_line_errors():
-        from curriculumdp.evaluation.evaluate import Request, evaluate_release
-        from curriculumdp.evaluation.record import table
-        from curriculumdp.evaluation.released import evaluation_device, read_released
-        from curriculumdp.evaluation.utility import chosen_classifiers
-
-        device = evaluation_device(asked.device)
-        names = chosen_classifiers(asked.classifiers, device)
-        released = read_released(asked.release)
-        request = Request(
-            *(asked.real, asked.num, asked.seeds, names, device, asked.train, asked.features),
-            *(asked.public_real, asked.inception),
-        )
-        folder = asked.out or asked.release.resolve().parent
-        public, private = evaluate_release(
-            released, request, folder, lambda text: print(text, file=sys.stderr)
-        )
-        print(table(public, private))
-        print(f"written under {folder}")
-    return 0
-
+from curriculumdp.commands.evaluate import main  # noqa: E402 - the path comes first
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,4 @@
-"""python launch/export.py RUN --out DIR [--sign KEY] [--end-run]: write a run's release to a folder that may leave.
-
-An unfinished run is exported only with --end-run, which ends it for good once its release is written; its certificate
-then states stopped: operator. KEY is an Ed25519 private key in PEM, made with: openssl genpkey -algorithm ed25519
--out key.pem. Exit status: 0 success, 2 invalid input.
-"""
+"""curriculumdp-export from a checkout: curriculumdp/commands/export.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -11,34 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-
-def main() -> int:
-    from curriculumdp.command import Parser, one_line_errors
-
-    parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, such as runs/digits")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for the release: new, empty, or the run's own release",
-    )
-    parser.add_argument("--sign", type=Path, metavar="KEY", help="private key to sign the certificate with")
-    parser.add_argument("--end-run", action="store_true", help="end an unfinished run for good")
-    asked = parser.parse_intermixed_args()
-
-    with one_line_errors():
-        from curriculumdp.curriculum.train import export_run
-
-        release = export_run(asked.run, asked.out, asked.sign, end_run=asked.end_run)
-        print(
-            f"release: {release}"
-            if release
-            else f"ended: {asked.run} has learnt nothing: no release is written"
-        )
-    return 0
-
+from curriculumdp.commands.export import main  # noqa: E402 - the path comes first
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,46 +1,12 @@
-"""python launch/plan.py CONFIG [key.path=value ...] [--json | --explain | --estimate]: what a run will cost.
+"""curriculumdp-plan from a checkout: curriculumdp/commands/plan.py says what it does."""
 
-Solves DP-SGD's noise for the budget of all phases together. Reads no data; imports torch only for --explain and
---estimate. Exit status: 0 success, 2 invalid input.
-"""
-
-import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-
-def main() -> int:
-    from curriculumdp.command import Parser, one_line_errors
-
-    parser = Parser(__doc__)
-    parser.add_argument("config", help="a file from configs/, or your own")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override the file's settings")
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    parser.add_argument("--explain", action="store_true", help="only how an 80 GiB GPU computes each layer")
-    parser.add_argument("--estimate", action="store_true", help="also seconds per step, memory, hours, here")
-    asked = parser.parse_intermixed_args()
-
-    with one_line_errors():
-        from curriculumdp.config.config import load_config
-        from curriculumdp.curriculum.plan import described, plan_curriculum
-
-        config = load_config(asked.config, asked.overrides)
-        if asked.explain:
-            from curriculumdp.curriculum.engine import explained
-
-            print(explained(config))
-            return 0
-        plan = plan_curriculum(config)
-        print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan))
-        if asked.estimate:
-            from curriculumdp.curriculum.estimate import estimate
-
-            print(estimate(config, plan), file=sys.stderr if asked.json else sys.stdout)
-    return 0
-
+from curriculumdp.commands.plan import main  # noqa: E402 - the path comes first
 
 if __name__ == "__main__":
     sys.exit(main())

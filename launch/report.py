@@ -1,8 +1,4 @@
-"""python launch/report.py RUN: report a run as self-contained HTML.
-
-Writes RUN/report_public.html (only what is differentially private) and RUN/private/report.html (everything; it may
-not leave). They include metrics of launch/evaluate.py if it ran before.
-"""
+"""curriculumdp-report from a checkout: curriculumdp/commands/report.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -10,21 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-
-def main() -> int:
-    from curriculumdp.command import Parser, one_line_errors
-
-    parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, such as runs/NAME")
-    asked = parser.parse_intermixed_args()
-
-    with one_line_errors():
-        from curriculumdp.report.report import write_reports
-
-        for path in write_reports(asked.run):
-            print(path)
-    return 0
-
+from curriculumdp.commands.report import main  # noqa: E402 - the path comes first
 
 if __name__ == "__main__":
     sys.exit(main())

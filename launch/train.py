@@ -1,8 +1,4 @@
-"""accelerate launch launch/train.py CONFIG [key.path=value ...]: start or resume a run.
-
-Run the same command again after a crash or a preemption. Exit status: 0 finished (now or earlier), 2 invalid input
-(reported in one line), 143 stopped by SIGTERM with everything saved.
-"""
+"""curriculumdp-train from a checkout: curriculumdp/commands/train.py says what it does."""
 
 import sys
 from pathlib import Path
@@ -10,32 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-
-def main() -> int:
-    from curriculumdp.command import Parser, one_line_errors
-
-    parser = Parser(__doc__)
-    parser.add_argument("config", help="a file from configs/, or your own")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override the file's settings")
-    parser.add_argument(
-        "--show-private-metrics", action="store_true", help="show losses on the console; certified as shown"
-    )
-    asked = parser.parse_intermixed_args()
-
-    with one_line_errors():
-        from curriculumdp.config.config import load_config
-
-        shown = ["logging.show_private_metrics=true"] if asked.show_private_metrics else []
-        config = load_config(asked.config, [*asked.overrides, *shown])
-
-        from curriculumdp.curriculum.train import run_curriculum
-        from curriculumdp.world import open_world
-
-        with open_world(config.compute.device, config.compute.processes) as world:
-            outcome = run_curriculum(config, world)
-            world.print(outcome.summary())
-        return outcome.exit_code
-
+from curriculumdp.commands.train import main  # noqa: E402 - the path comes first
 
 if __name__ == "__main__":
     sys.exit(main())

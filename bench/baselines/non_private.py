@@ -9,8 +9,8 @@ import torch
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.average import ema_decay
 from curriculumdp.curriculum.declared import load_declared
+from curriculumdp.curriculum.initial import initial_state
 from curriculumdp.curriculum.state import State, module_tensors
-from curriculumdp.curriculum.train import initial_state
 from curriculumdp.diffusion.denoiser import Denoiser
 from curriculumdp.diffusion.loss import edm_loss, noise_level
 from dpkernels.noise_step import adam_step

@@ -18,7 +18,7 @@ import numpy as np
 from curriculumdp.audit.bounds import Bounds, bounds_of_many_runs, bounds_of_one_run
 from curriculumdp.audit.canaries import MIN_NOISE, Scores, log_ratio, many_runs, of_units, one_run
 from curriculumdp.curriculum.run import Run
-from curriculumdp.disk import write_whole
+from curriculumdp.disk import require_writable, write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.plots import EASY, HARD, INK, QUIET, axes, figure_bytes
 from curriculumdp.privacy.event import PrivacyEvent, rounded_up
@@ -187,10 +187,19 @@ def _certificate(run: Run) -> dict[str, Any]:
     }
 
 
+def audit_folder(out: Path, private: bool) -> Path:
+    """Return where an audit of a run in `out` is written. Raises OutputError if that is impossible."""
+    folder = out / "private" / "audit" if private else out / "audit"
+    require_writable(folder, folder=True)
+    for name in (RECORD, PLOT):
+        require_writable(folder / name)
+    return folder
+
+
 def write_audit(record: dict[str, Any], out: Path) -> Path:
     """Write audit.json and audit.png to OUT/audit, or OUT/private/audit (mode 0700) if private; return that folder."""
     private = record["privacy"] == PRIVATE_WORDS
-    folder = out / "private" / "audit" if private else out / "audit"
+    folder = audit_folder(out, private)
     for path in (folder.parent, folder) if private else (folder,):
         path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"

@@ -21,10 +21,10 @@ from curriculumdp.clipping.clip import ClipResult
 from curriculumdp.clipping.per_unit import PerUnitGradients
 from curriculumdp.curriculum.average import ema_decay
 from curriculumdp.curriculum.clipped_sum import Microbatch, Seen
+from curriculumdp.curriculum.initial import initial_state
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import State
-from curriculumdp.curriculum.train import initial_state
 from curriculumdp.data.images import ImageSet
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.ledger.run_ledger import Ledger

@@ -1,5 +1,7 @@
 """What a changed option means for a run that has begun, and which options may leave in a release. PUBLIC."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,14 @@ def fresh_options(config: Config) -> dict[str, Any]:
         for key, field in options_of(Config)
         if (field.json_schema_extra or {}).get("resume") == "fresh"
     }
+
+
+def config_digest(config: Config) -> str:
+    """Return the SHA-256 (hex) of the options that a run may not change."""
+    blank = config.model_validate(config.resolved())
+    options = {d.key for d in resume_differences({}, blank) if d.kind == "refused"}
+    flat = {d.key: d.now for d in resume_differences({}, config) if d.key in options}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
 def without_paths(config: Config) -> dict[str, Any]:

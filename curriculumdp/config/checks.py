@@ -1,16 +1,19 @@
 """Checks across a run's options: combinations that do not go together."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from math import log
 
+from curriculumdp.config.data_section import DataConfig
 from curriculumdp.config.sections import (
     CentralConfig,
-    DataConfig,
+    FrequencyConfig,
     ModelConfig,
     Options,
     PrivacyConfig,
     PrivateConfig,
+    WarmupConfig,
 )
 from curriculumdp.config.yaml_file import shown
 from curriculumdp.phases import PHASE_NAMES, SOLVED
@@ -18,6 +21,18 @@ from curriculumdp.privacy.event import MIN_DELTA, as_typed
 
 # Normals made from 32-bit words stay below MAX_LEVEL; e^±80, the square of e^±40, is well inside fp32's range.
 MAX_LEVEL, MAX_LOG_LEVEL = 7.0, 40.0
+MAX_NAMES = 50_000  # letters of all class names together
+# An embedding's angle is at most 9.5·2³²/2π, below 2³³, steps per pixel and unit of bandwidth: 2¹⁹ of them stay below
+# 2⁵³, where sums of integers are exact in float64.
+MAX_PIXELS_PER_BANDWIDTH = 2**19
+# The options that only some sources read.
+NAMED = ("npz", "image_folder", "dicom", "parquet", "tar")  # units may have names, pixels any depth
+READ_BY = {
+    "csv": ("image_folder", "dicom"),
+    "roster": NAMED,
+    "window": NAMED,
+    "split": ("medmnist", "parquet"),
+}
 
 
 def disagreements(options: Options) -> Iterator[str]:
@@ -32,6 +47,10 @@ def disagreements(options: Options) -> Iterator[str]:
     yield from _level_problems(options.private)
     if options.central is not None:
         yield from _central_problems(options.central, options.data)
+    if options.frequency is not None:
+        yield from _frequency_problems(options.frequency, options.data)
+    if options.warmup is not None:
+        yield from _warmup_problems(options.warmup, options)
     if options.compute.precision == "bf16" and options.compute.device != "cuda":
         yield (
             f"compute.precision is 'bf16' with compute.device '{options.compute.device}': bf16 needs "
@@ -43,10 +62,11 @@ def _curriculum_problems(options: Options) -> Iterator[str]:
     phases = options.curriculum
     if not phases or list(phases) != [phase for phase in PHASE_NAMES if phase in phases]:
         yield f"curriculum is {list(phases)}: list each phase at most once, in the order {list(PHASE_NAMES)}"
-    if ("central" in phases) != ("warmup" in phases):
+    if ("central" in phases or "frequency" in phases) != ("warmup" in phases):
         yield (
-            f"curriculum is {list(phases)}: central and warmup go together (warmup trains on the "
-            "central images); allowed: [central, warmup, private], [central, warmup], [private]"
+            f"curriculum is {list(phases)}: central and warmup go together (warmup trains on the central images), as "
+            "do frequency and warmup; allowed: [central, warmup, private], [central, frequency, warmup, private], "
+            "[frequency, warmup, private], each also without private, or [private]"
         )
     for phase in (name for name in PHASE_NAMES if name != SOLVED):
         given = getattr(options, phase) is not None
@@ -61,15 +81,12 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
         yield f"data.path is {shown(data.path)}: digits ship with scikit-learn; remove data.path"
     if data.source != "digits" and not data.path:
         yield f"data.path is missing: source {data.source} reads a folder or a file; set data.path"
-    for key, sources in {
-        "csv": ("image_folder",),
-        "roster": ("npz", "image_folder"),
-        "window": ("npz", "image_folder"),
-    }.items():
+    for key, sources in READ_BY.items():
         if getattr(data, key) is not None and data.source not in sources:
             yield f"data.{key} is given but source {data.source} does not read it: remove data.{key}"
     if data.window is not None and data.window[0] >= data.window[1]:
         yield f"data.window is {list(data.window)}: low must be below high"
+    yield from _conversion_problems(data)
     if data.ledger is not None and data.name is None:
         yield "data.ledger is given without data.name: set data.name to the data set it is for, or remove it"
     if data.ledger is not None and not os.path.isabs(data.ledger):
@@ -92,6 +109,7 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
             f"data.class_counts has {len(counts)} counts that sum to {sum(counts)}: give data.classes = "
             f"{data.classes} counts, not all 0"
         )
+    yield from _name_problems(data)
     if privacy.delta < MIN_DELTA:
         yield (
             f"privacy.delta is {privacy.delta:g}: must be at least {MIN_DELTA:g}, below which truncated tails "
@@ -102,6 +120,36 @@ def _data_problems(data: DataConfig, privacy: PrivacyConfig) -> Iterator[str]:
             f"privacy.delta is {as_typed(privacy.delta)} with {data.units} units: a δ of 1/units or more permits "
             f"publishing a unit outright; set it below 1/{data.units}"
         )
+
+
+def _name_problems(data: DataConfig) -> Iterator[str]:
+    names = data.class_names
+    if names is None:
+        return
+    if len(names) != data.classes:
+        yield f"data.class_names has {len(names)} names but data.classes = {data.classes}: name each class once"
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        yield f"data.class_names has {shown(twice)} twice: give each class its own name"
+    for name in names:
+        if name != unicodedata.normalize("NFC", name.strip()):
+            yield f"data.class_names has {shown(name)}: write it in Unicode's form NFC, without spaces around it"
+    if sum(map(len, names)) > MAX_NAMES:
+        yield f"data.class_names has more than {MAX_NAMES} letters, which no certificate can hold: shorten them"
+
+
+def _conversion_problems(data: DataConfig) -> Iterator[str]:
+    if data.fit == "pad" and data.background is None:
+        yield "data.fit is 'pad' without data.background: set what the padding shows, such as data.background=0"
+    if data.channels == 1 and isinstance(data.background, tuple):
+        yield f"data.background is {list(data.background)} with data.channels = 1: give one value, 0..255"
+    if data.source == "dicom" and data.window is None:
+        yield (
+            "data.window is missing: dicom holds values, not greys; set the ones for black and white, such as "
+            "data.window=[-1000, 400]"
+        )
+    if data.channels == 3 and data.to_grey:
+        yield "data.to_grey is true with data.channels = 3: set data.channels=1, or remove data.to_grey"
 
 
 def _model_problems(model: ModelConfig, size: int) -> Iterator[str]:
@@ -146,4 +194,34 @@ def _central_problems(central: CentralConfig, data: DataConfig) -> Iterator[str]
         yield (
             f"central.count_weight is {central.count_weight:g}: only statistic=mean without public "
             "data.class_counts queries counts; set central.count_weight=0"
+        )
+
+
+def _frequency_problems(frequency: FrequencyConfig, data: DataConfig) -> Iterator[str]:
+    pixels = data.channels * data.size**2
+    if frequency.bandwidth is not None and frequency.bandwidth * MAX_PIXELS_PER_BANDWIDTH < pixels:
+        yield (
+            f"frequency.bandwidth is {frequency.bandwidth:g} with {pixels} pixels: the embedding's angles would be "
+            f"inexact; use at least {pixels / MAX_PIXELS_PER_BANDWIDTH:g}"
+        )
+    if frequency.images < data.classes:
+        yield f"frequency.images is {frequency.images}: must be at least data.classes = {data.classes}"
+
+
+def _warmup_problems(warmup: WarmupConfig, options: Options) -> Iterator[str]:
+    steps = warmup.frequency_steps
+    if steps is not None and options.frequency is None:
+        yield f"warmup.frequency_steps is {steps} without a frequency phase: remove it, or add the section frequency"
+    elif options.frequency is not None and options.central is not None:
+        if steps is None:
+            yield "warmup.frequency_steps is missing: state how many of warmup.steps use the frequency images"
+        elif steps >= warmup.steps:
+            yield (
+                f"warmup.frequency_steps is {steps} of warmup.steps = {warmup.steps}: the first steps use the central "
+                "images; lower it, or leave the central phase out"
+            )
+    elif steps is not None and steps != warmup.steps:
+        yield (
+            f"warmup.frequency_steps is {steps} of warmup.steps = {warmup.steps}, but there are no central images for "
+            "the others: remove it"
         )

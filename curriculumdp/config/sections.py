@@ -7,119 +7,28 @@ here is public. Imports neither torch nor numpy: `launch/plan.py` runs without t
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from curriculumdp.phases import PHASE_NAMES, PhaseName
-from curriculumdp.printable import require_line
-from curriculumdp.privacy.event import MAX_CERTIFIED_CLIP_NORM
-from dpkernels.limits import MAX_CLIP_NORM, MAX_UNITS, MIN_CLIP_NORM
-
-NEUTRAL: dict[str, Any] = {"resume": "neutral"}
-
-
-FRESH: dict[str, Any] = {"resume": "fresh"}
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool):  # YAML reads yes and on as true, which pydantic would take for 1
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-Float = Annotated[float, BeforeValidator(_number)]
-
-
-Int = Annotated[int, BeforeValidator(_number)]
-
-
-Count = Annotated[Int, Field(ge=1)]
-
-
-Positive = Annotated[Float, Field(gt=0)]
-
-
-NotNegative = Annotated[Float, Field(ge=0)]
-
-
-Rate = Annotated[Float, Field(gt=0, le=1)]
-
-
-Share = Annotated[Float, Field(ge=0, lt=1)]
-
-
-# What the clipped sums can carry and a certificate can state: a value outside would fail after it was paid for.
-ClipNorm = Annotated[Float, Field(ge=MIN_CLIP_NORM, le=min(MAX_CLIP_NORM, MAX_CERTIFIED_CLIP_NORM))]
-
-
-SamplerName = Literal["dpm", "heun", "euler", "churn"]
-
-
-# The same pattern as in `dataset_ledger.state_folder`, where it names a folder.
-DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-
-
-Line = Annotated[str, Field(min_length=1), AfterValidator(require_line)]
-
-
-class Section(BaseModel):
-    """A section of the config: frozen; unknown keys, NaN and infinity are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class DataConfig(Section):
-    """The sensitive set. Its declared shape and counts are public, and the data must match them exactly."""
-
-    source: Literal["digits", "idx", "npz", "image_folder"] = Field(
-        description="reader: digits (scikit-learn's), idx (MNIST's format), npz or image_folder"
-    )
-    path: str | None = Field(
-        default=None, description="folder (idx, image_folder) or file (npz)", json_schema_extra=NEUTRAL
-    )
-    csv: str | None = Field(
-        default=None,
-        description="CSV file that lists image_folder's images, with the columns path,label[,unit]",
-        json_schema_extra=NEUTRAL,
-    )
-    roster: str | None = Field(
-        default=None,
-        description="public file of all unit ids, one per line: line i is unit i",
-        json_schema_extra=NEUTRAL,
-    )
-    units: Count = Field(description="number of units: people, or images where no units are given")
-    unit: Annotated[Line, Field(max_length=200)] = Field(
-        "one image",
-        description="what a unit is, as the certificate states it, e.g. 'all images of one patient'",
-    )
-    classes: Count = Field(description="number of classes; labels are 0..classes-1")
-    channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB")
-    size: Annotated[Int, Field(ge=4, le=1024)] = Field(
-        description="height and width of the model's images, in pixels"
-    )
-    class_counts: tuple[Annotated[Int, Field(ge=0, le=10**12)], ...] | None = Field(
-        default=None, description="units per class; give them only if they are public"
-    )
-    flip: bool = Field(
-        default=False, description="mirror draws by chance: set it only if a mirrored image keeps its label"
-    )
-    shift: Annotated[Int, Field(ge=0)] = Field(
-        default=0, description="max pixels, each way, by which a draw is moved: only if its label stays true"
-    )
-    window: tuple[Float, Float] | None = Field(
-        default=None, description="[low, high]: 16-bit values that become black and white"
-    )
-    name: DataName | None = Field(
-        default=None, description="name of the data set, whose own ledger composes all runs on it"
-    )
-    ledger: str | None = Field(
-        default=None,
-        description="absolute path of that ledger's folder (default: the user's state folder)",
-        json_schema_extra=NEUTRAL,
-    )
-    budget: Annotated[Float, Field(gt=0, le=100)] | None = Field(
-        default=None,
-        description="max ε of all runs on the named data set together; launch/budget.py creates its ledger",
-    )
+from curriculumdp.config.data_section import DataConfig
+from curriculumdp.config.values import (
+    FRESH,
+    NEUTRAL,
+    ClipNorm,
+    Count,
+    Float,
+    Int,
+    Line,
+    NotNegative,
+    PathName,
+    Positive,
+    Rate,
+    SamplerName,
+    Section,
+    Share,
+    at_home,
+)
+from curriculumdp.phases import DEFAULT_CURRICULUM, PhaseName
+from dpkernels.limits import MAX_UNITS
 
 
 class PrivacyConfig(Section):
@@ -165,14 +74,33 @@ class CentralConfig(Section):
         default=None, description="max L2 norm of a unit's vector (default: 0.5·√d for mean, √d for mode)"
     )
     bins: Annotated[Int, Field(ge=2, le=256)] = Field(default=16, description="bins of the mode's histogram")
-    count_weight: NotNegative = Field(
-        default=0.0,
-        description="weight of one noisy count per class in the mean's vector; 0: divide by public counts",
+    count_weight: NotNegative | None = Field(
+        default=None,
+        description="weight of one noisy count per class in the mean's vector; 0: divide by public counts, or by "
+        "units/classes (default: 1, but 0 with data.class_counts or statistic=mode)",
     )
     count_floor: Positive = Field(default=1.0, description="min denominator of a class's mean")
     median: Count = Field(
         default=3, description="width of the median filter after up-sampling: odd, 1 for none"
     )
+
+
+class FrequencyConfig(Section):
+    """The frequency phase: a noisy embedding, made into images; classes count as equal without data.class_counts."""
+
+    noise_multiplier: Positive = Field(description="noise standard deviation divided by the clip norm, 1")
+    features: Annotated[Int, Field(ge=1, le=2**17)] = Field(
+        default=5000,
+        description="random frequencies; the embedding has a cosine and a sine of each per class",
+    )
+    bandwidth: Annotated[Float, Field(gt=0, le=1e6)] | None = Field(
+        default=None,
+        description="distance of images, pixels in [0, 1], that the embedding tells apart (default: √(105·d/784))",
+    )
+    fit_steps: Count = Field(
+        default=500, description="steps in which the generator is fitted; they cost nothing"
+    )
+    images: Count = Field(default=10_000, description="images drawn from the generator, for the warm-up")
 
 
 class AugmentConfig(Section):
@@ -185,9 +113,14 @@ class AugmentConfig(Section):
 
 
 class WarmupConfig(Section):
-    """The warm-up: training on the central images, which is post-processing and costs no privacy."""
+    """The warm-up: training on the central and frequency images, which is post-processing and costs no privacy."""
 
     steps: Count = Field(description="number of steps")
+    frequency_steps: Count | None = Field(
+        default=None,
+        description="how many of them, the last ones, use frequency images, without augmentation (default: all "
+        "where there are no central images)",
+    )
     batch: Count = Field(default=64, description="images per step")
     learning_rate: Positive = Field(description="Adam's learning rate")
     label_dropout: Share = Field(default=0.1, description="fraction of labels replaced by the null class")
@@ -264,6 +197,11 @@ class ComputeConfig(Section):
         description="number of processes that must have started (default: any number)",
         json_schema_extra=NEUTRAL,
     )
+    join_minutes: Positive = Field(
+        default=10.0,
+        description="minutes to wait for all processes to come at the start",
+        json_schema_extra=NEUTRAL,
+    )
 
 
 class CheckpointConfig(Section):
@@ -310,14 +248,14 @@ class Options(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
         description="name of the run: letters, digits, dot, dash, underscore", json_schema_extra=NEUTRAL
     )
-    run_dir: str = Field(
+    run_dir: PathName = Field(
         default="", description="the run's folder (default: runs/<name>)", json_schema_extra=NEUTRAL
     )
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="seed of all that touches no sensitive row: initial weights, warm-up, sampling"
     )
-    curriculum: tuple[PhaseName, ...] = Field(default=PHASE_NAMES, description="the phases, in order")
-    init_from: Line | None = Field(
+    curriculum: tuple[PhaseName, ...] = Field(default=DEFAULT_CURRICULUM, description="the phases, in order")
+    init_from: Annotated[Line, AfterValidator(at_home)] | None = Field(
         default=None, description="folder of a PUBLIC diffusers model to start from"
     )
     data: DataConfig = Field(description="the sensitive set")
@@ -326,8 +264,11 @@ class Options(Section):
     central: CentralConfig | None = Field(
         default=None, description="queries for central images; null leaves the phase out"
     )
+    frequency: FrequencyConfig | None = Field(
+        default=None, description="a noisy embedding for frequency images; null leaves the phase out"
+    )
     warmup: WarmupConfig | None = Field(
-        default=None, description="training on the central images; null leaves the phase out"
+        default=None, description="training on central and frequency images; null leaves the phase out"
     )
     private: PrivateConfig = Field(description="DP-SGD; the warm-up uses its noise levels too")
     compute: ComputeConfig = Field(description="devices, threads, precision")

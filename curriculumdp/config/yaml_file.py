@@ -4,6 +4,7 @@ Knows none of a run's options: those are in `sections.py`.
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ class ConfigError(UserError):
 def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the mapping in a YAML file, with the overrides (their values are YAML) applied."""
     try:
-        with Path(path).open("rb") as file:
+        with Path(os.path.expanduser(path)).open("rb") as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curriculumdp.clipping.clip import add_clipped_rows
-from curriculumdp.config.sections import CentralConfig, DataConfig
+from curriculumdp.config.data_section import DataConfig
+from curriculumdp.config.sections import CentralConfig
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import CentralImages, State
 from curriculumdp.data.images import ImageSet
@@ -46,6 +47,15 @@ def clip_norm_of(config: CentralConfig, data: DataConfig) -> float:
     """Return C_c: the config's value, or else the largest L2 norm that the pixels of one image can have."""
     widest = sqrt(data.channels * config.size**2) * (1.0 if config.statistic == "mode" else 0.5)
     return config.clip_norm or widest
+
+
+def count_weight_of(config: CentralConfig, data: DataConfig) -> float:
+    """Return the weight of a noisy count per class: the config's value, or else 1 where no class counts are public.
+
+    Without counts a class's sum is divided by units/classes, which makes rare classes grey and common ones glaring.
+    """
+    counted = config.statistic == "mean" and data.class_counts is None
+    return float(counted) if config.count_weight is None else config.count_weight
 
 
 def unit_vectors(query: CentralQuery, images: ImageSet, units: Tensor) -> Tensor:
@@ -143,7 +153,7 @@ class CentralPhase:
             data.classes,
             config.bins,
             clip_norm_of(config, data),
-            config.count_weight if config.statistic == "mean" else 0.0,
+            count_weight_of(config, data),
             tuple(config.sample_rate * count for count in counts),
             config.count_floor,
         )

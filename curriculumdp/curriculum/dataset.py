@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from curriculumdp.config.config import Config
 from curriculumdp.config.yaml_file import ConfigError
+from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.ledger.chain import LedgerError
-from curriculumdp.ledger.dataset_ledger import DatasetLedger, state_folder
+from curriculumdp.ledger.dataset_ledger import DatasetLedger, NoRoom, state_folder
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.privacy.accountant import epsilon
-from curriculumdp.privacy.event import AccountingError, PrivacyEvent
+from curriculumdp.privacy.event import AccountingError, PrivacyEvent, as_typed
 
 
 def place_of(config: Config) -> Path:
@@ -95,25 +96,45 @@ def described(config: Config) -> str:
             "with --create"
         )
     head = f"{config.data.name}: {shared.folder}, δ = {config.privacy.delta:g}"
-    return "\n".join([head, *(_limited(shared) if shared.limit else _composed(shared, config.privacy.delta))])
+    return "\n".join(
+        [head, *(_limited(shared, config) if shared.limit else _composed(shared, config.privacy.delta))]
+    )
 
 
-def _limited(shared: DatasetLedger) -> list[str]:
-    """Return a line per run, and the total, as fractions of the budget."""
-    limit, left = shared.limit, shared.share_left()
+def _limited(shared: DatasetLedger, config: Config) -> list[str]:
+    """Return a line per run, with its share of the budget and its ε; the total; and whether this config still fits.
+
+    What is left is no ε: how much a run takes depends on its rates and steps, so the config's own plan is solved.
+    """
+    limit, left, delta = shared.limit, shared.share_left(), config.privacy.delta
     assert limit is not None
     assert left is not None
 
-    def line(name: str, state: str, share: float) -> str:
-        worth = limit.worth(share)
-        return f"{name:32}  {state:10}  {share:8.2%}  {'-' if worth is None else f'about {worth:.2g}'}"
+    def line(name: str, state: str, share: float, cost: str) -> str:
+        return f"{name:32}  {state:10}  {share:8.2%}  {cost}".rstrip()
 
     return [
-        f"{'run':32}  {'state':10}  {'share':>8}  worth ε",
-        *(line(one.run, _state(one.sealed), limit.share(one.events)) for one in shared.reservations()),
-        line("all runs", "", 1 - left),
-        line(f"left of data.budget = {limit.budget:g}", "", max(0.0, left)),
+        f"{'run':32}  {'state':10}  {'share':>8}  costs ε",
+        *(
+            line(one.run, _state(one.sealed), limit.share(one.events), _cost(one.events, delta))
+            for one in shared.reservations()
+        ),
+        line("all runs", "", 1 - left, _cost(shared.total_events(), delta)),
+        line(f"left of data.budget = {limit.budget:g}", "", max(0.0, left), ""),
+        _room_for(config, shared),
     ]
+
+
+def _room_for(config: Config, shared: DatasetLedger) -> str:
+    """Return whether a new run of this config fits into what is left and, if not, what would: the plan is solved."""
+    epsilon_set = f"a new run of this config (privacy.epsilon = {as_typed(config.privacy.epsilon)})"
+    try:
+        planned = plan_curriculum(config).events()
+        shared.require_room(planned)
+    except (NoRoom, AccountingError) as refused:
+        return f"{epsilon_set} is refused: {refused}"
+    assert shared.limit is not None
+    return f"{epsilon_set} takes {shared.limit.share(planned):.2%} and fits"
 
 
 def _composed(shared: DatasetLedger, delta: float) -> list[str]:

@@ -5,7 +5,7 @@ of its own, so a config always gets the same answer on the same machine. It leav
 """
 
 import gc
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import torch
 
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import UNITS_AT_ONCE
+from curriculumdp.curriculum.embedding import UNITS_AT_ONCE as EMBEDDED_AT_ONCE
 from curriculumdp.curriculum.plan import Plan, PlannedPhase
 from curriculumdp.curriculum.run import Phase, Run
 from curriculumdp.curriculum.soundness import fault_of
@@ -78,6 +79,15 @@ def _needs(config: Config) -> Iterator[tuple[str, str, int]]:
         yield "central.size", "the vectors of a query", 16 * min(UNITS_AT_ONCE, data.units) * cells * bins
         yield "central.queries", "the central images", 2 * central.queries * data.classes * pixels
         yield "central.median", "the windows of the median", 8 * data.classes * pixels * central.median**2
+    if (frequency := config.frequency) is not None:
+        embedded = 2 * frequency.features * data.classes
+        yield "frequency.features", "the projection of the embedding", 16 * pixels * frequency.features
+        yield (
+            "frequency.features",
+            "the embeddings of some units",
+            4 * min(EMBEDDED_AT_ONCE, data.units) * embedded,
+        )
+        yield "frequency.images", "the images drawn", 2 * frequency.images * pixels
     yield "sampling.per_class", "the samples", 5 * config.sampling.per_class * data.classes * pixels
 
 
@@ -111,7 +121,7 @@ def dry_step(
 def _each_phase(
     config: Config, device: torch.device, state: State, phases: Mapping[str, Callable[[Run], Phase]]
 ) -> None:
-    _require_tensorboard(config)
+    _require_packages(config)
     _require_room_for_gradients(config, state)
     run = _dummy_run(config, device)
     for phase in config.curriculum:
@@ -129,7 +139,9 @@ def _dummy_run(config: Config, device: torch.device) -> Run:
     """Return a run of the config on dummy images under a fixed secret, in a world of one, without a ledger."""
     charged = {name: getattr(config, name) for name in config.curriculum if PHASES[name].charged}
     rows = [
-        PlannedPhase(name, MECHANISM, options.sample_rate, STAND_IN_NOISE, 1, 0.0, None)
+        PlannedPhase(
+            name, MECHANISM, options.sample_rate if PHASES[name].count else 1.0, STAND_IN_NOISE, 1, 0.0, None
+        )
         for name, options in charged.items()
     ]
     count = max(config.compute.microbatch, min(UNITS_AT_ONCE, config.data.units))
@@ -177,11 +189,18 @@ def _sample(config: Config, state: State) -> None:
         raise DryStepError("sampling: a sample on dummy images is not finite: use another private.sigma_data")
 
 
-def _require_tensorboard(config: Config) -> None:
-    if config.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise DryStepError(
-            "logging.tensorboard is true, but tensorboard is not installed: install it or set logging.tensorboard=false"
-        )
+def _require_packages(config: Config) -> None:
+    """Raise DryStepError if an optional package that the config asks for cannot be imported."""
+    asked = {"logging.tensorboard": ("torch.utils.tensorboard", config.logging.tensorboard)}
+    for key, (module, on) in asked.items():
+        try:
+            if on:
+                importlib.import_module(module)
+        except Exception as error:  # whatever a broken installation raises
+            raise DryStepError(
+                f"{key} is true, but {module} cannot be imported ({' '.join(str(error).split())[:200]}): install "
+                f"it (pip install '.[{key.rpartition('.')[2]}]' in the checkout) or set {key}=false"
+            ) from error
 
 
 def _require_room_for_gradients(config: Config, state: State) -> None:

@@ -4,7 +4,6 @@ run/private/   mode 0700, must never leave: lock, config.json, secret, ledger.js
 run/release/   what may leave, written once at the end (design D5)
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from curriculumdp.checkpoint import Position, authentic_positions, load_latest, save_checkpoint
-from curriculumdp.config.changes import resume_differences
+from curriculumdp.config.changes import config_digest, resume_differences
 from curriculumdp.config.config import Config, config_from
 from curriculumdp.curriculum.dataset import attach, dataset_ledger
+from curriculumdp.curriculum.declared import with_class_names
 from curriculumdp.curriculum.plan import plan_curriculum
 from curriculumdp.curriculum.release import guarantee_of, weights_of
 from curriculumdp.curriculum.state import State
+from curriculumdp.data.cache import PART
 from curriculumdp.data.images import ImageSet
 from curriculumdp.disk import make_folder, sync, write_whole
 from curriculumdp.errors import UserError
@@ -91,8 +92,8 @@ class RunFolder:
             raise FolderError(
                 f"run_dir {self.path}: not writable ({error.strerror}): set another run_dir"
             ) from error
-        shutil.rmtree(self.pending_cache, ignore_errors=True)
-        stack.callback(shutil.rmtree, self.pending_cache, ignore_errors=True)
+        self._drop_pending()
+        stack.callback(self._drop_pending)
         missing = ledger_is_missing(self.private)
         if missing and os.path.lexists(self.release):
             raise FolderError(
@@ -204,6 +205,7 @@ class RunFolder:
         file = self.private / CONFIG
         if file.exists() and not ledger_is_missing(self.private):  # without a ledger nothing has started
             saved = self._saved()
+            config = with_class_names(config, _names_in(saved))
             changed = [d for d in resume_differences(saved, config) if d.kind == "refused"]
             if changed:
                 raise FolderError(
@@ -211,6 +213,12 @@ class RunFolder:
                     + (f" (and {len(changed) - 1} more)" if changed[1:] else "")
                     + ": change it back, or set another run_dir"
                 )
+
+    def fixed_names(self) -> bytes:
+        """Return the classes' names as fixed at the run's start (JSON; null for none), or b"" if it has not begun."""
+        if ledger_is_missing(self.private) or not (self.private / CONFIG).exists():
+            return b""
+        return json.dumps(_names_in(self._saved())).encode()
 
     def accept(self, config: Config) -> None:
         """Save the options of a command that is about to train; call it before the command shows any metrics."""
@@ -220,8 +228,14 @@ class RunFolder:
         if self.pending_cache.is_dir():
             self.cache.mkdir(mode=0o700, exist_ok=True)
             for file in self.pending_cache.iterdir():
-                file.replace(self.cache / file.name)
-            self.pending_cache.rmdir()
+                if file.suffix != PART:
+                    file.replace(self.cache / file.name)
+            shutil.rmtree(self.pending_cache, ignore_errors=True)
+
+    def _drop_pending(self) -> None:
+        """Remove the images of a command that was not accepted; those of an interrupted decode stay, to be resumed."""
+        if not any(self.pending_cache.glob(f"*{PART}")):
+            shutil.rmtree(self.pending_cache, ignore_errors=True)
 
     def _keep_config(self, config: Config) -> None:
         write_whole(self.private / CONFIG, json.dumps(config.resolved(), indent=1).encode())
@@ -284,7 +298,7 @@ class RunFolder:
         if found is not None and not damaged:
             state = untrained(config, torch.device("cpu"))
             state.load(found[1])
-            weights = weights_of(state)
+            weights = weights_of(config, state)
         guarantee = guarantee_of(config, self.ledger, self.metrics_shown)
         return other_release(self.release, guarantee, weights) or damage(self.release)
 
@@ -336,9 +350,6 @@ def within(config: Config) -> Callable[[Sequence[PrivacyEvent]], bool]:
     return allows
 
 
-def config_digest(config: Config) -> str:
-    """Return the SHA-256 (hex) of the options that a run may not change."""
-    blank = config.model_validate(config.resolved())
-    options = {d.key for d in resume_differences({}, blank) if d.kind == "refused"}
-    flat = {d.key: d.now for d in resume_differences({}, config) if d.key in options}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+def _names_in(saved: dict[str, Any]) -> list[str] | None:
+    data = saved.get("data")
+    return data.get("class_names") if isinstance(data, dict) else None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
+from math import sqrt
 from typing import Any, Literal
 
 from curriculumdp.config.config import Config
@@ -19,7 +20,12 @@ from curriculumdp.privacy.calibrate import (
     solve_noise_multiplier,
     solve_noise_multiplier_rdp,
 )
+from curriculumdp.privacy.detection import ALARMS, at_most, detection_bound
 from curriculumdp.privacy.event import AccountingError, Mechanism, PrivacyEvent, as_typed, rounded_up
+from curriculumdp.recipe.network_size import network_size
+from curriculumdp.recipe.signal import mean_clip_norm, pixel_noise, step_signal, warnings
+
+EXACT_BELOW = 1.0
 
 TABLE_HEAD = (
     "phase",
@@ -35,7 +41,7 @@ TABLE_HEAD = (
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A row of the plan. steps: queries, for the central phase. expected_units: per step, rate × declared units.
+    """A row of the plan. steps: queries or releases, if it has those. expected_units: per step, rate × declared units.
 
     epsilon_alone: what the phase would cost if it were the whole run. A phase that spends nothing has the mechanism
     "post_processing" and neither rate nor noise.
@@ -129,16 +135,38 @@ def spent_table(plan: Plan, points: int = 10) -> list[tuple[int, float]]:
 
 
 def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
-    """Return (ε, DP-SGD's noise multiplier) for a quarter, half and twice the budget, by RDP: some 10 % too high.
+    """Return (ε, DP-SGD's noise multiplier) for a quarter, half and twice the budget.
 
-    The noise multiplier is None if the central queries alone cost more. Empty for a plan without DP-SGD.
+    Exact below EXACT_BELOW, where RDP is further off the smaller ε is; from there on by RDP, in a fraction of the time:
+    an upper bound. None if no noise is enough, as where the central queries alone cost more. Empty without DP-SGD.
     """
     *before, last = plan.events()
     return [
-        (budget, _noise_by_rdp(before, last, budget, plan.delta))
+        (budget, _noise_for(before, last, budget, plan.delta))
         for budget in (plan.budget / 4, plan.budget / 2, 2 * plan.budget)
         if last.name == SOLVED and budget <= MAX_BUDGET
     ]
+
+
+def noise_warnings(config: Config, plan: Plan) -> list[str]:
+    """Return a line for each phase whose noise will drown the images, with the figure it goes by."""
+    rows, model, data = {row.name: row for row in plan.phases}, config.model, config.data
+    pixels = step = run = None
+    central, private = rows.get("central"), rows.get(SOLVED)
+    if central and config.central and config.central.statistic == "mean" and central.expected_units:
+        clip_norm = config.central.clip_norm or mean_clip_norm(data.channels, config.central.size)
+        pixels = pixel_noise(
+            central.expected_units, central.noise_multiplier or 0.0, clip_norm, data.classes, central.steps
+        )
+    if private and private.expected_units and private.noise_multiplier:
+        dropout = config.private.label_dropout + (config.warmup.label_dropout if config.warmup else 0)
+        size = network_size(
+            model.channels, data.size, data.channels, data.classes + (dropout > 0),
+            blocks=model.blocks, attention=model.attention,
+        )  # fmt: skip
+        step = step_signal(private.expected_units, private.noise_multiplier, size.parameters)
+        run = step * sqrt(private.steps)
+    return warnings(pixels, step, run)
 
 
 def described(plan: Plan) -> str:
@@ -159,7 +187,8 @@ def described(plan: Plan) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     others = [
-        f"ε = {budget:g}: {'central alone costs more' if noise is None else f'{noise:.3g}'}"
+        f"ε = {budget:g}: "
+        + ("no noise is enough" if noise is None else f"{'≤ ' * (budget >= EXACT_BELOW)}{noise:.3g}")
         for budget, noise in other_budgets(plan)
     ]
     table.append(
@@ -168,37 +197,80 @@ def described(plan: Plan) -> str:
     )
     if len(plan.events()) > 1:
         table.append("(phases compose to less than their sum, so the percentages add up to more than 100 %)")
+    table.append(_meaning(plan))
     if others:
-        table.append(
-            "approximate noise multipliers for other budgets (RDP, 5 to 12 % too high): " + "; ".join(others)
-        )
+        table.append("noise multipliers for other budgets (≤: by RDP, an upper bound): " + "; ".join(others))
     return "\n".join(table)
+
+
+def _meaning(plan: Plan) -> str:
+    """Return what ε means to an attacker who tests for one unit, whatever the method."""
+    found = detection_bound(plan.events(), plan.epsilon, ALARMS)
+    rates = "; ".join(
+        f"{at_most(rate)} at {alarms:.1%} false alarms" for alarms, rate in zip(ALARMS, found, strict=True)
+    )
+    return (
+        "that means: someone who knows every other unit, and tests the release for one unit's presence, detects it at "
+        f"most this often, whatever the method: {rates}"
+    )
+
+
+def signal_to_noise(config: Config) -> float | None:
+    """Return the largest mean of an embedding's value over its noise, for classes of equal size; None without one.
+
+    A class's share of the units times z's values of at most 1/√F, against σ/units. Real means are a few times smaller.
+    """
+    if (frequency := config.frequency) is None:
+        return None
+    data = config.data
+    return data.units / (data.classes * frequency.noise_multiplier * sqrt(frequency.features))
+
+
+def signal_line(config: Config) -> str | None:
+    """Return a line on whether the embedding's signal is above its noise, or None without a frequency phase."""
+    if (ratio := signal_to_noise(config)) is None:
+        return None
+    line = f"frequency: signal to noise per value of the embedding is at most {ratio:.2g}"
+    if ratio >= 1:
+        return line
+    return (
+        f"warning: {line}, below 1: too few units per class for this noise; leave the phase out (frequency=null), or "
+        "lower frequency.noise_multiplier or frequency.features"
+    )
 
 
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
 
-def _noise_by_rdp(
+def _noise_for(
     before: list[PrivacyEvent], private: PrivacyEvent, budget: float, delta: float
 ) -> float | None:
+    solve = solve_noise_multiplier if budget < EXACT_BELOW else solve_noise_multiplier_rdp
     try:
-        return solve_noise_multiplier_rdp(before, private.sample_rate, private.count, budget, delta)
-    except BudgetTooSmall:
+        return solve(before, private.sample_rate, private.count, budget, delta)
+    except AccountingError:
         return None
 
 
 def _given(config: Config, phase: PhaseName) -> PrivacyEvent:
     """Return the event of a phase whose noise multiplier is an option."""
     options, count, privacy = getattr(config, phase), PHASES[phase].count, config.privacy
-    uses, rate, noise = getattr(options, count), options.sample_rate, options.noise_multiplier
-    event = PrivacyEvent(phase, "subsampled_gaussian", rate, noise, uses)
-    alone = epsilon([event], privacy.delta)
+    noise = options.noise_multiplier
+    if count is None:
+        event = PrivacyEvent(phase, "gaussian", 1.0, noise, 1)
+        cause, remedy = f"{phase}.noise_multiplier = {noise:g} costs", "raise one of them"
+    else:
+        uses, rate = getattr(options, count), options.sample_rate
+        event = PrivacyEvent(phase, "subsampled_gaussian", rate, noise, uses)
+        given = f"{phase}.{count} = {uses}, {phase}.sample_rate = {rate:g}"
+        cause = f"{given} and {phase}.noise_multiplier = {noise:g} cost"
+        remedy = "lower the first two, or raise one of the others"
+    with _about(f"{phase}.noise_multiplier"):
+        alone = epsilon([event], privacy.delta)
     if alone >= privacy.epsilon:
         raise BudgetTooSmall(
-            f"{phase}.{count} = {uses}, {phase}.sample_rate = {rate:g} and {phase}.noise_multiplier = {noise:g} cost "
-            f"ε = {rounded_up(alone)} alone, but privacy.epsilon is {as_typed(privacy.epsilon)}: lower the first two, "
-            "or raise one of the others"
+            f"{cause} ε = {rounded_up(alone)} alone, but privacy.epsilon is {as_typed(privacy.epsilon)}: {remedy}"
         )
     return event
 
@@ -215,7 +287,8 @@ def _solved(config: Config, before: list[PrivacyEvent]) -> PrivacyEvent:
 
 def _row(config: Config, phase: PhaseName, event: PrivacyEvent | None) -> PlannedPhase:
     if event is None:
-        steps = getattr(getattr(config, phase), PHASES[phase].count)
+        count = PHASES[phase].count
+        steps = getattr(getattr(config, phase), count) if count else 1
         return PlannedPhase(phase, "post_processing", None, None, steps, 0.0, None)
     return PlannedPhase(
         phase,

@@ -8,10 +8,13 @@ from torch import Tensor
 
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
+from curriculumdp.curriculum.frequency import embedding_of
 from curriculumdp.curriculum.state import State, module_tensors
 from curriculumdp.ledger.run_ledger import Ledger
-from curriculumdp.release.certificate import Guarantee, PublicFacts
+from curriculumdp.release.certificate import Guarantee, PublicEmbedding, PublicFacts
 from curriculumdp.release.export import SampleSettings, certified_events, export_release
+
+EMBEDDING = "class_embedding.weight"
 
 
 def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarantee:
@@ -29,6 +32,8 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
             classes=data.classes,
             image_shape=(data.channels, data.size, data.size),
             initial_weights=without_paths(config)["init_from"],
+            id2label=data.class_names,
+            embedding=_embedding_of(config),
         ),
         events=certified_events(ledger.events(), ledger.clip_norms()),
         stopped=cast('Literal["planned", "budget", "operator"]', ledger.sealed or "operator"),
@@ -36,9 +41,26 @@ def guarantee_of(config: Config, ledger: Ledger, metrics_shown: bool) -> Guarant
     )
 
 
-def weights_of(state: State) -> dict[str, Tensor]:
-    """Return the weights to release: the EMA, by parameter name, on the CPU."""
-    return {name: part.detach().cpu() for name, part in module_tensors(state.net, state.ema).items()}
+def _embedding_of(config: Config) -> PublicEmbedding | None:
+    if config.frequency is None:
+        return None
+    used = embedding_of(config.frequency, config.data, config.seed)
+    return PublicEmbedding(features=used.features, bandwidth=used.bandwidth, seed=used.seed)
+
+
+def weights_of(config: Config, state: State) -> dict[str, Tensor]:
+    """Return the weights to release: the EMA, by parameter name, on the CPU.
+
+    The null class is left out unless DP-SGD trained it: stock diffusers draws from all classes if it is given none.
+    """
+    weights = {name: part.detach().cpu() for name, part in module_tensors(state.net, state.ema).items()}
+    return weights | {EMBEDDING: weights[EMBEDDING][: classes_of(config)]}
+
+
+def classes_of(config: Config) -> int:
+    """Return how many classes a release has, with the null class that DP-SGD trained, if it did."""
+    trained = "private" in config.curriculum and config.private.label_dropout > 0
+    return config.data.classes + int(trained)
 
 
 def publish(
@@ -49,9 +71,12 @@ def publish(
     *,
     metrics_shown: bool,
     sign: Path | None = None,
+    license_: str | None = None,
     seal: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the release of a run to `out` and return its path; sign it if `sign` names an Ed25519 key.
+
+    license_: what the model card states.
 
     `seal` is called once the complete release lies next to `out`, so any other error comes before it.
     Raises ExportError or CertificateError, with nothing written.
@@ -59,14 +84,16 @@ def publish(
     sampling = config.sampling
     return export_release(
         out,
-        weights=weights_of(state),
-        net_config=dict(state.net.config),
+        weights=weights_of(config, state),
+        net_config={**state.net.config, "num_class_embeds": classes_of(config)},
         sigma_data=config.private.sigma_data,
         guarantee=guarantee_of(config, ledger, metrics_shown),
         config=without_paths(config),
         central=state.central.images,
+        frequency=state.frequency.images,
         samples=SampleSettings(sampling.sampler, sampling.steps, sampling.per_class, config.seed),
         signing_key=sign,
+        license_=license_,
         device=state.ema.device,
         before_publishing=seal,
     )

@@ -25,6 +25,10 @@ class FreshIncarnation(Exception):
     """A replayed sum differs from the recorded one: its step must be redone under new keys, and charged."""
 
 
+class Interrupted(Exception):
+    """A step stopped halfway because the run should stop. What it has released is in the state; it will be redone."""
+
+
 class OutOfBudget(Exception):
     """The next event would exceed the budget ε: the run ends here."""
 

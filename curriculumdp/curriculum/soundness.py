@@ -5,6 +5,8 @@ norms and the number of excluded units are PRIVATE and must not stop a run: one 
 the end would reveal them.
 """
 
+import shlex
+
 import torch
 from torch.func import functional_call
 
@@ -74,6 +76,6 @@ def ruined(fault: str, step: int, phase: str, run_dir: str) -> TrainingError:
     return TrainingError(
         f"the network was ruined by step {step} of the {phase} phase: {fault} (a learning rate that is too high does "
         "this; units excluded from sums do not). Nothing more is charged and the last good checkpoint is kept: export "
-        f"it with launch/export.py {run_dir} --end-run, or start a new run in another run_dir with a lower "
-        f"{phase}.learning_rate"
+        f"it with launch/export.py {shlex.quote(run_dir)} --out DIR --end-run, or start a new run in another run_dir "
+        f"with a lower {phase}.learning_rate"
     )

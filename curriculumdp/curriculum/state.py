@@ -1,10 +1,11 @@
-"""What training changes: weights, optimiser and EMA in flat buffers, and the central images.
+"""What training changes: weights, optimiser and EMA in flat buffers, and what the noisy sums gave to train on.
 
 All parameters of a model lie in one flat fp32 buffer, in the order of `net.named_parameters()`; the module's
 parameters are views of it. The optimiser's moments and the EMA have the same layout, so a step of Adam, a checkpoint
 and a sum over ranks are each one operation on one buffer.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,9 @@ from curriculumdp.world import World
 
 @dataclass(frozen=True)
 class CentralImages:
-    """Noisy aggregates of the sensitive set: the noise has made them PUBLIC.
+    """Images made of noisy sums of the sensitive set: the noise has made them PUBLIC.
 
-    images uint8 [M, C, H, W], labels int64 [M]. M may be 0 (a curriculum without the central phase).
+    images uint8 [M, C, H, W], labels int64 [M]. M may be 0 (a curriculum without the phase that makes them).
     """
 
     images: Tensor
@@ -27,7 +28,11 @@ class CentralImages:
 
 @dataclass
 class State:
-    """What a step changes. The buffers are fp32 [P]; `step` steps of phase number `phase` are done."""
+    """What a step changes. The buffers are fp32 [P]; `step` steps of phase number `phase` are done.
+
+    central: the central images. embedding: the noisy sum of the frequency phase, int64 [d], d = 0 before it was
+    released; frequency: the images made of it. All of these are PUBLIC.
+    """
 
     net: UNet2DModel
     weights: Tensor
@@ -35,6 +40,8 @@ class State:
     exp_avg_sq: Tensor
     ema: Tensor
     central: CentralImages
+    embedding: Tensor
+    frequency: CentralImages
     phase: int = 0
     step: int = 0
 
@@ -47,6 +54,9 @@ class State:
             "ema": self.ema,
             "central_images": self.central.images,
             "central_labels": self.central.labels,
+            "embedding": self.embedding,
+            "frequency_images": self.frequency.images,
+            "frequency_labels": self.frequency.labels,
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -54,14 +64,29 @@ class State:
         for name in ("weights", "exp_avg", "exp_avg_sq", "ema"):
             getattr(self, name).copy_(tensors[name])
         self.central = CentralImages(tensors["central_images"], tensors["central_labels"])
+        if "embedding" in tensors:  # checkpoints of earlier versions have none
+            self.embedding = tensors["embedding"]
+            self.frequency = CentralImages(tensors["frequency_images"], tensors["frequency_labels"])
 
-    def share(self, world: World, central: int) -> None:
-        """Copy rank 0's buffers to every rank; `central` is its number of central images."""
+    def sizes(self) -> dict[str, int]:
+        """Return how much there is of what grows during a run: images, and values of the embedding."""
+        return {
+            "central": len(self.central.labels),
+            "embedding": len(self.embedding),
+            "frequency": len(self.frequency.labels),
+        }
+
+    def share(self, world: World, sizes: Mapping[str, int]) -> None:
+        """Copy rank 0's buffers to every rank; `sizes` are rank 0's."""
         if not world.is_main:
-            images = self.central.images
-            self.central = CentralImages(
-                images.new_zeros((central, *images.shape[1:])), torch.zeros(central, dtype=torch.int64)
+            self.central, self.frequency = (
+                CentralImages(
+                    self.central.images.new_zeros((sizes[name], *self.central.images.shape[1:])),
+                    torch.zeros(sizes[name], dtype=torch.int64),
+                )
+                for name in ("central", "frequency")
             )
+            self.embedding = torch.zeros(sizes["embedding"], dtype=torch.int64)
         for tensor in self.tensors().values():
             moved = tensor.to(world.device)
             world.broadcast_(moved)
@@ -87,7 +112,8 @@ def flat_state(net: UNet2DModel, device: torch.device) -> State:
     config = net.config
     shape = (0, config.in_channels, config.sample_size, config.sample_size)
     none = CentralImages(torch.zeros(shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
-    return State(net, weights, zeros.clone(), zeros.clone(), weights.clone(), none)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return State(net, weights, zeros.clone(), zeros.clone(), weights.clone(), none, nothing, none)
 
 
 def module_tensors(net: UNet2DModel, flat: Tensor) -> dict[str, Tensor]:

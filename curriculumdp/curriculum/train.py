@@ -6,31 +6,40 @@ entry), the secret, the checkpoint, the incarnation; then the steps, each charge
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from curriculumdp.config.changes import without_paths
 from curriculumdp.config.config import Config
 from curriculumdp.curriculum.central import CentralPhase
-from curriculumdp.curriculum.declared import content_digest, load_declared
+from curriculumdp.curriculum.declared import (
+    content_digest,
+    load_unless_stopped,
+    warn_of_repeats,
+    with_class_names,
+)
 from curriculumdp.curriculum.dry_step import dry_step, require_memory
 from curriculumdp.curriculum.engine import repeat_to_the_bit
 from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
 from curriculumdp.curriculum.folder import FolderError, RunFolder
+from curriculumdp.curriculum.frequency import FrequencyPhase
+from curriculumdp.curriculum.initial import initial_state, untrained_state
 from curriculumdp.curriculum.plan import Plan
-from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
+from curriculumdp.curriculum.preemption import PREEMPTED, launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
+from curriculumdp.curriculum.recharge import announce_recharge, consent
 from curriculumdp.curriculum.release import publish
-from curriculumdp.curriculum.run import FreshIncarnation, OutOfBudget, Phase, Run
+from curriculumdp.curriculum.run import FreshIncarnation, Interrupted, OutOfBudget, Phase, Run
 from curriculumdp.curriculum.soundness import require_finite, require_sound, ruined
 from curriculumdp.curriculum.spent import SpentSoFar, counting_repeats
-from curriculumdp.curriculum.state import State, flat_state
-from curriculumdp.curriculum.warmup import WarmupPhase, public_seed
-from curriculumdp.diffusion.networks import build_unet, check_trainable, load_public_weights
+from curriculumdp.curriculum.state import State
+from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.diffusion.sample import SamplingError
 from curriculumdp.metrics import Metrics
 from curriculumdp.privacy.event import AccountingError
@@ -42,12 +51,12 @@ from curriculumdp.world import World
 
 PHASE_CLASSES: dict[str, Callable[[Run], Phase]] = {
     "central": CentralPhase,
+    "frequency": FrequencyPhase,
     "warmup": WarmupPhase,
     "private": PrivatePhase,
 }
 # Errors that can stop a release before anything is written to its final path.
 UNPUBLISHED = (ExportError, CertificateError, AccountingError, SignatureError, SamplingError)
-PREEMPTED = 143  # 128 + SIGTERM: schedulers read it as "terminated on request"
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Outcome:
         return (
             f"release:  {self.release}\n"
             f"samples:  {self.release / 'samples.png'}\n"
-            f"verify:   python launch/verify.py {self.release}"
+            f"verify:   launch/verify.py {shlex.quote(str(self.release))}"
         )
 
 
@@ -76,7 +85,12 @@ class Preempted(Exception):
 
 
 def run_curriculum(
-    config: Config, world: World, *, secret: RunSecret | None = None, nonce: str | None = None
+    config: Config,
+    world: World,
+    *,
+    accept_recharge: bool = False,
+    secret: RunSecret | None = None,
+    nonce: str | None = None,
 ) -> Outcome:
     """Start or resume the run described by `config`; if it has finished, report where its release is.
 
@@ -88,15 +102,18 @@ def run_curriculum(
         repeat_to_the_bit()  # before the warm-up: cuBLAS reads its setting once, at its first use in a process
     folder = RunFolder(Path(config.run_dir))
     with ExitStack() as stack:
-        stopping = stack.enter_context(stop_signal())
         world.require_equal("the config", common_options(config))
         if world.from_main(lambda: b"sealed" if folder.claim(stack, config) else b""):
             world.from_main(lambda: publish_sealed(folder))
             return Outcome(folder.path, folder.release)
         require_memory(config)
-        kept = (folder.cache, folder.pending_cache) if world.is_main else (None, None)
-        images = load_declared(config, *kept)
+        fixed = world.from_main(folder.fixed_names)
+        config = with_class_names(config, json.loads(fixed) if fixed else None)
+        images = load_unless_stopped(config, world, folder.cache, folder.pending_cache)
+        if images is None:
+            return Outcome(folder.path, None)
         world.require_equal("the data", content_digest(images))
+        config = config if fixed else with_class_names(config, images.class_names)
         state = initial_state(config, world.device)
         # Before the ledger exists: what cannot be trained is refused uncharged.
         dry_step(config, world, state, PHASE_CLASSES)
@@ -109,14 +126,18 @@ def run_curriculum(
             secret=RunSecret.from_bytes(world.from_main(folder.secret_file.read_bytes)),
             images=images,
             ledger=folder.ledger if world.is_main else None,
-            stopping=stopping,
         )
         restore(run, state, folder)
+        facts = fingerprint(config, world)
+        world.from_main(lambda: consent(run, state, facts, accept_recharge))
         world.from_main(lambda: folder.accept(config))
-        run.begin(fingerprint(config, world), nonce)
+        world.from_main(lambda: warn_of_repeats(folder.private, config, images))
+        run.begin(facts, nonce)
         try:
             reason = train(run, state, folder)
         except Preempted:
+            return Outcome(folder.path, None)
+        if world.any(run.stopping.is_set()):  # in the last step, whose result is saved
             return Outcome(folder.path, None)
         world.from_main(lambda: finish(folder, config, state, reason))
     return Outcome(folder.path, folder.release)
@@ -128,7 +149,7 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
     Raises Preempted, after saving a checkpoint, when asked to stop, and TrainingError where the network is ruined.
     """
     names, every = run.config.curriculum, run.config.checkpoint.every
-    with open_metrics(run, state, folder) as metrics:
+    with open_metrics(run, state, folder) as metrics, stop_signal(run.stopping):
         while state.phase < len(names):
             phase = PHASE_CLASSES[names[state.phase]](run)
             charged = run.plan.phase(phase.name).event is not None
@@ -144,11 +165,15 @@ def train(run: Run, state: State, folder: RunFolder) -> str:
                 try:
                     figures = phase.step(run, state, state.step)
                 except FreshIncarnation:
+                    run.world.from_main(lambda: announce_recharge(run, state))
                     run.begin_incarnation(fingerprint(run.config, run.world), "a replayed sum differs")
                     continue
                 except OutOfBudget:
                     save(run, phase, state, folder)
                     return "budget"
+                except Interrupted:
+                    save(run, phase, state, folder)
+                    raise Preempted from None
                 state.step += 1
                 metrics.step(phase.name, state.step, figures)
                 if state.step % every == 0 and state.step < phase.steps:
@@ -192,7 +217,16 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
     spent = counting_repeats(
         SpentSoFar(run.plan), run.plan, lambda: sum(event.count for event in ledger.events())
     )
-    return Metrics(folder.private, steps, done, spent, logging.show_private_metrics, logging.tensorboard)
+    shown = logging.show_private_metrics, logging.tensorboard
+    return Metrics(folder.private, steps, done, spent, *shown, images_per_step(run))
+
+
+def images_per_step(run: Run) -> dict[str, float]:
+    """Return how many images the network sees per step on the busiest process; of private steps, the expected."""
+    config = run.config
+    units = config.private.sample_rate * config.data.units / run.world.size
+    found = {"private": units * config.private.draws}
+    return found | ({"warmup": float(config.warmup.batch)} if config.warmup is not None else {})
 
 
 def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:
@@ -204,52 +238,20 @@ def save(run: Run, phase: Phase, state: State, folder: RunFolder) -> None:
 
 def restore(run: Run, state: State, folder: RunFolder) -> None:
     """Load the latest checkpoint, if there is one, and copy rank 0's state to every rank."""
-    position = {"phase": 0, "step": 0, "central": 0}
+    position: dict[str, Any] = {"phase": 0, "step": 0, "sizes": state.sizes()}
     if run.world.is_main:
         found = folder.latest(lambda text: print(f"warning: {text}", flush=True))
         if found is not None:
             state.load(found[1])
-            position |= {"phase": found[0].phase, "step": found[0].step, "central": len(state.central.labels)}
+            position |= {"phase": found[0].phase, "step": found[0].step, "sizes": state.sizes()}
     position = json.loads(run.world.from_main(lambda: json.dumps(position).encode()))
     state.phase, state.step = position["phase"], position["step"]
-    state.share(run.world, position["central"])
+    state.share(run.world, position["sizes"])
     names = run.config.curriculum
     if state.phase == len(names):
         run.world.print("training had finished: only the release is left to write")
     elif state.phase or state.step:
         run.world.print(f"resuming at step {state.step + 1} of the {names[state.phase]} phase")
-
-
-def initial_state(config: Config, device: torch.device) -> State:
-    """Return the state that training starts from, the same for the same config; raise NetworkError."""
-    state = untrained_state(config, torch.device("cpu"))
-    if config.init_from is not None:
-        load_public_weights(state.net, Path(config.init_from))
-        check_trainable(state.net)
-    return flat_state(state.net, device)
-
-
-def untrained_state(config: Config, device: torch.device) -> State:
-    """Return the state of a network with random weights, for a checkpoint to be loaded into; raise NetworkError.
-
-    It reads no file: the weights that a finished run started from may be gone.
-    """
-    model, data = config.model, config.data
-    dropout = config.private.label_dropout + (config.warmup.label_dropout if config.warmup else 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(public_seed(config.seed, "weights"))
-        net = build_unet(
-            model.channels,
-            data.size,
-            data.channels,
-            data.classes,
-            null_class=dropout > 0,
-            blocks=model.blocks,
-            attention=model.attention,
-            groups=model.norm_groups,
-        )
-    check_trainable(net)
-    return flat_state(net, device)
 
 
 def common_options(config: Config) -> bytes:
@@ -280,7 +282,9 @@ def publish_sealed(folder: RunFolder) -> None:
         )
 
 
-def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False) -> Path | None:
+def export_run(
+    run: Path, out: Path, sign: Path | None, *, end_run: bool = False, license_: str | None = None
+) -> Path | None:
     """Write the release of a run to `out`, signed if `sign` names an Ed25519 key, and return `out`.
 
     With `end_run`, an unfinished run ends here ("operator"). It is sealed only once the complete release lies next to
@@ -296,11 +300,18 @@ def export_run(run: Path, out: Path, sign: Path | None, *, end_run: bool = False
             folder.seal("operator")
             return None
         config, state = folder.checkpointed(untrained_state)
-        hand_over(folder, out, config, state, sign)
+        hand_over(folder, out, config, state, sign, license_)
     return out
 
 
-def hand_over(folder: RunFolder, out: Path, config: Config, state: State, sign: Path | None = None) -> None:
+def hand_over(
+    folder: RunFolder,
+    out: Path,
+    config: Config,
+    state: State,
+    sign: Path | None = None,
+    license_: str | None = None,
+) -> None:
     """Publish to `out`, sealing the run ("operator") if it is not sealed; an error after the seal says so."""
     try:
         publish(
@@ -310,6 +321,7 @@ def hand_over(folder: RunFolder, out: Path, config: Config, state: State, sign: 
             state,
             metrics_shown=folder.metrics_shown,
             sign=sign,
+            license_=license_,
             seal=lambda: folder.seal("operator"),
         )
     except UNPUBLISHED as error:

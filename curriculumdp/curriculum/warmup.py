@@ -1,4 +1,6 @@
-"""The warmup phase: ordinary training on central images with random augmentation. It touches no sensitive row.
+"""The warmup phase: ordinary training on central images with random augmentation, then on frequency images without.
+
+It touches no sensitive row. From one set to the next, the moving average of the weights is handed on.
 
 Only rank 0 trains, and broadcasts the result, since DDP's order of summation would depend on the world. Each step's
 draws come from a generator seeded anew from (seed, purpose, step), so resume needs no RNG state. On a GPU a step is one
@@ -17,6 +19,7 @@ from kornia.augmentation.auto import RandAugment
 from torch import Tensor
 
 from curriculumdp.clipping.cuda_graph import Captured
+from curriculumdp.config.config import Config
 from curriculumdp.config.sections import PrivateConfig, WarmupConfig
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.soundness import spoilt
@@ -48,7 +51,7 @@ def public_seed(seed: int, purpose: str, step: int = 0) -> int:
 
 
 class WarmupPhase:
-    """The warmup phase: EDM training on the central images. Input and output are PUBLIC."""
+    """The warmup phase: EDM training on the central and frequency images. Input and output are PUBLIC."""
 
     name = "warmup"
 
@@ -56,6 +59,7 @@ class WarmupPhase:
         config = run.config.warmup
         assert config is not None
         self.config, self.steps = config, config.steps
+        self.turn = config.steps - _frequency_steps(run.config)  # the first step on frequency images
         self.sigma = run.config.private
         self.augment = RandAugment(config.augment.operations, config.augment.magnitude, policy=POLICY)
         self.capture = run.config.compute.capture and run.world.device.type == "cuda"
@@ -68,6 +72,8 @@ class WarmupPhase:
     def step(self, run: Run, state: State, step: int) -> dict[str, float]:
         if not run.world.is_main:
             return {}
+        if step == self.turn and step > 0:
+            state.weights.copy_(state.ema)
         if self.capture:
             return {"loss": float(self._replayed(run, state, step))}
         device = run.world.device
@@ -100,17 +106,19 @@ class WarmupPhase:
         """Return a step's batch, noise levels and noise, on the CPU: a function of the public seed and the step."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(public_seed(run.config.seed, self.name, step))
-            images, labels = self._batch(state, run.config.data.classes)
+            images, labels = self._batch(state, step, run.config.data.classes)
             sigma = noise_level(torch.randn(len(images)), self.sigma.p_mean, self.sigma.p_std)
             noise = torch.randn(images.shape)
         return {"images": images, "labels": labels, "sigma": sigma, "noise": noise}
 
-    def _batch(self, state: State, classes: int) -> tuple[Tensor, Tensor]:
-        """Draw a batch of augmented central images in [−1, 1], on the CPU, and labels (`classes` means no label)."""
-        central = state.central
-        rows = torch.randint(len(central.labels), (self.config.batch,))
-        images = self.augment(central.images[rows].float() / 255).clamp(0, 1)
-        labels = central.labels[rows]
+    def _batch(self, state: State, step: int, classes: int) -> tuple[Tensor, Tensor]:
+        """Draw a step's images in [−1, 1], on the CPU, and labels (`classes` means no label)."""
+        from_central = step < self.turn
+        source = state.central if from_central else state.frequency
+        rows = torch.randint(len(source.labels), (self.config.batch,))
+        images, labels = source.images[rows].float() / 255, source.labels[rows]
+        if from_central:
+            images = self.augment(images).clamp(0, 1)
         if self.config.label_dropout > 0:
             dropped = torch.rand(len(rows)) < self.config.label_dropout
             labels = torch.where(dropped, torch.full_like(labels, classes), labels)
@@ -118,9 +126,8 @@ class WarmupPhase:
 
     def rehearse(self, run: Run, state: State) -> str | None:
         images = run.images
-        state.central = CentralImages(
-            torch.from_numpy(images.images[:1]), torch.from_numpy(images.labels[:1])
-        )
+        some = CentralImages(torch.from_numpy(images.images[:1]), torch.from_numpy(images.labels[:1]))
+        state.central = state.frequency = some
         self.begin(run, state)
         self.step(run, state, 0)
         instead = "a lower warmup.learning_rate or perturbation, or other private.p_mean, p_std or sigma_data"
@@ -147,6 +154,14 @@ def _sharp_gradient(
     _, gradient = _loss_and_gradient(state, sigma, drawn)
     state.weights.copy_(weights)
     return loss, gradient
+
+
+def _frequency_steps(config: Config) -> int:
+    """Return the number of steps on frequency images: all, where there are no others."""
+    assert config.warmup is not None
+    if config.frequency is None or config.central is None:
+        return config.warmup.steps if config.frequency else 0
+    return config.warmup.frequency_steps or 0
 
 
 def _loss_and_gradient(

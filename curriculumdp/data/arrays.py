@@ -6,6 +6,7 @@ The size that a file's header declares is checked against the file's length befo
 import gzip
 import io
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,17 +16,21 @@ from typing import TypeVar
 
 import numpy as np
 
-from curriculumdp.data.images import DataError
+from curriculumdp.data.images import BadImage, DataError
 from curriculumdp.data.listing import Listing, Wanted
-from curriculumdp.data.pixels import array_pixels
+from curriculumdp.data.names import by_name
+from curriculumdp.data.pixels import Conversion, Decoded, Unusable, array_picture, refuse_window, windowed
 
 Read = TypeVar("Read")
 IDX_PREFIX = {"train": "train", "test": "t10k"}
 GZIP_RATIO = 1032  # deflate's maximum compression ratio
 IDX_IMAGES, IDX_LABELS = 0x803, 0x801  # magic numbers: unsigned bytes in 3 dimensions and in 1
 # What Python's gzip, zip and npy readers raise on damaged or encrypted files and on other formats.
-DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
-NPZ_ARRAYS = {"images", "labels", "units"}
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, SyntaxError),
+    *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
+NPZ_ARRAYS = {"images", "labels", "units", "class_names"}
 # Every fifth row of scikit-learn's digits is held out, so that all writers are in both splits.
 TEST_EVERY = 5
 
@@ -43,8 +48,30 @@ def list_digits(wanted: Wanted) -> Listing:
         digits.target[rows].astype(np.int64),
         None,
         (),
-        lambda: array_pixels(images, wanted.channels, wanted.size, None),
+        lambda: array_rows("scikit-learn's digits", images, wanted.how),
+        wanted.class_names,
     )
+
+
+def array_rows(origin: str, images: np.ndarray, how: Conversion) -> Callable[[int], Decoded]:
+    """Return a function that decodes a row of images [N, H, W, 1 or 3]. Raises DataError if their depth is refused."""
+    try:
+        if images.dtype == np.uint8:
+            refuse_window(how)
+        elif images.dtype.kind not in "iuf":
+            raise Unusable(f"images are {images.dtype} but must be uint8, or deeper numbers with data.window")
+        else:
+            windowed(images[:0], how.window)
+    except Unusable as error:
+        raise DataError(f"{origin}: {error}") from None
+
+    def decoded(row: int) -> Decoded:
+        try:
+            return array_picture(images[row], how)
+        except Unusable as error:
+            raise BadImage(f"{origin} image {row}", str(error)) from None
+
+    return decoded
 
 
 def list_idx(wanted: Wanted) -> Listing:
@@ -53,15 +80,20 @@ def list_idx(wanted: Wanted) -> Listing:
     prefix = IDX_PREFIX[wanted.split]
     images = _idx_file(folder, f"{prefix}-images-idx3-ubyte")
     labels = _idx_file(folder, f"{prefix}-labels-idx1-ubyte")
-    digits = _read_idx(labels, IDX_LABELS, None)
+    digits = _read_idx(labels, IDX_LABELS)
+    count = _or_data_error(images, lambda: _idx_count(images))
+    if count != len(digits):
+        raise DataError(
+            f"{images}: has {count} images but its label file {labels.name} has {len(digits)} labels: replace the "
+            "wrong file"
+        )
     return Listing(
         str(images),
         digits.astype(np.int64),
         None,
         (images, labels),
-        lambda: array_pixels(
-            _read_idx(images, IDX_IMAGES, len(digits))[..., None], wanted.channels, wanted.size, None
-        ),
+        lambda: array_rows(str(images), _read_idx(images, IDX_IMAGES)[..., None], wanted.how),
+        wanted.class_names,
     )
 
 
@@ -74,17 +106,22 @@ def _idx_file(folder: Path, name: str) -> Path:
     )
 
 
-def _read_idx(path: Path, magic: int, count: int | None) -> np.ndarray:
-    """Return the array in an idx file, uint8; `count` is the number of entries it must have (None: any)."""
+def _idx_opened(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _idx_count(path: Path) -> int:
+    with _idx_opened(path) as file:
+        return _idx_shape(path, file, IDX_IMAGES)[0]
+
+
+def _read_idx(path: Path, magic: int) -> np.ndarray:
+    """Return the array in an idx file, uint8."""
 
     def read() -> np.ndarray:
         zipped = path.suffix == ".gz"
-        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+        with _idx_opened(path) as file:
             shape = _idx_shape(path, file, magic)
-            if count is not None and shape[0] != count:
-                raise DataError(
-                    f"{path}: has {shape[0]} images but its label file has {count} labels: replace the wrong file"
-                )
             if min(shape) < 1 or prod(shape) > path.stat().st_size * (GZIP_RATIO if zipped else 1):
                 raise DataError(
                     f"{path}: its header declares shape {shape}, which the file cannot hold: replace the file"
@@ -95,7 +132,7 @@ def _read_idx(path: Path, magic: int, count: int | None) -> np.ndarray:
             raise DataError(
                 f"{path}: is truncated or too long for shape {shape}, declared in its header: replace the file"
             )
-        return np.frombuffer(body, dtype=np.uint8).reshape(shape).copy()  # writable
+        return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 
     return _or_data_error(path, read)
 
@@ -112,18 +149,23 @@ def _idx_shape(path: Path, file: io.BufferedIOBase, magic: int) -> tuple[int, ..
 
 
 def list_npz(wanted: Wanted) -> Listing:
-    """List an npz file of the arrays images, labels and, where a unit may own several images, units."""
+    """List an npz file of the arrays images, labels and, where a unit may own several images, units.
+
+    An array class_names may name the classes: class_names[label]. Labels then go by name.
+    """
     path = _required(wanted.path, "npz file")
     shapes = _or_data_error(path, lambda: _npz_shapes(path))
     missing = sorted({"images", "labels"} - shapes.keys())
     unknown = sorted(shapes.keys() - NPZ_ARRAYS)
+    if "train_images" in shapes:
+        raise DataError(f"{path}: is laid out as MedMNIST's files are: set data.source=medmnist")
     if missing or unknown:
         raise DataError(
             f"{path}: must contain the arrays images, labels and, if a unit owns several images, units: "
             + (f"add {missing[0]}" if missing else f"remove {unknown[0]!r}")
         )
     count = shapes["images"][0] if shapes["images"] else 0
-    for name in shapes.keys() - {"images"}:
+    for name in shapes.keys() - {"images", "class_names"}:
         if shapes[name] != (count,):
             raise DataError(
                 f"{path}: {name} has shape {shapes[name]} but must have shape ({count},) for {count} images"
@@ -134,20 +176,60 @@ def list_npz(wanted: Wanted) -> Listing:
     units = _npz_array(path, "units") if "units" in shapes else None
     if units is not None and units.dtype.kind not in "iuU":
         raise DataError(f"{path}: units are {units.dtype} but must be integers or strings")
-    return Listing(str(path), labels.astype(np.int64), units, (path,), lambda: _npz_pixels(path, wanted))
+    labels, names = _named_labels(path, labels.astype(np.int64), wanted, "class_names" in shapes)
+    return Listing(str(path), labels, units, (path,), lambda: _npz_rows(path, wanted), names)
 
 
-def _npz_pixels(path: Path, wanted: Wanted) -> np.ndarray:
-    images = _channels_last(path, _npz_array(path, "images"))
-    if images.dtype == np.uint16 and wanted.window is None:
-        raise DataError(
-            f"{path}: images have 16 bits: set the values for black and white with data.window=[low, high]"
+def _named_labels(
+    path: Path, labels: np.ndarray, wanted: Wanted, named: bool
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return (labels, names) in the order that is wanted."""
+    if not named:
+        return labels, wanted.class_names
+    found = _npz_array(path, "class_names")
+    if found.dtype.kind != "U" or found.ndim != 1:
+        raise DataError(f"{path}: class_names must be an array of strings, one per class, in label order")
+    return by_name(labels, found.tolist(), wanted.class_names, wanted.classes, str(path))
+
+
+def list_medmnist(wanted: Wanted) -> Listing:
+    """List one split of a MedMNIST file: an npz of train_images, train_labels [N, 1], val_…, test_…."""
+    path = _required(wanted.path, "npz file of MedMNIST")
+    shapes = _or_data_error(path, lambda: _npz_shapes(path))
+    images, labels = f"{wanted.part}_images", f"{wanted.part}_labels"
+    if not {images, labels} <= shapes.keys():
+        parts = sorted(name.removesuffix("_images") for name in shapes if name.endswith("_images"))
+        fix = (
+            f"set data.split to one of {', '.join(parts)}"
+            if parts
+            else "source medmnist reads MedMNIST's files"
         )
-    if images.dtype == np.uint8 and wanted.window is not None:
-        raise DataError(f"{path}: images have 8 bits but data.window is for 16-bit ones: remove data.window")
-    if images.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: images are {images.dtype} but must be uint8, or uint16 with data.window")
-    return array_pixels(images, wanted.channels, wanted.size, wanted.window)
+        raise DataError(f"{path}: has no arrays {images} and {labels}: {fix}")
+    count = shapes[images][0] if shapes[images] else 0
+    if len(shapes[labels]) == 2 and shapes[labels][1] > 1:
+        raise DataError(
+            f"{path}: {labels} has shape {shapes[labels]}, several labels per image (multi-label), but a model is "
+            "conditioned on one class per image: choose a set with one label per image"
+        )
+    if shapes[labels] not in ((count, 1), (count,)):
+        raise DataError(
+            f"{path}: {labels} has shape {shapes[labels]} but must be ({count}, 1) for {count} images"
+        )
+    values = _npz_array(path, labels)
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{path}: {labels} are {values.dtype} but must be integers")
+    return Listing(
+        f"{path} ({wanted.part})",
+        values.reshape(count).astype(np.int64),
+        None,
+        (path,),
+        lambda: array_rows(str(path), _channels_last(path, _npz_array(path, images)), wanted.how),
+        wanted.class_names,
+    )
+
+
+def _npz_rows(path: Path, wanted: Wanted) -> Callable[[int], Decoded]:
+    return array_rows(str(path), _channels_last(path, _npz_array(path, "images")), wanted.how)
 
 
 def _channels_last(path: Path, images: np.ndarray) -> np.ndarray:

@@ -6,62 +6,135 @@ skipped: ignoring a misspelt `unit` column would silently make each file its own
 
 import csv
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from curriculumdp.data.images import DataError
 from curriculumdp.data.listing import Listing, Wanted
-from curriculumdp.data.pixels import picture_pixels
+from curriculumdp.data.metadata import METADATA, metadata_rows
+from curriculumdp.data.names import in_label_order, labels_of_table, natural
+from curriculumdp.data.pictures import picture_pixels
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
-COLUMNS = ({"path", "label"}, {"path", "label", "unit"})
+NEEDED, UNIT = {"path", "label"}, "unit"
 
 
 def list_image_folder(wanted: Wanted) -> Listing:
-    """List a folder with one sub-folder per class, in name order, or a CSV file of path,label[,unit]."""
+    """List a folder with one sub-folder per class, or with a metadata.jsonl, or data.csv's table.
+
+    Sub-folders, and labels that are not numbers, are names of classes: labels follow `wanted.class_names`, else their
+    natural order.
+    """
+    if wanted.csv is None and wanted.path is not None and (wanted.path / METADATA).is_file():
+        return _list_metadata(wanted, wanted.path.resolve())
+    listed = labelled_files(wanted, SUFFIXES)
+    files = listed.files
+    return Listing(
+        listed.origin,
+        np.array(listed.labels, dtype=np.int64),
+        listed.units,
+        (*listed.also, *files),
+        lambda: lambda row: picture_pixels(files[row], wanted.how),
+        listed.class_names,
+        listed.notes,
+    )
+
+
+def _list_metadata(wanted: Wanted, folder: Path) -> Listing:
+    table = folder / METADATA
+    names, records = metadata_rows(table)
+    files = [inside(folder, Path(name), f"{table}: {name[:200]!r}") for name in names]
+    refuse_repeats(files)
+    labels, class_names = records.labels(str(table), wanted.classes, wanted.class_names)
+    return Listing(
+        str(table),
+        labels,
+        records.units(str(table)),
+        (table, *files),
+        lambda: lambda row: picture_pixels(files[row], wanted.how),
+        class_names=class_names,
+        notes=records.notes(str(table)),
+    )
+
+
+class Labelled(NamedTuple):
+    """PRIVATE: files, labels, units where a table names them; `also`: the table; `notes` are for the user."""
+
+    origin: str
+    files: list[Path]
+    labels: list[int]
+    units: list[str] | None
+    also: tuple[Path, ...]
+    class_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def labelled_files(wanted: Wanted, suffixes: set[str]) -> Labelled:
+    """Return the files of a folder, labelled by sub-folder or by data.csv. Raises DataError."""
     folder = wanted.path
     if folder is None or not folder.is_dir():
         raise DataError(f"{folder}: no such folder: data.path must be the folder of the images")
     if wanted.csv is not None:
-        files, labels, units = _rows_of_csv(folder.resolve(), wanted.csv)
+        files, labels, units, names, unused = _rows_of_csv(folder.resolve(), wanted.csv, wanted)
         also: tuple[Path, ...] = (wanted.csv,)
+        notes = (
+            (f"{wanted.csv}: columns that are not used: {', '.join(map(repr, unused))}",) if unused else ()
+        )
     else:
-        files, labels = _class_folders(folder.resolve(), wanted.classes)
-        units, also = None, ()
+        files, labels, names = _class_folders(folder.resolve(), wanted, suffixes)
+        units, also, notes = None, (), ()
+    return Labelled(str(wanted.csv or folder), files, labels, units, also, names, notes)
 
+
+def refuse_repeats(files: Iterable[object]) -> None:
+    """Raise DataError if an image is listed twice: it would have two labels or two owners."""
     twice = next((file for file, times in Counter(files).items() if times > 1), None)
     if twice is not None:
         raise DataError(f"{twice}: is listed twice: list each image once, with one label and one owner")
 
-    def pixels() -> np.ndarray:
-        images = np.empty((len(files), wanted.channels, wanted.size, wanted.size), dtype=np.uint8)
-        for row, file in enumerate(files):
-            images[row] = picture_pixels(file, wanted.channels, wanted.size, wanted.window)
-        return images
 
-    return Listing(
-        str(wanted.csv or folder), np.array(labels, dtype=np.int64), units, (*also, *files), pixels
-    )
-
-
-def _class_folders(folder: Path, classes: int) -> tuple[list[Path], list[int]]:
-    folders = sorted(entry for entry in _entries(folder) if entry.is_dir())
-    if len(folders) != classes:
+def _class_folders(
+    folder: Path, wanted: Wanted, suffixes: set[str]
+) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """Return the files, class by class in label order, their labels, and the classes' names."""
+    folders = sorted((one for one in _entries(folder) if one.is_dir()), key=lambda one: natural(one.name))
+    if len(folders) != wanted.classes and wanted.class_names is None:
         raise DataError(
-            f"{folder}: has {len(folders)} sub-folders but data.classes = {classes}: make one per class "
+            f"{folder}: has {len(folders)} sub-folders but data.classes = {wanted.classes}: make one per class "
             "(empty for a class without images), or set data.csv to a table"
         )
-    files, labels = [], []
-    for label, class_folder in enumerate(folders):
-        for file in sorted(_entries(class_folder)):
-            if file.is_dir() or file.suffix.lower() not in SUFFIXES:
+    names, places = in_label_order(
+        [one.name for one in folders], wanted.class_names, wanted.classes, str(folder)
+    )
+    files: list[Path] = []
+    labels: list[int] = []
+    lines: dict[Path, str] = {}
+    for label, class_folder in sorted(zip(places, folders, strict=True)):
+        for file in sorted(_entries(class_folder), key=lambda one: natural(one.name)):
+            if file.is_dir() or file.suffix.lower() not in suffixes:
                 raise DataError(
-                    f"{file}: is not an image ({', '.join(sorted(SUFFIXES))}): move it out of the folder"
+                    f"{file}: is not an image ({', '.join(sorted(suffixes))}): move it out of the folder"
                 )
-            files.append(_inside(folder, file.relative_to(folder), str(file)))
+            # Only a link can lead out, and following each one's path costs more than reading a cache.
+            linked = class_folder.is_symlink() or file.is_symlink() or not file.is_file()
+            place = inside(folder, file.relative_to(folder), str(file)) if linked else file
+            files.append(_once(place, str(file), lines))
             labels.append(label)
-    return files, labels
+    return files, labels, names
+
+
+def _once(file: Path, where: str, seen: dict[Path, str]) -> Path:
+    """Return `file`, now in `seen` with where it is listed. Raises DataError if it was there."""
+    if file in seen:
+        raise DataError(
+            f"{where}: {file.name} is listed twice (first: {seen[file]}): list each image once, with one label and one "
+            "owner"
+        )
+    seen[file] = where
+    return file
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -72,46 +145,62 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def _rows_of_csv(folder: Path, table: Path) -> tuple[list[Path], list[int], list[str] | None]:
-    """Return the table's files, labels and, if it has a `unit` column, unit ids (else None)."""
-    files, labels, units = [], [], []
+def _rows_of_csv(
+    folder: Path, table: Path, wanted: Wanted
+) -> tuple[list[Path], list[int], list[str] | None, tuple[str, ...] | None, list[str]]:
+    """Return the table's files, labels, unit ids (None without a `unit` column), classes' names and unused columns."""
+    files: list[Path] = []
+    texts: list[str] = []
+    units: list[str] = []
+    lines: dict[Path, str] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as text:
             reader = csv.DictReader(text, strict=True)
             columns = [name.strip() for name in reader.fieldnames or ()]
-            if set(columns) not in COLUMNS or len(columns) != len(set(columns)):
-                raise DataError(
-                    f"{table}: has columns {columns} but they must be path,label or path,label,unit"
-                )
+            unused = _unused(columns, table)
             reader.fieldnames = columns
             for row in reader:
                 where = f"{table} line {reader.line_num}"
                 if None in row or None in row.values():
                     raise DataError(f"{where}: must have {len(columns)} fields")
-                file = _inside(folder, Path(row["path"]), where)
-                files.append(file)
-                labels.append(_label(row["label"], where))
+                files.append(_once(inside(folder, Path(row["path"]), where), where, lines))
+                texts.append(row["label"])
                 units.append(row.get("unit", "").strip())
                 if "unit" in columns and not units[-1]:
                     raise DataError(f"{where}: the unit is empty: name the owner of every image")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as a CSV table ({error})") from None
-    return files, labels, units if "unit" in columns else None
+    labels, names = labels_of_table(
+        texts, list(lines.values()), wanted.class_names, wanted.classes, str(table)
+    )
+    return files, labels, units if UNIT in columns else None, names, unused
 
 
-def _label(text: str, where: str) -> int:
-    if not (
-        text.strip().isascii() and text.strip().isdigit() and len(text.strip()) < 19
-    ):  # int64 holds 18 digits
-        raise DataError(f"{where}: label {text[:40]!r} must be one of 0, 1, 2, ...")
-    return int(text)
+def _unused(columns: list[str], table: Path) -> list[str]:
+    """Return the columns that are neither path, label nor unit.
+
+    Raises DataError if path or label is missing or repeated, and for a named column where there is no `unit`: it may
+    be the owner under another name, and without owners each file would silently be its own unit.
+    """
+    counts = Counter(columns)
+    if not counts.keys() >= NEEDED or any(counts[name] > 1 for name in (*NEEDED, UNIT)):
+        raise DataError(
+            f"{table}: has columns {columns} but they must be path,label or path,label,unit, each once"
+        )
+    unused = [name for name in counts if name not in NEEDED | {UNIT}]
+    if UNIT not in counts and any(unused):
+        raise DataError(
+            f"{table}: has columns {columns}, none of them `unit`: rename the one that names each image's owner to "
+            "unit, or remove those beside path,label"
+        )
+    return unused
 
 
-def _inside(folder: Path, file: Path, where: str) -> Path:
+def inside(folder: Path, file: Path, where: str) -> Path:
     """Return `folder / file` with links resolved. Raises DataError unless it exists below `folder` (resolved)."""
     try:
         real = (folder / file).resolve()
-        if file.is_absolute() or ".." in file.parts or not real.is_relative_to(folder):
+        if ".." in file.parts or not real.is_relative_to(folder):
             raise DataError(f"{where}: is outside the folder {folder}: move the image into it")
         if not real.is_file():
             raise DataError(f"{where}: no such file: {file}")

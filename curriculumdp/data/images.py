@@ -16,6 +16,14 @@ class DataError(UserError):
         super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
 
+class BadImage(DataError):
+    """One image that cannot be used: its name, and the reason with the fix."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images, their labels and their owners. A unit is an index in 0..unit_count-1; a unit may own no image.
@@ -23,13 +31,15 @@ class ImageSet:
     images uint8 [N, C, H, W], labels int64 [N], units int64 [N] (the owner of each image). Derived: counts
     int64 [unit_count]; order int64 [N] and offsets int64 [unit_count + 1], so that unit u owns the images
     order[offsets[u]:offsets[u + 1]], in the order of the set. What a unit owns, and in which order, does not
-    depend on any other unit. Raises DataError where shapes, dtypes or owners are inconsistent.
+    depend on any other unit. class_names: PUBLIC, in label order, None for numbers that nobody named. Raises DataError
+    where shapes, dtypes or owners are inconsistent.
     """
 
     images: np.ndarray
     labels: np.ndarray
     units: np.ndarray
     unit_count: int
+    class_names: tuple[str, ...] | None = None
     counts: np.ndarray = field(init=False)
     order: np.ndarray = field(init=False)
     offsets: np.ndarray = field(init=False)
@@ -80,7 +90,9 @@ class ImageSet:
     def without_unit(self, unit: int) -> "ImageSet":
         """Return the zero-out neighbour: `unit` owns nothing but keeps its index."""
         kept = self.units != unit
-        return ImageSet(self.images[kept], self.labels[kept], self.units[kept], self.unit_count)
+        return ImageSet(
+            self.images[kept], self.labels[kept], self.units[kept], self.unit_count, self.class_names
+        )
 
     def with_unit(self, unit: int, images: np.ndarray, labels: np.ndarray) -> "ImageSet":
         """Return the neighbour in which `unit`, which must own nothing, owns `images` uint8 [M, C, H, W].
@@ -94,4 +106,5 @@ class ImageSet:
             np.concatenate([self.labels, labels]),
             np.concatenate([self.units, np.full(len(images), unit, dtype=np.int64)]),
             self.unit_count,
+            self.class_names,
         )

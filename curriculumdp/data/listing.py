@@ -8,21 +8,25 @@ from typing import Literal
 import numpy as np
 
 from curriculumdp.data.images import DataError
+from curriculumdp.data.pixels import Conversion, Decoded
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The images that a config declares. `units` is None for a test set, where each image is its own unit."""
+    """The images that a config declares. `units` is None for a test set, where each image is its own unit.
+
+    class_names: the classes in label order, or None: a source that names classes gives their order.
+    """
 
     path: Path | None
     csv: Path | None
     roster: Path | None
     units: int | None
     classes: int
-    channels: int
-    size: int
-    window: tuple[float, float] | None
+    how: Conversion
     split: Literal["train", "test"]
+    part: str = "train"  # the split to read, of a source that holds several
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,18 @@ class Listing:
     """PRIVATE: the contents of a source, with pixels not yet decoded.
 
     origin: the source's name in error messages; labels: int64 [N]; unit_ids: N integers or strings, or None where
-    each image is a unit; files: every file that the pixels depend on; pixels: decodes them, uint8 [N, C, size, size].
+    each image is a unit; files: every file that the pixels depend on; opened: opens the source and returns a function
+    that decodes one row, from any thread; class_names: PUBLIC, the classes in label order, None for numbers that nobody
+    named; notes: lines to show the user, without counts.
     """
 
     origin: str
     labels: np.ndarray
     unit_ids: Sequence[str] | np.ndarray | None
     files: tuple[Path, ...]
-    pixels: Callable[[], np.ndarray]
+    opened: Callable[[], Callable[[int], Decoded]]
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_labels(listing: Listing, classes: int) -> None:
@@ -109,18 +117,10 @@ def _roster_indices(listing: Listing, roster: Path, units: int) -> np.ndarray:
     The roster is public, so an error may name an id that is missing from it.
     """
     assert listing.unit_ids is not None
-    try:
-        lines = [line.strip() for line in roster.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{roster}: cannot read data.roster ({error}): correct its path or content") from None
-    indices = {unit: index for index, unit in enumerate(lines)}
-    if "" in indices or len(indices) != len(lines):
+    indices = _roster(roster)
+    if len(indices) != units:
         raise DataError(
-            f"{roster}: data.roster has an empty line or repeats an id: write one id per line, each once"
-        )
-    if len(lines) != units:
-        raise DataError(
-            f"{roster}: data.roster has {len(lines)} ids but data.units = {units}: make them equal"
+            f"{roster}: data.roster has {len(indices)} ids but data.units = {units}: make them equal"
         )
     ids = [str(unit).strip() for unit in listing.unit_ids]
     unknown = next((unit for unit in ids if unit not in indices), None)
@@ -129,3 +129,22 @@ def _roster_indices(listing: Listing, roster: Path, units: int) -> np.ndarray:
             f"{listing.origin}: unit {unknown!r} is not in data.roster {roster}: add it there or correct the id"
         )
     return np.array([indices[unit] for unit in ids], dtype=np.int64)
+
+
+def _roster(roster: Path) -> dict[str, int]:
+    """Return each id's line, from 0. Blank lines at the end and a byte order mark count as absent."""
+    try:
+        text = roster.read_text(encoding="utf-8-sig").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{roster}: cannot read data.roster ({error}): correct its path or content") from None
+    indices: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        unit = line.strip()
+        if not unit:
+            raise DataError(f"{roster} line {number}: is empty: data.roster has one id per line")
+        if unit in indices:
+            raise DataError(
+                f"{roster} line {number}: repeats the id {unit!r} of line {indices[unit] + 1}: list each id once"
+            )
+        indices[unit] = number - 1
+    return indices

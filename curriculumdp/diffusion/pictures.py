@@ -1,6 +1,7 @@
 """Image arrays as files and grids for people to look at."""
 
-from pathlib import Path
+import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -28,16 +29,11 @@ def to_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def save_images(folder: Path, images: np.ndarray, labels: np.ndarray, png: bool) -> Path:
-    """Write `images.npz` to `folder` (images uint8 [N, H, W, C], labels int64 [N]) and return its path.
-
-    With `png`, also write one file per image, `png/<number>_<label>.png`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "images.npz"
-    np.savez_compressed(path, images=images, labels=labels.astype(np.int64))
-    if png:
-        (folder / "png").mkdir(exist_ok=True)
-        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            to_picture(image).save(folder / "png" / f"{number:06d}_{label}.png")
-    return path
+def npz_bytes(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None) -> bytes:
+    """Return the content of `images.npz`: images uint8 [N, H, W, C], labels int64 [N], class_names in label order."""
+    buffer = io.BytesIO()
+    arrays = {"images": images, "labels": labels.astype(np.int64)}
+    if class_names is not None:
+        arrays["class_names"] = np.array(class_names)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()

@@ -1,7 +1,7 @@
 """Saving and loading a trained network as a folder that stock diffusers can sample from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,26 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 def save_pipeline(
-    folder: Path, weights: Mapping[str, Tensor], net_config: Mapping[str, Any], sigma_data: float
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    net_config: Mapping[str, Any],
+    sigma_data: float,
+    class_names: Sequence[str] | None = None,
 ) -> UNet2DModel:
     """Write the network to `folder` as a `ConsistencyModelPipeline` and return it (fp32, on the CPU).
 
     weights: all of them, by parameter name. net_config: a `UNet2DModel`'s config. This is the stock pipeline
     that samples a class-conditional UNet2DModel; with DPM-Solver's EDM scheduler it samples what `Denoiser`
-    trains. The keys that diffusers keeps for itself are left out, since they can contain a local path.
+    trains. The keys that diffusers keeps for itself are left out, since they can contain a local path. class_names go
+    to the network's config as `_id2label`: diffusers keeps a key with that dash, and warns about any other.
     """
     net = UNet2DModel.from_config(
         {key: value for key, value in net_config.items() if not key.startswith("_")}
     )
     net.load_state_dict({name: value.detach().float().cpu() for name, value in weights.items()})
     net.eval()
+    if class_names is not None:
+        net.register_to_config(_id2label={str(label): name for label, name in enumerate(class_names)})
     pipeline = ConsistencyModelPipeline(
         unet=net, scheduler=build_scheduler(EDMDPMSolverMultistepScheduler, sigma_data)
     )

@@ -1,6 +1,7 @@
 """Classifiers in torch: a small CNN and WRN-40-4, with their training (without privacy)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -90,15 +91,20 @@ class WideResNet(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train a classifier: at least `steps` steps and `epochs` epochs, with cosine decay to 0."""
+    """How to train a classifier: at least `steps` steps and `epochs` epochs, with cosine decay to 0.
+
+    threads: of a CPU, None for as many as torch has. On busy cores a small net's threads wait for each other: a step of
+    the small CNN at 28 px took 2.4 s with two and 0.24 s with one (two cores, load 16).
+    """
 
     epochs: int
     steps: int
     batch: int
     optimiser: Callable[[nn.Module], torch.optim.Optimizer]
+    threads: int | None = None
 
 
-SMALL = Recipe(10, 600, 64, lambda net: torch.optim.Adam(net.parameters(), lr=1e-3))
+SMALL = Recipe(10, 600, 64, lambda net: torch.optim.Adam(net.parameters(), lr=1e-3), threads=1)
 # The WRN paper's optimiser with a tenth of its epochs, beyond which synthetic sets gain nothing.
 WIDE = Recipe(
     20,
@@ -116,7 +122,7 @@ def fit(
     `seed` determines the initial weights, batches and dropout; torch's global generators are left unchanged.
     """
     steps = max(recipe.steps, ceil(recipe.epochs * len(data) / recipe.batch))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads(recipe.threads):
         torch.manual_seed(seed)
         net = make().to(device).train()
         optimiser = recipe.optimiser(net)
@@ -127,12 +133,24 @@ def fit(
             if len(order) < recipe.batch:
                 order = torch.cat([order, torch.randperm(len(data))])
             rows, order = order[: recipe.batch], order[recipe.batch :]
-            loss = F.cross_entropy(net(_scaled(images[rows], device)), labels[rows].to(device))
+            # Channels last: 1.5 times as fast on a CPU.
+            some = _scaled(images[rows], device).contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(net(some), labels[rows].to(device))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             decay.step()
     return net.eval()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -43,11 +43,17 @@ class FeatureNetwork:
 
 
 def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> FeatureNetwork:
-    """Train the small CNN as a feature network: a function of `data`, `seed` and the machine's rounding."""
-    if len(data) < MIN_IMAGES or len(np.unique(data.labels)) < 2:
+    """Train the small CNN as a feature network: a function of `data`, `seed` and the machine's rounding.
+
+    It learns the classes or, where there is one, which way up an image is (Gidaris et al. 2018).
+    """
+    if len(data) < MIN_IMAGES:
         raise EvaluationError(
-            f"{data.origin}: a feature network needs at least {MIN_IMAGES} images of two classes: name a larger set"
+            f"{data.origin}: a feature network needs at least {MIN_IMAGES} images: name a larger set"
         )
+    turned = len(np.unique(data.labels)) < 2
+    if turned:
+        data = _turned(data)
     _, channels, size, _ = data.images.shape
     classes = int(data.labels.max()) + 1
     net = fit(lambda: SmallCNN(channels, classes, size), data, SMALL, seed, device)
@@ -58,10 +64,16 @@ def train_features(data: LabelledSet, device: torch.device, seed: int = 0) -> Fe
         digest.update(value.cpu().contiguous().numpy().tobytes())
     return FeatureNetwork(
         f"small CNN, {FEATURES} features",
-        f"{len(data)} images ({data.origin})",
+        f"{len(data)} images ({data.origin})" + (", which way up they are" if turned else ""),
         digest.hexdigest(),
         lambda images: outputs_of(net.features, images, device) / scale,
     )
+
+
+def _turned(data: LabelledSet) -> LabelledSet:
+    """Return every image in four directions, labelled by the number of quarter turns."""
+    images = [np.rot90(data.images, turns, (2, 3)) for turns in range(4)]
+    return LabelledSet(np.concatenate(images), np.repeat(np.arange(4), len(data)), data.origin)
 
 
 def fidelity(network: FeatureNetwork, real: LabelledSet, synthetic: LabelledSet) -> dict[str, float]:

@@ -16,6 +16,7 @@ FORMAT = "curriculumdp evaluation 1"
 RECORD, UTILITY, DISTANCES, NEIGHBOURS = "evaluation.json", "utility.png", "distances.png", "neighbours.png"
 PUBLIC_WORDS = "Computed from the release and from public real images. May be shared."
 PRIVATE_WORDS = "PRIVATE: computed from sensitive images without noise. Must not be shared."
+MAX_CLASSES = 20  # of which a table shows the accuracy
 MEASURES = {"fd": "FD", "fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall"}
 
 
@@ -113,10 +114,12 @@ def percent(value: Mapping[str, Any]) -> str:
 def table(public: Mapping[str, Any], private: Mapping[str, Any]) -> str:
     """Return all metrics as lines of text. PRIVATE unless `private` is empty."""
     both = {**private, **public}
+    quick = "QUICK: few images and classifiers, for a first look; " if both["synthetic"].get("quick") else ""
     return "\n".join(
         [
-            f"{both['synthetic']['images']} synthetic images, seeds {both['synthetic']['seeds']}; "
+            f"{quick}{both['synthetic']['images']} synthetic images, seeds {both['synthetic']['seeds']}; "
             f"{both['real']['images']} real ones ({both['real']['origin']})",
+            *_overlap_lines(both),
             *_utility_lines(both),
             *_fidelity_lines(both),
             *_memorisation_lines(both),
@@ -125,12 +128,32 @@ def table(public: Mapping[str, Any], private: Mapping[str, Any]) -> str:
     )
 
 
+def _overlap_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    if "overlap" in record:
+        found = record["overlap"]
+        yield f"{found['in_training']} of {found['images']} test images are in the training set: figures are flattered"
+    if record["real"].get("training_images_allowed"):
+        yield "test images that the release was trained on were allowed (--allow-training-images)"
+
+
 def _utility_lines(record: Mapping[str, Any]) -> Iterator[str]:
     reference = record.get("reference", {}).get("utility", {})
+    if not record["utility"]:
+        yield "\nutility: none, since there is a single class"
+        return
     yield "\nutility: trained on synthetic images, tested on real ones, accuracy in %"
     for name, value in record["utility"].items():
         real = f"   on the real training set {percent(reference[name])}" if name in reference else ""
-        yield f"  {name:10s} {percent(value)}{real}"
+        yield f"  {name:10s} {percent(value)}{balanced_words(value)}{real}"
+        for shown, share in list(value.get("per_class", {}).items())[:MAX_CLASSES]:
+            yield f"    {shown:20s} {'no test image' if share is None else f'{share:.1%}'}"
+    if "majority" in record["real"]:
+        yield f"  always the commonest class: {record['real']['majority']:.1%}"
+
+
+def balanced_words(value: Mapping[str, Any]) -> str:
+    """Return a classifier's balanced accuracy in words; nothing in a record of an older version."""
+    return f" (balanced over classes {percent(value['balanced'])})" if "balanced" in value else ""
 
 
 def _fidelity_lines(record: Mapping[str, Any]) -> Iterator[str]:

@@ -1,13 +1,15 @@
 """A release as evaluation sees it: its certificate, its config and images sampled from it. PUBLIC."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import yaml
 
+from curriculumdp.data.pixels import FITS
 from curriculumdp.data.sources import load_images
 from curriculumdp.diffusion.networks import UNet2DModel
 from curriculumdp.diffusion.pipeline import load_pipeline
@@ -19,8 +21,9 @@ from curriculumdp.release.files import CERTIFICATE, CONFIG, file_sha256
 from curriculumdp.release.verify import read_certificate
 
 # The name of a kind of set on the command line, and the reader of curriculumdp.data for it.
-KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "folder": "image_folder"}
-HOLD_BOTH_SPLITS = ("digits", "idx")
+KINDS = {"digits": "digits", "idx": "idx", "npz": "npz", "medmnist": "medmnist", "folder": "image_folder"}
+HOLD_BOTH_SPLITS = ("digits", "idx", "medmnist")
+AT_ONCE = 512  # images sampled between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Released:
     @property
     def classes(self) -> int:
         return self.certificate.guarantee.public.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names in label order: their numbers, where they have no others."""
+        return self.certificate.guarantee.public.id2label or tuple(map(str, range(self.classes)))
 
     @property
     def sampler(self) -> tuple[str, int]:
@@ -63,28 +71,44 @@ def read_released(folder: Path) -> Released:
     return Released(folder, config, certificate)
 
 
-def draw_images(released: Released, count: int, seed: int, device: torch.device | str = "cpu") -> LabelledSet:
+def draw_images(
+    released: Released,
+    count: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> LabelledSet:
     """Sample `count` images with the release's own sampler, balanced over classes; `seed` selects which."""
     net, sigma_data = load_pipeline(released.folder)
     sampler, steps = released.sampler
     return draw_from(
-        net.to(device), sigma_data, released.classes, sampler=sampler, steps=steps, count=count, seed=seed
-    )
+        net.to(device), sigma_data, released.classes,
+        sampler=sampler, steps=steps, count=count, seed=seed, say=say,
+    )  # fmt: skip
 
 
 def draw_from(
-    net: UNet2DModel, sigma_data: float, classes: int, *, sampler: str, steps: int, count: int, seed: int
+    net: UNet2DModel,
+    sigma_data: float,
+    classes: int,
+    *,
+    sampler: str,
+    steps: int,
+    count: int,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
 ) -> LabelledSet:
     """Sample `count` images from a network, balanced over classes. PUBLIC if its weights are."""
     labels = balanced_labels(list(range(classes)), count)
-    images = sample_images(
-        net,
-        labels,
-        steps=steps,
-        sampler=sampler,
-        sigma_data=sigma_data,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for some in labels.split(AT_ONCE):
+        parts.append(
+            sample_images(net, some, steps=steps, sampler=sampler, sigma_data=sigma_data, generator=generator)
+        )
+        if count > AT_ONCE:
+            say(f"sampled {sum(map(len, parts))} of {count}")
+    images = np.concatenate(parts)
     return LabelledSet(images.transpose(0, 3, 1, 2), labels.numpy(), f"{count} sampled with seed {seed}")
 
 
@@ -97,29 +121,49 @@ def evaluation_device(asked: str) -> torch.device:
     return torch.device(asked)
 
 
-def load_set(text: str, released: Released, split: Literal["train", "test"]) -> LabelledSet:
+def load_set(
+    text: str, released: Released, split: Literal["train", "test"], csv: Path | None = None
+) -> LabelledSet:
     """Load the set that `text` names (digits, idx:PATH, npz:PATH, folder:PATH), fitted to the release's images.
 
-    digits and idx have both splits; for the others, the named file or folder is the set. Raises DataError or
-    EvaluationError, one line.
+    digits and idx have both splits; for the others, the named file or folder is the set. csv: the table of a folder's
+    labels; then `text` may be the folder's bare path. Class folders, and labels that are names, must be the release's.
+    Raises DataError or EvaluationError, one line.
     """
     kind, _, path = text.partition(":")
+    if csv is not None and kind not in KINDS:
+        kind, path = "folder", text
     if kind not in KINDS or bool(path) == (kind == "digits"):
         raise EvaluationError(
             f"{text!r} is not a set of images: use digits, idx:PATH, npz:PATH or folder:PATH"
         )
+    if csv is not None and kind != "folder":
+        raise EvaluationError(f"{text!r} is not a folder, so it has no table {csv}: leave out the table")
     public = released.certificate.guarantee.public
     window = released.config["data"].get("window")
     declared = kind in HOLD_BOTH_SPLITS and split == "train"
     found = load_images(
         source=KINDS[kind],
         path=path or None,
+        csv=None if csv is None else str(csv),
         classes=public.classes,
         channels=public.image_shape[0],
         size=public.image_shape[1],
         window=None if window is None else (float(window[0]), float(window[1])),
+        class_names=released.class_names,
+        **_conversion_of(released.config["data"]),
         units=public.units if declared else None,
         split="train" if declared else "test",
     )
     part = f", {split} split" if kind in HOLD_BOTH_SPLITS else ""
     return LabelledSet(found.images, found.labels, f"{kind}{part}")
+
+
+def _conversion_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by which the training images were converted, so that real ones are converted alike."""
+    background = data.get("background")
+    return {
+        "fit": data.get("fit") if data.get("fit") in FITS else "crop",
+        "background": tuple(background) if isinstance(background, list) else background,
+        "to_grey": data.get("to_grey") is True,
+    }

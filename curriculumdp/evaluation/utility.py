@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,56 @@ def chosen_classifiers(text: str | None, device: torch.device) -> tuple[str, ...
     return names
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How a classifier does on a test set. per_class: each class's share of right answers, None for an absent class.
+
+    balanced: the mean of `per_class`, which a classifier that always answers the commonest class does not raise.
+    """
+
+    accuracy: float
+    balanced: float
+    per_class: tuple[float | None, ...]
+
+
+def scores(
+    name: str, train: LabelledSet, test: LabelledSet, seed: int, device: torch.device | None = None
+) -> Scores:
+    """Train a classifier on `train` and return its scores on `test`. As private as the two sets."""
+    if len(np.unique(train.labels)) < 2:
+        raise EvaluationError("utility needs images of at least two classes: this set has labels of only one")
+    right = CLASSIFIERS[name](train, test, seed, device or torch.device("cpu")) == test.labels
+    classes = range(1 + int(max(train.labels.max(), test.labels.max())))
+    per_class = [right[test.labels == label] for label in classes]
+    shares = tuple(float(some.mean()) if len(some) else None for some in per_class)
+    present = [share for share in shares if share is not None]
+    return Scores(float(right.mean()), float(np.mean(present)), shares)
+
+
 def accuracy(
     name: str, train: LabelledSet, test: LabelledSet, seed: int, device: torch.device | None = None
 ) -> float:
     """Return the fraction of `test` that a classifier trained on `train` gets right. As private as the two sets."""
-    if len(np.unique(train.labels)) < 2:
-        raise EvaluationError("utility needs images of at least two classes: this set has labels of only one")
-    predicted = CLASSIFIERS[name](train, test, seed, device or torch.device("cpu"))
-    return float((predicted == test.labels).mean())
+    return scores(name, train, test, seed, device).accuracy
+
+
+def majority(test: LabelledSet) -> float:
+    """Return the accuracy of always answering the commonest class of `test`. As private as `test`."""
+    return float(np.bincount(test.labels).max() / len(test))
+
+
+def all_over_seeds(found: Sequence[Scores], class_names: Sequence[str]) -> dict[str, Any]:
+    """Return `over_seeds` of the accuracies, with `balanced` and each class's mean by name, None if it is absent."""
+    per_class: dict[str, float | None] = {}
+    for label, name in enumerate(class_names):
+        shares = [one.per_class[label] for one in found if label < len(one.per_class)]
+        known = [share for share in shares if share is not None]
+        per_class[name] = float(np.mean(known)) if known else None
+    return {
+        **over_seeds([one.accuracy for one in found]),
+        "balanced": over_seeds([one.balanced for one in found]),
+        "per_class": per_class,
+    }
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from curriculumdp.privacy.secret import KEY_BYTES
 
 LEDGER, KEY, LOCK, MIRRORS = "ledger.jsonl", "dataset.key", "lock", "mirrors"
 KIND, VERSION = "dataset ledger", 1
+FEWER = "use fewer or noisier queries (central.queries, central.noise_multiplier), or "
 
 
 def state_folder(name: str) -> Path:
@@ -269,14 +270,13 @@ class DatasetLedger:
 
     def _no_room(self, known: Mapping[str, Reservation], planned: Sequence[PrivacyEvent]) -> str:
         assert self.limit is not None
-        left = max(0.0, 1 - self._share(known))
-        fitting = self.limit.fitting_epsilon(planned, left)
+        fitting = self.limit.fitting_epsilon(planned, left := max(0.0, 1 - self._share(known)))
         return (
             f"data.budget is {as_typed(self.limit.budget)} for all runs on this data set together (δ = "
             f"{as_typed(self.limit.delta)}): {left:.1%} of it is left, and this run's plan takes "
             f"{self.limit.share(planned):.1%}: "
-            + (f"set privacy.epsilon to {fitting}, or " if fitting else "use fewer or noisier queries, or ")
-            + "end unfinished runs with launch/export.py --end-run, which returns what they did not use"
+            + (f"set privacy.epsilon to {fitting}, or " if fitting else FEWER)
+            + "end unfinished runs with launch/export.py RUN --out DIR --end-run, which returns what they did not use"
         )
 
     def _chain(self, to_append: bool) -> Chain:

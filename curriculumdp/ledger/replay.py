@@ -53,3 +53,14 @@ class ChargedSteps:
     def find(self, phase: str, step: int) -> Stretch | None:
         """Return the stretch that holds a step, or None if the step is not charged."""
         return next((part for part in reversed(self.stretches) if part.holds(phase, step)), None)
+
+    def from_step(self, phase: str, step: int) -> int:
+        """Return how many of this phase's steps are charged from `step` on."""
+        return len(
+            {
+                held
+                for part in self.stretches
+                if part.phase == phase
+                for held in range(max(step, part.first), part.first + part.count)
+            }
+        )

@@ -75,7 +75,7 @@ class Ledger:
         self._chargeable = True
         self._started = False
         self._interrupted = False
-        self._fingerprint: Mapping[str, object] = {}
+        self.fingerprint: Mapping[str, object] = {}
         self._begun = 0
         for number, body in enumerate(chain.bodies(), start=1):
             try:
@@ -221,7 +221,7 @@ class Ledger:
         """
         if self.incarnation is None:
             self.new_incarnation(fingerprint, "the run begins")
-        changed = changed_fields(self._fingerprint, fingerprint)
+        changed = changed_fields(self.fingerprint, fingerprint)
         if changed:
             self.new_incarnation(fingerprint, f"changed: {', '.join(changed)}")
         if nonce != self.nonce:
@@ -314,7 +314,7 @@ class Ledger:
                 [PrivacyEvent(**row) for row in entry["plan"]["events"]], self._allowance
             )
         elif kind == "incarnation":
-            self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]
+            self.incarnation, self.fingerprint = entry["number"], entry["fingerprint"]
             self._begun, self.charged = index, ChargedSteps()
         elif kind == "start":
             self.nonce = str(entry["nonce"])

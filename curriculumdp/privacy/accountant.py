@@ -3,7 +3,7 @@
 All of it is PUBLIC arithmetic. ε holds for zero-out adjacency (a unit's contribution is there or is nothing)
 and for add/remove alike: both compare N(0, σ²) with the sampled mixture (1−q)·N(0, σ²) + q·N(1, σ²) in both
 directions, and the worse direction counts. `epsilon` is the certified value; the other methods check it.
-Only the two functions that ask Opacus import torch, which Opacus needs.
+Only the functions that ask Opacus import torch, which Opacus needs.
 
 | input | result |
 |---|---|
@@ -45,6 +45,7 @@ __all__ = [
     "epsilon_prv",
     "epsilon_rdp",
     "epsilon_replace_one",
+    "has_opacus",
     "losses",
     "rdp_curve",
 ]
@@ -113,6 +114,15 @@ def epsilon_of_rdp(curve: np.ndarray, delta: float) -> float:
     with _quiet():
         found, _ = compute_epsilon(RdpAccountant().orders, curve, delta)
     return _finite(float(found), "dp_accounting's RDP")
+
+
+def has_opacus() -> bool:
+    """Return whether Opacus can be imported here; it needs torch, which a receiver of a release may do without."""
+    try:
+        import opacus.accountants  # noqa: F401 - the question is whether this works
+    except ImportError:
+        return False
+    return True
 
 
 def epsilon_opacus_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
@@ -214,15 +224,17 @@ def check_affordable(events: Sequence[PrivacyEvent], delta: float) -> float:
     if rough > MAX_EPSILON_RDP:
         names = ", ".join(dict.fromkeys(event.name for event in events))
         raise AccountingError(
-            f"{names} cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: use more noise, "
-            "a lower sample rate or fewer events"
+            f"{names} cost more than ε = {MAX_EPSILON_RDP:g} by RDP, which protects nobody: use a "
+            "higher noise_multiplier, a lower sample rate or fewer events"
         )
     return rough
 
 
 def _finite(value: float, method: str) -> float:
     if not math.isfinite(value):
-        raise AccountingError(f"{method} finds no finite ε: use more noise, fewer events or a larger δ")
+        raise AccountingError(
+            f"{method} finds no finite ε: use a higher noise_multiplier, fewer events or a larger δ"
+        )
     return max(0.0, value)
 
 

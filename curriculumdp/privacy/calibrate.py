@@ -101,7 +101,10 @@ def _bracket(
 def solve_noise_multiplier_rdp(
     fixed: Sequence[PrivacyEvent], sample_rate: float, steps: int, epsilon: float, delta: float
 ) -> float:
-    """Return σ as `solve_noise_multiplier` does, but by RDP: 5 to 12 % too much noise, in a fraction of the time."""
+    """Return σ as `solve_noise_multiplier` does, but by RDP: an upper bound, in a fraction of the time.
+
+    Some 10 % too high at the settings of DP-FETA for ε from 0.5 on, but far more at a tiny ε.
+    """
     step = _step(sample_rate, steps)
     check_budget(epsilon)
     _check_left(epsilon_rdp(fixed, delta), fixed, epsilon)
@@ -178,5 +181,5 @@ def _too_small(alone: float, fixed: Sequence[PrivacyEvent], budget: float) -> Bu
     names = ", ".join(dict.fromkeys(event.name for event in fixed)) or "nothing"
     return BudgetTooSmall(
         f"{names} alone cost{'s' if len(fixed) == 1 else ''} ε = {rounded_up(alone)} of a budget of "
-        f"{as_typed(budget)}: use fewer events, a lower sample rate or more noise, or raise the budget"
+        f"{as_typed(budget)}: use fewer events, a lower sample rate or a higher noise_multiplier, or raise the budget"
     )

@@ -178,7 +178,7 @@ class Direction:
         if cells > MAX_CELLS:
             raise AccountingError(
                 f"the losses spread over {(high - low) * self.parts[0].grid:.0f} nats, too many for this "
-                "accountant: use more noise, a lower sample rate or fewer events"
+                "accountant: use a higher noise_multiplier, a lower sample rate or fewer events"
             )
         masses, offset, error = convolved(self.parts, distributions, cells)
         error += sum(part.uses * off for part, (_, off) in zip(self.parts, tilted, strict=True))

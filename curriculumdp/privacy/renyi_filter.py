@@ -30,7 +30,7 @@ from dataclasses import replace
 
 from curriculumdp.privacy.accountant import AccountingError, check_delta, epsilon, rdp_curve
 from curriculumdp.privacy.calibrate import check_budget, solve_noise_multiplier
-from curriculumdp.privacy.event import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, PrivacyEvent
+from curriculumdp.privacy.event import MAX_NOISE_MULTIPLIER, PrivacyEvent
 
 # Integer orders: their divergence is a finite binomial sum, without the series that fractional orders need.
 ORDERS = range(2, 1025)
@@ -39,6 +39,8 @@ ORDERS = range(2, 1025)
 KEPT = 0.9
 # The rounding error of the divergences of up to 10⁶ uses is below this fraction of any limit.
 ROUNDING = 1e-6
+# Values of two digits that are tried, downwards, for the ε that fits: the accountants differ by less than the second.
+TRIES = 3
 
 
 class RenyiFilter:
@@ -73,18 +75,6 @@ class RenyiFilter:
         """Return the fraction of the limit that `events`, with all their uses, take. Fractions add up."""
         return max(0.0, float(rdp_curve(events, [self.order])[0])) / self.limit
 
-    def worth(self, share: float) -> float | None:
-        """Return roughly the ε of a run that takes this fraction of the limit; None if it is next to nothing.
-
-        Exact for one Gaussian, which a long run of DP-SGD resembles: a hint for people, not a bound.
-        """
-        spent = share * self.limit
-        noise = math.sqrt(self.order / (2 * spent)) if spent > 0 else math.inf
-        if noise > MAX_NOISE_MULTIPLIER:
-            return None
-        alike = PrivacyEvent("run", "gaussian", 1.0, max(noise, MIN_NOISE_MULTIPLIER), 1)
-        return epsilon([alike], self.delta) or None
-
     def fitting_epsilon(self, planned: Sequence[PrivacyEvent], share: float) -> str | None:
         """Return the largest ε, to two digits, at which this plan fits into `share` of the limit, or None.
 
@@ -98,12 +88,16 @@ class RenyiFilter:
         if noise is None:
             return None
         try:
-            text = _floored(epsilon([*fixed, replace(last, noise_multiplier=noise)], self.delta))
-            solved = solve_noise_multiplier(fixed, last.sample_rate, last.count, float(text), self.delta)
+            most = epsilon([*fixed, replace(last, noise_multiplier=noise)], self.delta)
+            for _ in range(TRIES):
+                text = _floored(most)
+                solved = solve_noise_multiplier(fixed, last.sample_rate, last.count, float(text), self.delta)
+                if self.share([*fixed, replace(last, noise_multiplier=solved)]) <= share:
+                    return text
+                most = float(text) * (1 - ROUNDING)
         except AccountingError:  # the queries alone cost more than the plan's ε, rounded down
-            return None
-        fits = self.share([*fixed, replace(last, noise_multiplier=solved)]) <= share
-        return text if fits else None
+            pass
+        return None
 
     def _fitting_noise(self, fixed: Sequence[PrivacyEvent], last: PrivacyEvent, share: float) -> float | None:
         """Return the smallest noise multiplier of `last`, to 0.01 %, with which it and `fixed` take at most `share`."""

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from curriculumdp.config.yaml_file import parse_yaml
-from curriculumdp.phases import PHASES, SOLVED
+from curriculumdp.phases import DEFAULT_CURRICULUM, PHASES, SOLVED, title_of
 from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.event import MAX_COUNT, MIN_NOISE_MULTIPLIER
-from curriculumdp.release.certificate import MAX_BYTES, Accounting, Guarantee
-from curriculumdp.release.files import CENTRAL, CERTIFICATE, CONFIG, read_limited
+from curriculumdp.release.certificate import MAX_BYTES, Guarantee, PldAccounting, PublicEmbedding
+from curriculumdp.release.files import CENTRAL, CERTIFICATE, CONFIG, FREQUENCY, read_limited
 
-# The option that sets how often a phase is charged; a run that completed its plan charged at least that often.
+# The option that sets how often a phase is charged, None for once; a run that completed its plan charged at least that
+# often.
 STEPS = {name: facts.count for name, facts in PHASES.items() if facts.charged}
+# The picture of the images that a phase makes.
+SHOWN = {"central": CENTRAL, "frequency": FREQUENCY}
 # The largest fraction of a budget that the solver leaves unspent.
 LEFT_BY_SOLVING = 1e-3
 
@@ -30,7 +33,9 @@ def config_problems(folder: Path, guarantee: Guarantee) -> list[str]:
                 for key, was, now in pairs
                 if was != now
             ),
-            *_course_problems(_planned(config), guarantee, (folder / CENTRAL).exists()),
+            *_course_problems(
+                _planned(config), guarantee, [p for p in SHOWN if (folder / SHOWN[p]).exists()]
+            ),
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return [f"{CONFIG} is not a training config"]
@@ -44,11 +49,14 @@ def _facts(config: Any, guarantee: Guarantee) -> Pairs:
     data, privacy, public = config["data"], config["privacy"], guarantee.public
     yield "data.units", data["units"], public.units
     yield "data.classes", data["classes"], public.classes
+    names = data.get("class_names")
+    yield "data.class_names", None if names is None else tuple(names), public.id2label
     yield "image shape", (data["channels"], data["size"], data["size"]), public.image_shape
     yield "privacy.delta", privacy["delta"], guarantee.delta
     yield "privacy.epsilon", privacy["epsilon"], guarantee.epsilon
     yield "data.unit", data.get("unit", "one image"), guarantee.unit
     yield "init_from", config.get("init_from"), public.initial_weights
+    yield "frequency embedding", _embedding(config), public.embedding
     if (config.get("logging") or {}).get("show_private_metrics"):
         yield "logging.show_private_metrics", True, guarantee.private_metrics_shown
 
@@ -57,9 +65,11 @@ def _settings(config: Any, guarantee: Guarantee) -> Pairs:
     """Yield the same for each event's parameters; DP-SGD's noise is solved, so only its cost can be checked."""
     for row in guarantee.events:
         phase = config.get(row.name) or {}
-        yield f"mechanism of {row.name}", "subsampled_gaussian", row.mechanism
-        yield f"{row.name}.sample_rate", phase.get("sample_rate"), row.sample_rate
-        clip_norm = phase.get("clip_norm")
+        sampled = STEPS.get(row.name) is not None
+        mechanism, rate = ("subsampled_gaussian", phase.get("sample_rate")) if sampled else ("gaussian", 1.0)
+        yield f"mechanism of {row.name}", mechanism, row.mechanism
+        yield f"{row.name}.sample_rate", rate, row.sample_rate
+        clip_norm = phase.get("clip_norm") if sampled else 1.0
         if row.name != SOLVED:
             yield f"{row.name}.noise_multiplier", phase.get("noise_multiplier"), row.noise_multiplier
         if row.name == "central":
@@ -73,13 +83,22 @@ def _widest(central: Any, data: Any) -> float:
     return math.sqrt(data["channels"] * central["size"] ** 2) * scale
 
 
+def _embedding(config: Any) -> PublicEmbedding | None:
+    """Return the embedding that a config describes; its default bandwidth grows with the root of the pixels' number."""
+    if (frequency := config.get("frequency")) is None:
+        return None
+    pixels = config["data"]["channels"] * config["data"]["size"] ** 2
+    bandwidth = float(frequency.get("bandwidth") or math.sqrt(105 * pixels / 784))
+    return PublicEmbedding(features=frequency["features"], bandwidth=bandwidth, seed=config["seed"])
+
+
 def _planned(config: Any) -> dict[str, int]:
     """Return how many events each charged phase of the curriculum plans; a run may have no private phase.
 
     Raises ValueError for a number that no plan can have.
     """
-    phases = config.get("curriculum", list(STEPS))
-    planned = {name: config[name][key] for name, key in STEPS.items() if name in phases}
+    phases = config.get("curriculum", DEFAULT_CURRICULUM)
+    planned = {name: config[name][key] if key else 1 for name, key in STEPS.items() if name in phases}
     for name, count in planned.items():
         if type(count) is not int or not 0 < count <= MAX_COUNT:
             raise ValueError(f"{name} plans {count!r} events")
@@ -90,11 +109,14 @@ def _counts(config: Any, guarantee: Guarantee) -> Pairs:
     """Yield the same for the number of events of each phase, if the run completed its plan."""
     done = {row.name: row.count for row in guarantee.events}
     for name, planned in _planned(config).items() if guarantee.stopped == "planned" else ():
-        yield f"{name}.{STEPS[name]}", planned, min(planned, done.get(name, 0))
+        yield f"{name}.{STEPS[name] or 'releases'}", planned, min(planned, done.get(name, 0))
 
 
-def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_central: bool) -> Iterator[str]:
-    """Yield a line per reason why no run of the planned phases can have charged the certificate's events."""
+def _course_problems(planned: dict[str, int], guarantee: Guarantee, shown: list[str]) -> Iterator[str]:
+    """Yield a line per reason why no run of the planned phases can have charged the certificate's events.
+
+    shown: the phases whose images the release shows.
+    """
     names = [row.name for row in guarantee.events]
     done = {row.name: row.count for row in guarantee.events}
     reached = {name for name, count in planned.items() if done.get(name, 0) >= count}
@@ -102,15 +124,21 @@ def _course_problems(planned: dict[str, int], guarantee: Guarantee, shows_centra
         yield f"events are {names} in {CERTIFICATE}, but the curriculum has {list(planned)}, in this order, each once"
     if not any(done.values()):
         yield f"{CERTIFICATE} lists no event: weights that cost nothing were not trained on the data"
-    if shows_central and not done.get("central"):
-        yield f"{CENTRAL} shows central images, but {CERTIFICATE} lists no central query"
-    if done.get("private") and "central" in planned and "central" not in reached:
-        yield f"{CERTIFICATE} lists steps of DP-SGD, but not all the queries that precede them"
+    for name in shown:
+        if not done.get(name):
+            yield f"{SHOWN[name]} shows {name} images, but {CERTIFICATE} lists no {name} query"
+    begun = [place for place, name in enumerate(planned) if done.get(name)]
+    for name in list(planned)[: max(begun, default=0)]:
+        if name not in reached:
+            yield (
+                f"{CERTIFICATE} lists events of {title_of(list(planned)[max(begun)])}, but not all the "
+                f"{STEPS[name] or 'releases'} of {title_of(name)} that precede them"
+            )
     if guarantee.stopped == "budget" and not reached:
         yield f"stopped is budget in {CERTIFICATE}, but no phase has completed its planned events"
 
 
-def noise_problems(folder: Path, guarantee: Guarantee, recomputed: Accounting) -> list[str]:
+def noise_problems(folder: Path, guarantee: Guarantee, recomputed: PldAccounting) -> list[str]:
     """Return a line if DP-SGD's noise multiplier is larger than the one its plan was solved for.
 
     It is solved once, from the config alone, so that the whole plan costs all but a thousandth of the budget. For a run

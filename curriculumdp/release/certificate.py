@@ -44,6 +44,11 @@ PUBLIC = "The training config, the numbers of units and classes, and the image s
 BEGAN_FROM = (
     " The weights that training started from are treated as public too: {}. No check can confirm this."
 )
+NAMED = " So are the names of the classes."
+EMBEDDED_BY = (
+    " So is the projection of the frequency phase's embedding: {features} random frequencies of bandwidth "
+    "{bandwidth!r}, drawn under the public seed {seed}, neither from the images nor from the run's secret."
+)
 CONDITIONS = (
     "the run's input checks: the images belonged to exactly the declared number of units, or the units were those of "
     "a public list (data.roster), of which some may own no image; labels and image shape were as declared. No "
@@ -93,16 +98,27 @@ class CertifiedEvent(Values):
         return PrivacyEvent(self.name, self.mechanism, self.sample_rate, self.noise_multiplier, self.count)
 
 
+class PublicEmbedding(Values):
+    """What the frequency phase's embedding is made of, none of it from the data (`curriculum.embedding.Embedding`)."""
+
+    features: Annotated[int, Field(ge=1, le=10**6)]
+    bandwidth: Annotated[float, Field(gt=0, le=1e9)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class PublicFacts(Values):
     """What the guarantee treats as public. image_shape: (channels, height, width).
 
-    initial_weights: the name of the weights that training started from, None if they were random.
+    initial_weights: the name of the weights that training started from, None if they were random. id2label: the names
+    of the classes, id2label[label], None for classes that are only numbers. embedding: None without a frequency phase.
     """
 
     units: Count
     classes: Count
     image_shape: tuple[Count, Count, Count]
     initial_weights: Line | None = None
+    id2label: tuple[Line, ...] | None = None
+    embedding: PublicEmbedding | None = None
 
 
 class Guarantee(Values):
@@ -117,15 +133,20 @@ class Guarantee(Values):
     private_metrics_shown: bool
 
 
-class Accounting(Values):
-    """What the events cost. opacus_prv: (low, estimate, high).
-
-    opacus_prv and epsilon_replace_one are None if no ε was found or it cannot be trusted, as at a δ below 1e-8.
-    """
+class PldAccounting(Values):
+    """What the events cost by PLD, which the promise rests on. epsilon_replace_one is None if no ε was found."""
 
     accountant: Line
     epsilon_of_events: Cost
     epsilon_replace_one: Cost | None
+
+
+class Accounting(PldAccounting):
+    """What the events cost, by PLD and by Opacus's two accountants. opacus_prv: (low, estimate, high).
+
+    opacus_prv is None if no ε was found or it cannot be trusted, as at a δ below 1e-8.
+    """
+
     opacus: Version
     opacus_rdp: Cost
     opacus_prv: tuple[Cost, Cost, Cost] | None
@@ -147,12 +168,23 @@ def account(guarantee: Guarantee) -> Accounting:
     """
     events, delta = [row.event for row in guarantee.events], guarantee.delta
     found = Accounting(
-        accountant=ACCOUNTANT,
-        epsilon_of_events=epsilon(events, delta),
-        epsilon_replace_one=_if_found(epsilon_replace_one, events, delta),
+        **account_by_pld(guarantee).model_dump(),
         opacus=version("opacus"),
         opacus_rdp=epsilon_opacus_rdp(events, delta),
         opacus_prv=_if_found(epsilon_prv, events, delta),
+    )
+    for contradiction in contradictions(guarantee, found):
+        raise CertificateError(contradiction)
+    return found
+
+
+def account_by_pld(guarantee: Guarantee) -> PldAccounting:
+    """Return what the events cost by PLD alone, without torch. Raises as `account` does."""
+    events, delta = [row.event for row in guarantee.events], guarantee.delta
+    found = PldAccounting(
+        accountant=ACCOUNTANT,
+        epsilon_of_events=epsilon(events, delta),
+        epsilon_replace_one=_if_found(epsilon_replace_one, events, delta),
     )
     for contradiction in contradictions(guarantee, found):
         raise CertificateError(contradiction)
@@ -168,13 +200,13 @@ def _if_found(
         return None
 
 
-def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
+def contradictions(guarantee: Guarantee, found: PldAccounting) -> list[str]:
     """Return one line per method by which the events cost more than the promised ε.
 
     Opacus's RDP is an upper bound, usually above a budget solved by PLD: it cannot contradict a promise.
     """
     costs = [("PLD", found.epsilon_of_events)]
-    if found.opacus_prv:
+    if isinstance(found, Accounting) and found.opacus_prv:
         costs.append(("Opacus's PRV, at least,", found.opacus_prv[0]))
     return [
         f"the certificate promises ε = {rounded_up(guarantee.epsilon)} at δ = {rounded_up(guarantee.delta)}, but "
@@ -187,6 +219,7 @@ def contradictions(guarantee: Guarantee, found: Accounting) -> list[str]:
 def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
     """Return the certificate's sentences by key, with its values filled in, rounded up."""
     initial, replaced = guarantee.public.initial_weights, cost.epsilon_replace_one
+    embedding = guarantee.public.embedding
     shown = (
         "metrics computed from the sensitive images without noise (losses) were shown on the console. "
         "Whatever was passed on from there is not covered."
@@ -199,7 +232,10 @@ def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
         ),
         "adjacency": ADJACENCY
         + (NO_REPLACE_ONE if replaced is None else REPLACE_ONE.format(rounded_up(replaced))),
-        "public": PUBLIC + (BEGAN_FROM.format(initial) if initial else ""),
+        "public": PUBLIC
+        + (NAMED if guarantee.public.id2label else "")
+        + (BEGAN_FROM.format(initial) if initial else "")
+        + (EMBEDDED_BY.format(**embedding.model_dump()) if embedding else ""),
         "conditional_on": CONDITIONS,
         "private_metrics": shown if guarantee.private_metrics_shown else "none were shown outside the run.",
         "stopped": STOPPED[guarantee.stopped],
@@ -214,8 +250,9 @@ def certificate_bytes(certificate: Certificate) -> bytes:
     content: dict[str, Any] = {"format": FORMAT, "statement": words}
     content |= certificate.model_dump(mode="json")
     public = content["guarantee"]["public"]
-    if public["initial_weights"] is None:
-        del public["initial_weights"]
+    for name in ("initial_weights", "id2label", "embedding"):
+        if public[name] is None:
+            del public[name]
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from curriculumdp.diffusion.pictures import image_grid
 from curriculumdp.diffusion.pipeline import save_pipeline
 from curriculumdp.diffusion.sample import sample_images
-from curriculumdp.disk import sync, unfinished
+from curriculumdp.disk import replace_folder, sync, unfinished
 from curriculumdp.errors import UserError
 from curriculumdp.ledger.run_files import LEDGER
 from curriculumdp.privacy.event import PrivacyEvent
@@ -36,8 +36,10 @@ from curriculumdp.release.certificate import (
     certificate_bytes,
 )
 from curriculumdp.release.files import (
+    CENTRAL,
     CERTIFICATE,
     CONFIG,
+    FREQUENCY,
     SIGNATURE,
     WEIGHTS,
     file_problems,
@@ -46,6 +48,7 @@ from curriculumdp.release.files import (
 )
 from curriculumdp.release.model_card import model_card
 from curriculumdp.release.signature import sign
+from curriculumdp.release.terms import require_license
 from curriculumdp.release.verify import read_certificate
 
 SOFTWARE = ("curriculumdp", "torch", "diffusers", "safetensors", "dp-accounting", "opacus", "cryptography")
@@ -91,8 +94,10 @@ def export_release(
     guarantee: Guarantee,
     config: Mapping[str, Any],
     central: Tensor | np.ndarray | None,
+    frequency: Tensor | None = None,
     samples: SampleSettings,
     signing_key: Path | None = None,
+    license_: str | None = None,
     device: torch.device | str = "cpu",
     before_publishing: Callable[[], object] = lambda: None,
 ) -> Path:
@@ -103,19 +108,22 @@ def export_release(
 
     weights: the EMA by parameter name, e.g. `module_tensors(net, state.ema)`. net_config: `net.config`.
     guarantee: what the run promises and all that it spent (`certified_events`). config: the resolved config
-    WITHOUT paths. central: uint8 [M, C, H, W], class by class within a query, or None (or M = 0).
-    signing_key: an Ed25519 private key (PEM). device: where to sample. before_publishing: called when everything
-    is written, checked and synced; after it only the last rename can fail.
+    WITHOUT paths. central: uint8 [M, C, H, W], class by class within a query, or None (or M = 0). frequency: the same,
+    class by class in turn, of which the first are shown. signing_key: an Ed25519 private key (PEM). license_: what the
+    model card states, if anything. device: where to sample. before_publishing: called when everything is written,
+    checked and synced; after it only the last rename can fail.
 
     All arguments must be public. Raises, with nothing written: ExportError, CertificateError (the events
     cost more than is promised), AccountingError, SignatureError, SamplingError.
     """
+    require_license(license_)
     asked, folder = folder, _resolved(folder)
     _bring_back(folder)
     _check_target(folder, guarantee, weights)
     accounting = account(guarantee)
     with _staged(folder, before_publishing) as staging:
-        net = save_pipeline(staging, weights, net_config, sigma_data).to(device)
+        names = guarantee.public.id2label
+        net = save_pipeline(staging, weights, net_config, sigma_data, names).to(device)
         labels = torch.arange(guarantee.public.classes).repeat_interleave(samples.per_class)
         pictures = sample_images(
             net,
@@ -127,11 +135,17 @@ def export_release(
         )
         image_grid(pictures, samples.per_class).save(staging / "samples.png")
         if central is not None and len(central):
-            _central_grid(np.asarray(central), guarantee.public.classes).save(staging / "central.png")
+            _central_grid(np.asarray(central), guarantee.public.classes).save(staging / CENTRAL)
+        if frequency is not None and len(frequency):
+            _class_rows(frequency.numpy(), guarantee.public.classes, samples.per_class).save(
+                staging / FREQUENCY
+            )
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         (staging / CONFIG).write_text(text, encoding="utf-8")
-        has_central = (staging / "central.png").exists()
-        card = model_card(str(config["name"]), guarantee, accounting, samples.steps, has_central)
+        shown = [name for name in (CENTRAL, FREQUENCY) if (staging / name).exists()]
+        how = (samples.sampler, samples.steps)
+        null = int(net.config.num_class_embeds) > guarantee.public.classes
+        card = model_card(str(config["name"]), guarantee, accounting, how, shown, null, license_)
         (staging / "README.md").write_text(card, encoding="utf-8")
         _certify(staging, guarantee, accounting, signing_key)
         _check_target(folder, guarantee, weights)
@@ -164,8 +178,9 @@ def damage(folder: Path) -> str | None:
 def _holds(file: Path, weights: Mapping[str, Tensor]) -> bool:
     try:
         with safe_open(file, framework="pt") as saved:
+            # Older versions released the null class too, the last row of the class embedding.
             return set(saved.keys()) == set(weights) and all(
-                torch.equal(saved.get_tensor(name), part.detach().float().cpu())
+                torch.equal(saved.get_tensor(name)[: len(part)], part.detach().float().cpu())
                 for name, part in weights.items()
             )
     except (OSError, SafetensorError):
@@ -195,6 +210,13 @@ def _central_grid(images: np.ndarray, classes: int) -> Any:
     """Return a roughly square grid; each row holds complete queries (one image per class)."""
     queries = max(1, round((len(images) ** 0.5) / classes))
     return image_grid(images.transpose(0, 2, 3, 1), classes * queries)
+
+
+def _class_rows(images: np.ndarray, classes: int, per_class: int) -> Any:
+    """Return a grid of the first `per_class` images of each class, one class per row."""
+    count = min(per_class, len(images) // classes)
+    rows = images[: count * classes].reshape(count, classes, *images.shape[1:]).swapaxes(0, 1)
+    return image_grid(rows.reshape(-1, *images.shape[1:]).transpose(0, 2, 3, 1), count)
 
 
 def _resolved(folder: Path) -> Path:
@@ -243,7 +265,7 @@ def _staged(folder: Path, before_publishing: Callable[[], object]) -> Iterator[P
         yield staging
         _publish(staging)
         before_publishing()
-        _swap(staging, folder, replaced)
+        replace_folder(staging, folder, replaced)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ExportError(f"{folder}: the release could not be written: {reason}") from error
@@ -251,20 +273,6 @@ def _staged(folder: Path, before_publishing: Callable[[], object]) -> Iterator[P
         shutil.rmtree(staging, ignore_errors=True)
         if folder.exists():  # otherwise the earlier release is the only one: the next export brings it back
             shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _swap(staging: Path, folder: Path, replaced: Path) -> None:
-    """Rename `staging` to `folder`; an earlier release moves to `replaced`, and back on failure."""
-    earlier = folder.exists()
-    if earlier:
-        folder.rename(replaced)
-    try:
-        staging.rename(folder)
-    except OSError:
-        if earlier:
-            replaced.rename(folder)
-        raise
-    sync(folder.parent)
 
 
 def _publish(folder: Path) -> None:

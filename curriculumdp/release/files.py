@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from curriculumdp.release.certificate import Certificate
 
-CERTIFICATE, SIGNATURE, CENTRAL = "privacy.json", "privacy.json.sig", "central.png"
+CERTIFICATE, SIGNATURE = "privacy.json", "privacy.json.sig"
+CENTRAL, FREQUENCY = "central.png", "frequency.png"
 WEIGHTS, CONFIG = "unet/diffusion_pytorch_model.safetensors", "training_config.yaml"
 REQUIRED = frozenset(
     {
@@ -24,7 +25,7 @@ REQUIRED = frozenset(
     }
 )
 # All that a release may hold. Weights are safetensors, and nothing here is ever unpickled.
-ALLOWED = REQUIRED | {CENTRAL, CERTIFICATE, SIGNATURE}
+ALLOWED = REQUIRED | {CENTRAL, FREQUENCY, CERTIFICATE, SIGNATURE}
 
 
 def release_of(folder: Path) -> Path:

@@ -6,8 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from curriculumdp.durations import duration
 from curriculumdp.evaluation.record import (
     DISTANCES,
+    MAX_CLASSES,
     NEIGHBOURS,
     UTILITY,
     figure,
@@ -25,9 +27,20 @@ PAUSE = 600.0  # seconds: a longer gap between two steps means that the run was 
 def utility_section(record: Mapping[str, Any], plot: bytes) -> Html:
     """Return the section on classifiers trained on synthetic images and, where recorded, on real ones."""
     reference = record.get("reference", {}).get("utility", {})
-    head = ["classifier", "synthetic, %"] + (["real, %"] if reference else [])
+    balanced = all("balanced" in value for value in record["utility"].values())  # not in older records
+    head = [
+        "classifier",
+        "synthetic, %",
+        *(["balanced, %"] if balanced else []),
+        *(["real, %"] if reference else []),
+    ]
     rows = [
-        (name, percent(value), *([percent(reference[name])] if reference else []))
+        (
+            name,
+            percent(value),
+            *([percent(value["balanced"])] if balanced else []),
+            *([percent(reference[name])] if reference else []),
+        )
         for name, value in record["utility"].items()
     ]
     spread = "" if record["synthetic"]["seeds"] == 1 else ", mean and standard deviation over seeds"
@@ -35,13 +48,37 @@ def utility_section(record: Mapping[str, Any], plot: bytes) -> Html:
         "Utility",
         paragraph(
             f"Classifiers trained on {record['synthetic']['images']:,} synthetic images alone, tested on "
-            f"{record['real']['images']:,} real ones ({record['real']['origin']}): accuracy{spread}."
+            f"{record['real']['images']:,} real ones ({record['real']['origin']}): accuracy{spread}.{_majority(record)}"
         ),
         columns(
             tag("div", table(head, rows), _classifiers(record["utility"])),
             picture(plot, "accuracy by classifier: " + _spoken(record["utility"])),
         ),
+        *([_per_class(record["utility"])] if balanced else []),
     )
+
+
+def _majority(record: Mapping[str, Any]) -> str:
+    quick = " A quick evaluation, for a first look." if record["synthetic"].get("quick") else ""
+    if "majority" not in record["real"]:
+        return quick
+    return (
+        f" Always answering the commonest class would score {record['real']['majority']:.1%}; balanced accuracy, the "
+        f"mean over the classes, does not reward that.{quick}"
+    )
+
+
+def _per_class(utility: Mapping[str, Any]) -> Html:
+    """Return the accuracy on each class by classifier."""
+    classes = list(next(iter(utility.values()))["per_class"])[:MAX_CLASSES]
+    rows = [
+        (shown, *(_share(value["per_class"].get(shown)) for value in utility.values())) for shown in classes
+    ]
+    return table(["class", *(f"{name}, %" for name in utility)], rows, "Accuracy by class")
+
+
+def _share(value: float | None) -> str:
+    return "no test image" if value is None else f"{value * 100:.1f}"
 
 
 def _spoken(utility: Mapping[str, Any]) -> str:
@@ -189,13 +226,6 @@ def time_facts(rows: Sequence[Mapping[str, Any]]) -> Html:
         for phase, seconds in spent.items()
     ]
     return facts([*lines, ("total", duration(sum(spent.values())))])
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text, in hours, minutes or seconds, whichever fits."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.3g} h"
-    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.2g} s"
 
 
 def utility_plot_of(folder: Path) -> bytes:

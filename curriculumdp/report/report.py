@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from curriculumdp.disk import write_whole
+from curriculumdp.disk import require_writable, write_whole
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.record import percent, private_folder, public_folder, read_record
 from curriculumdp.evaluation.released import Released, read_released
@@ -43,8 +43,13 @@ def write_reports(run: Path) -> list[Path]:
     Returns their paths. Raises EvaluationError or CertificateError, one line.
     """
     if not (run / "release").is_dir():
-        raise EvaluationError(f"{run} has no release yet: finish the run, or export it with launch/export.py")
+        raise EvaluationError(
+            f"{run} has no release yet: finish the run, or export it with launch/export.py RUN --out DIR --end-run"
+        )
     written = [run / PUBLIC_NAME]
+    require_writable(written[0])
+    if (run / "private").is_dir():
+        require_writable(run / "private" / PRIVATE_NAME)
     page = public_report(run / "release", public_folder(run))
     write_whole(written[0], page.encode(), mode=0o666)
     if (run / "private").is_dir():
@@ -98,11 +103,26 @@ def _quality(record: Mapping[str, Any], folder: Path) -> list[Html]:
         return [
             section(
                 "Utility and fidelity",
-                paragraph("Not evaluated, or only against images that are not public: run ",
-                          tag("code", "python launch/evaluate.py RELEASE --real SET")),
+                paragraph("Not evaluated, or only against images that are not public. The command: ",
+                          tag("code", "curriculumdp-evaluate RELEASE --real SET")),
             )
         ]  # fmt: skip
-    return [utility_section(record, utility_plot_of(folder)), fidelity_section(record)]
+    utility = [utility_section(record, utility_plot_of(folder))] if record["utility"] else []
+    return [*utility, fidelity_section(record)]
+
+
+def _utility_card(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the best classifier's balanced accuracy in big, and in small what it has to be held against."""
+    kind = "balanced" if all("balanced" in value for value in record["utility"].values()) else None
+    shown = {name: value[kind] if kind else value for name, value in record["utility"].items()}
+    name, best = max(shown.items(), key=lambda item: item[1]["mean"])
+    words = f"accuracy on real images of {name} trained on synthetic"
+    if kind:
+        plain = percent({**record["utility"][name], "spread": None})
+        words = (
+            f"balanced {words}; plain {plain} %, always the commonest class {record['real']['majority']:.1%}"
+        )
+    return f"{percent({**best, 'spread': None})} %", words
 
 
 def _header(released: Released, record: Mapping[str, Any], words: str, edition: str) -> Html:
@@ -114,13 +134,7 @@ def _header(released: Released, record: Mapping[str, Any], words: str, edition: 
         (f"{promised.public.units:,}", f"protected units, each {promised.unit}"),
     ]
     if record.get("utility"):
-        name, best = max(record["utility"].items(), key=lambda item: item[1]["mean"])
-        cards.append(
-            (
-                f"{percent({**best, 'spread': None})} %",
-                f"accuracy on real images of {name} trained on synthetic",
-            )
-        )
+        cards.append(_utility_card(record))
     return tag(
         "header",
         tag("span", words, class_=f"edition {edition}"),

@@ -2,28 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
 from curriculumdp.diffusion.pictures import GAP
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import Released
-from curriculumdp.phases import title_of
+from curriculumdp.phases import PHASE_NAMES, title_of
 from curriculumdp.plots import curve_plot, png_bytes
-from curriculumdp.privacy.accountant import compose, epsilon_path, losses
+from curriculumdp.privacy.accountant import epsilon_path
+from curriculumdp.privacy.detection import ALARMS, at_most, detection_bound
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.release.certificate import CertifiedEvent, Guarantee, statement
-from curriculumdp.release.files import CERTIFICATE, WEIGHTS, file_sha256
+from curriculumdp.release.files import CENTRAL, CERTIFICATE, FREQUENCY, WEIGHTS, file_sha256
 from curriculumdp.report.page import Html, columns, facts, html, paragraph, picture, section, table, tag
 
-ALARMS = (0.001, 0.01, 0.1)  # false alarm rates
 MAX_STRIPS = 20  # with more classes, samples are shown as one picture
 PATH_POINTS = 6
-CURVE_POINTS = 60
+ORDER: dict[str, int] = {name: place for place, name in enumerate(PHASE_NAMES)}
+COLOURS = {"central": "easy", "frequency": "middle", "private": "hard"}  # classes of report.css
 SMALL_PRINT = {
     "adjacency": "adjacency",
     "public": "treated as public",
@@ -33,22 +34,6 @@ SMALL_PRINT = {
     "scope": "covers",
     "proof": "what can be checked",
 }
-
-
-def detection_bound(promised: Guarantee, alarms: Sequence[float]) -> list[float]:
-    """Return the highest detection rate of any test for a unit's presence, one for each false alarm rate α.
-
-    It is the minimum of e^ε·α + δ(ε) and 1 − e^−ε·(1 − δ(ε) − α) over points on the events' curve δ(ε) (Kairouz et
-    al. 2015, theorem 2.1), which is tighter than at the promised (ε, δ) alone. Takes seconds.
-    """
-    total = compose([losses(row.event) for row in promised.events])
-    epsilons = np.linspace(0.0, 2 * promised.epsilon, CURVE_POINTS)
-    deltas = np.array([total.get_delta_for_epsilon(epsilon) for epsilon in epsilons])
-    growth = np.exp(np.minimum(epsilons, 700.0))  # e^700 is close to the largest float
-    return [
-        float(np.minimum(growth * rate + deltas, 1 - (1 - deltas - rate) / growth).clip(0, 1).min())
-        for rate in alarms
-    ]
 
 
 def guarantee_section(released: Released) -> Html:
@@ -77,8 +62,8 @@ def guarantee_section(released: Released) -> Html:
 
 
 def _meaning(promised: Guarantee) -> Html:
-    found = detection_bound(promised, ALARMS)
-    rows = [(f"{alarms:.1%}", _at_most(rate)) for alarms, rate in zip(ALARMS, found, strict=True)]
+    found = detection_bound([row.event for row in promised.events], promised.epsilon, ALARMS)
+    rows = [(f"{alarms:.1%}", at_most(rate)) for alarms, rate in zip(ALARMS, found, strict=True)]
     return tag(
         "div",
         paragraph(
@@ -90,43 +75,42 @@ def _meaning(promised: Guarantee) -> Html:
     )
 
 
-def _at_most(rate: float) -> str:
-    return "nearly all" if rate > 0.999 else f"{rate:.1%}"
-
-
 @dataclass(frozen=True)
 class Spending:
-    """ε over the run: `path` lists (events so far, ε); `central` is the cost of the central phase alone."""
+    """ε over the run: `path` lists (events so far, ε); `ends`, by phase in order, (events, ε) once it is done."""
 
     path: Sequence[tuple[int, float]]
-    central: float
-    total: float
+    ends: Mapping[str, tuple[int, float]]
     promised: float
+
+    @property
+    def total(self) -> float:
+        return self.path[-1][1]
 
 
 def spending(promised: Guarantee) -> Spending:
     """Recompute how the budget was spent from the certificate's events. Takes seconds."""
-    rows = promised.events
-    central = sum(row.count for row in rows if row.name == "central")
+    # Phases are spent in their order, in whatever order the certificate lists the events.
+    rows = sorted(promised.events, key=lambda row: ORDER.get(row.name, len(ORDER)))
+    ends = dict(zip((row.name for row in rows), accumulate(row.count for row in rows), strict=True))
     total = sum(row.count for row in rows)
-    points = (central + (total - central) * part // PATH_POINTS for part in range(PATH_POINTS))
-    done = sorted({0, central, total, *points})
-    # The first phase is spent first, in whatever order the certificate lists the events.
-    ordered = sorted(rows, key=lambda row: row.name != "central")
-    found = epsilon_path([row.event for row in ordered], done, promised.delta)
+    first = max((end for end in ends.values() if end < total), default=0)
+    points = (first + (total - first) * part // PATH_POINTS for part in range(PATH_POINTS))
+    done = sorted({0, total, *ends.values(), *points})
+    found = epsilon_path([row.event for row in rows], done, promised.delta)
     at = dict(zip(done, found, strict=True))
-    return Spending(tuple(at.items()), at[central], at[total], promised.epsilon)
+    return Spending(tuple(at.items()), {name: (end, at[end]) for name, end in ends.items()}, promised.epsilon)
 
 
 def budget_section(released: Released) -> Html:
     """Return the section on how the phases spent the budget, with a picture and a table."""
     spent = spending(released.certificate.guarantee)
-    added, left = spent.total - spent.central, max(0.0, spent.promised - spent.total)
-    parts = (
-        ("easy", "central images", spent.central),
-        ("hard", "DP-SGD on top of that" if spent.central else "DP-SGD", added),
-        ("left", "not spent", left),
-    )
+    costs = [0.0, *(cost for _, cost in spent.ends.values())]
+    parts = [
+        (COLOURS.get(name, "hard"), title_of(name) + (" on top of that" if before else ""), after - before)
+        for name, before, after in zip(spent.ends, costs, costs[1:], strict=False)
+    ]
+    parts.append(("left", "not spent", max(0.0, spent.promised - spent.total)))
     shown = [part for part in parts if part[2] >= spent.promised / 1000]
     label = ", ".join(f"{name}: ε {_part(kind, cost)}" for kind, name, cost in shown)
     bar = tag(
@@ -140,11 +124,7 @@ def budget_section(released: Released) -> Html:
           for kind, name, cost in shown),
         class_="key",
     )  # fmt: skip
-    turn = next(index for index, (_, cost) in enumerate(spent.path) if cost >= spent.central)
-    phases = {"DP-SGD": spent.path[turn:], "central images": spent.path[: turn + 1]}
-    plot = curve_plot(
-        {name: path for name, path in phases.items() if len(path) > 1}, "queries and steps so far", "ε spent"
-    )
+    plot = curve_plot(_path_of_phases(spent), "queries and steps so far", "ε spent")
     return section(
         "Where the budget went",
         bar,
@@ -155,11 +135,22 @@ def budget_section(released: Released) -> Html:
         ),
         tag(
             "p",
-            "Training on central images, sampling and anything else done with the noisy results costs nothing more. "
+            "Training on central or frequency images, sampling and anything else done with the noisy results costs "
+            "nothing more. "
             "Costs do not simply add up: the private phase alone would cost more than its part here.",
             class_="note",
         ),
     )
+
+
+def _path_of_phases(spent: Spending) -> dict[str, list[tuple[int, float]]]:
+    """Return the part of the path in each phase, by title, the last phase first, which gives each its colour."""
+    starts = [0, *(end for end, _ in spent.ends.values())]
+    paths = {
+        title_of(name): [(uses, cost) for uses, cost in spent.path if start <= uses <= end]
+        for (name, (end, _)), start in zip(spent.ends.items(), starts, strict=False)
+    }
+    return {title: path for title, path in reversed(paths.items()) if len(path) > 1}
 
 
 def _part(kind: str, epsilon: float) -> str:
@@ -178,10 +169,10 @@ def _event_table(rows: Sequence[CertifiedEvent]) -> Html:
 
 
 def images_section(released: Released) -> Html:
-    """Return the section of samples.png, one row per class, and central.png where there is one."""
-    samples = _strips(_read_picture(released.folder / "samples.png"), released.classes)
+    """Return the section of samples.png, one row per class, central.png and frequency.png where they are."""
+    samples = _strips(_read_picture(released.folder / "samples.png"), released.class_names)
     parts = [tag("div", tag("h3", "Samples, one class per row"), samples)]
-    central = released.folder / "central.png"
+    central, frequency = released.folder / CENTRAL, released.folder / FREQUENCY
     if central.is_file():
         grid = picture(
             png_bytes(_read_picture(central)),
@@ -190,6 +181,12 @@ def images_section(released: Released) -> Html:
             "pixels",
         )
         parts.append(tag("div", tag("h3", "Central images"), grid))
+    if frequency.is_file():
+        strips = _strips(_read_picture(frequency), released.class_names)
+        note = tag(
+            "p", "The warm-up trains on them: drawn from a generator that was fitted to a noisy embedding."
+        )
+        parts.append(tag("div", tag("h3", "Frequency images, one class per row"), strips, note))
     return section("Images", columns(*parts))
 
 
@@ -202,15 +199,16 @@ def _read_picture(path: Path) -> Image.Image:
         raise EvaluationError(f"{path} cannot be read as a PNG: name a complete release") from None
 
 
-def _strips(sheet: Image.Image, classes: int) -> Html:
+def _strips(sheet: Image.Image, names: Sequence[str]) -> Html:
     width, height = sheet.size
+    classes = len(names)
     step, rest = divmod(height - GAP, classes)
     if rest or classes > MAX_STRIPS:
         return picture(png_bytes(sheet), "synthetic images, one class per row", kind="pixels")
     rows = []
-    for label in range(classes):
+    for label, name in enumerate(names):
         strip = sheet.crop((0, label * step, width, (label + 1) * step + GAP))
-        rows.append(picture(png_bytes(strip), f"synthetic images of class {label}", str(label), "pixels"))
+        rows.append(picture(png_bytes(strip), f"synthetic images of class {name}", name, "pixels"))
     return tag("div", *rows, class_="classes")
 
 
@@ -227,7 +225,10 @@ def cost_facts(released: Released) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [("parameters", f"{_parameters(released.folder):,}")]
     warmup = released.config.get("warmup")
     if warmup:
-        rows.append(("steps on central images", f"{int(warmup['steps']):,}, {warmup['batch']} images each"))
+        on = "central" if released.config.get("central") else "frequency"
+        if on == "central" and warmup.get("frequency_steps"):
+            on = f"central, then ({int(warmup['frequency_steps']):,}) on frequency"
+        rows.append((f"steps on {on} images", f"{int(warmup['steps']):,}, {warmup['batch']} images each"))
     rows.append(("DP-SGD steps", f"{steps:,}"))
     if steps:
         rows.append(("units per step, expected", f"{expected / steps:,.0f} of {promised.public.units:,}"))
@@ -260,8 +261,10 @@ def settings_section(released: Released) -> Html:
             tag(
                 "div",
                 tag("h3", "Check it yourself"),
-                paragraph("This recomputes ε and checks every file of the release:"),
-                paragraph(tag("code", "python launch/verify.py RELEASE")),
+                paragraph(
+                    "With curriculumdp installed, this recomputes ε and checks every file of the release:"
+                ),
+                paragraph(tag("code", "curriculumdp-verify RELEASE")),
                 paragraph("SHA-256 of the certificate that this page was generated from:"),
                 paragraph(tag("code", digest)),
             ),

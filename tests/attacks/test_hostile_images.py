@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from curriculumdp.data.images import DataError
-from curriculumdp.data.pixels import picture_pixels
+from curriculumdp.data.pictures import picture_pixels
+from curriculumdp.data.pixels import Conversion
 from curriculumdp.data.sources import load_images
 from tests.support.runs import in_child
 from tests.support.tried import TRIED
@@ -230,7 +231,7 @@ def test_hostile_pictures_are_refused_by_name_in_little_memory(tmp_path: Path) -
     def work() -> None:
         for what, path in files.items():
             print(what, file=sys.stderr, flush=True)
-            refusal(path, lambda path=path: picture_pixels(path, 1, 8, None))
+            refusal(path, lambda path=path: picture_pixels(path, Conversion(1, 8)))
 
     assert in_little_memory(work) == 0
     TRIED["attacks hostile images"] += len(files)
@@ -268,7 +269,7 @@ def fuzz_pictures(folder: Path, times: int, seed: int) -> None:
         path.write_bytes(spoilt(whole[number % len(whole)], rng))
         TRIED["attacks fuzzed pictures"] += 1
         try:
-            pixels = picture_pixels(path, 3, 8, None)
+            pixels = picture_pixels(path, Conversion(3, 8)).pixels
         except DataError as error:
             refused = str(error)
         else:

@@ -95,7 +95,7 @@ def test_a_config_cannot_be_changed_after_loading(small: Path) -> None:
         ("central.noise_multiplier=0", ["central.noise_multiplier is 0"]),
         ("central.size=9", ["central.size is 9", "at most data.size = 8"]),
         ("central.median=2", ["central.median is 2", "odd"]),
-        ("data.source=pickle", ["data.source is 'pickle'", "'digits', 'idx', 'npz' or 'image_folder'"]),
+        ("data.source=pickle", ["data.source is 'pickle'", "'dicom', 'parquet' or 'tar'"]),
         ("data.source=idx", ["data.path is missing", "set data.path"]),
         ("data.path=/x", ["data.path is '/x'", "remove data.path"]),
         ("data.window=[0, 9]", ["data.window is given", "source digits"]),
@@ -228,6 +228,7 @@ def test_all_that_decides_the_release_is_refused_on_resume() -> None:
         *PATHS,
         "name",
         "compute.processes",
+        "compute.join_minutes",
         "checkpoint.every",
         "checkpoint.keep",
         "logging.tensorboard",
@@ -273,3 +274,24 @@ def test_importing_the_config_imports_neither_torch_nor_numpy() -> None:
     code = "import sys, curriculumdp.config; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("key", [*PATHS, "init_from"])
+def test_a_tilde_in_any_path_is_the_home(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    wanted = [f"{key}=~/deep/it", "data.name=named"]
+    if key in ("data.csv", "data.roster"):
+        wanted += ["data.source=image_folder", "data.path=/images"]
+    if key == "data.path":
+        wanted += ["data.source=npz"]
+    section, _, last = key.rpartition(".")
+    config = load_config("configs/digits.yaml", wanted)
+    assert getattr(getattr(config, section) if section else config, last) == "/home/somebody/deep/it"
+    with pytest.raises(ConfigError, match=rf"{key}.*no such user"):
+        load_config("configs/digits.yaml", [f"{key}=~nobody-of-that-name/it", *wanted[1:]])
+
+
+def test_a_config_file_in_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(Path("configs/digits.yaml").read_text())
+    assert load_config("~/mine.yaml").name == "digits"

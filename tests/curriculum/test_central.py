@@ -65,6 +65,31 @@ def test_public_class_counts_are_the_denominators_and_an_empty_class_has_the_flo
     assert made.tolist() == pytest.approx([min(1.0, value) for value in expected], abs=0.003)
 
 
+@pytest.mark.parametrize(
+    ("changes", "weight"),
+    [
+        ({}, 1.0),
+        ({"data__class_counts": [144] * 9 + [141]}, 0.0),
+        ({"central__statistic": "mode"}, 0.0),
+    ],
+)
+def test_counts_are_queried_unless_they_are_public_or_the_config_says_otherwise(digits, changes, weight):
+    assert query(digits, central__count_weight=None, **changes).count_weight == weight
+    assert query(digits, central__count_weight=0.0, **changes).count_weight == 0.0
+
+
+def test_a_rare_class_is_not_grey_and_a_common_one_not_glaring_by_default(digits):
+    """At 95 to 5, without noise: the central images are the means of their classes."""
+    rows = np.concatenate([np.flatnonzero(digits.labels != 8), np.flatnonzero(digits.labels == 8)[:68]])
+    images = ImageSet(
+        digits.images[rows], (digits.labels[rows] == 8).astype(np.int64), np.arange(len(rows)), len(rows)
+    )
+    asked = query(images, data__classes=2, data__units=len(rows), central__count_weight=None)
+    made = images_of_sum(asked, query_sum(asked, images, torch.arange(len(rows))), 8, 1).numpy() / 255
+    true = np.stack([images.images[images.labels == label].mean(0) / 255 for label in (0, 1)])
+    assert np.abs(made - true).max() < 0.02
+
+
 def test_noisy_counts_are_the_denominators_where_asked_for_never_below_the_floor(digits):
     asked = query(digits, central__count_weight=2.0, central__count_floor=3.0)
     values = torch.cat([torch.full((640,), 1.5), torch.tensor([40.0, 6.0, 2.0, 0.0, -50.0, *[20.0] * 5])])

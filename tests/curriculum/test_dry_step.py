@@ -1,6 +1,8 @@
 """One step of each phase on made images: what it refuses, when, and that it leaves no trace."""
 
+import importlib
 import random
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -188,3 +190,23 @@ def test_if_one_process_cannot_do_a_step_none_begins(tmp_path):
 
     assert in_world(2, work) == [0, 0]
     assert nothing_was_begun(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["missing", "broken"])
+def test_an_optional_package_that_cannot_be_imported_is_refused_before_anything_is_charged(
+    tmp_path, monkeypatch, fault
+):
+    if fault == "missing":
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    else:
+        original = importlib.import_module
+
+        def broken(name: str, *rest: object) -> object:
+            if name == "torch.utils.tensorboard":
+                raise AttributeError("module 'distutils' has no attribute 'version'")
+            return original(name, *rest)
+
+        monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(DryStepError, match=r"logging\.tensorboard is true.*set logging\.tensorboard=false"):
+        finish(tiny(tmp_path, logging={"tensorboard": True}))
+    assert not (tmp_path / "private" / "ledger.jsonl").exists()

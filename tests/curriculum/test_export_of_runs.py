@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from curriculumdp.commands import export as export_command
 from curriculumdp.curriculum import folder
-from curriculumdp.curriculum.train import export_run, run_curriculum, untrained_state
+from curriculumdp.curriculum.ending import ending
+from curriculumdp.curriculum.initial import untrained_state
+from curriculumdp.curriculum.train import export_run, run_curriculum
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.release import export
 from curriculumdp.release.certificate import CertificateError
@@ -27,6 +30,41 @@ def test_export_ends_a_run_early_and_certifies_the_whole_ledger(tmp_path, killed
     assert not (killed / "private" / "secret").exists()
     outcome = run_curriculum(tiny(killed), one_process())
     assert outcome.exit_code == 0
+
+
+def test_an_ended_run_is_described_with_what_it_spent_and_lost(tmp_path, killed, monkeypatch, capsys):
+    """On every path: the command that ends it, and each later export of it."""
+    for number, end in enumerate((["--end-run"], [])):
+        words = ["export.py", str(killed), "--out", str(tmp_path / f"out{number}"), *end]
+        monkeypatch.setattr("sys.argv", words)
+        assert export_command.main() == 0
+        said = capsys.readouterr().out
+        assert said.startswith(
+            f"release: {tmp_path / f'out{number}'}\nended for good: {killed} cannot be resumed"
+        )
+        assert "\nspent: ε = " in said
+        assert "lost: 3 of 6 planned events of the private phase\n" in said
+
+
+def test_a_run_that_is_ended_before_it_learnt_says_that_there_is_no_release(tmp_path, monkeypatch, capsys):
+    config = tiny(tmp_path / "run")
+    in_child(lambda: (kill_at(Ledger, "charge", 1), run_curriculum(config, one_process())))
+    words = ["export.py", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--end-run"]
+    monkeypatch.setattr("sys.argv", words)
+    assert export_command.main() == 0
+    said = capsys.readouterr().out
+    assert said.startswith("release: none")
+    assert "ended for good: " in said
+    assert (
+        "lost: 3 of 3 planned events of the central phase, 6 of 6 planned events of the private phase\n"
+        in said
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_came_to_its_end_is_not_called_ended(tmp_path):
+    finish(tiny(tmp_path / "run"))
+    assert ending(tmp_path / "run") == []
 
 
 def put(place: Path) -> Path:
@@ -89,8 +127,8 @@ def test_the_refusal_to_end_a_run_says_what_it_would_do(tmp_path, killed):
 ENDS = {
     "before the seal": lambda: kill_at(Ledger, "seal", 1),
     "sealed, the secret not erased": lambda: kill_at(folder, "erase_private", 1),
-    "sealed, not at its place": lambda: kill_at(export, "_swap", 1),
-    "at its place": lambda: kill_at(export, "_swap", 1, after=True),
+    "sealed, not at its place": lambda: kill_at(export, "replace_folder", 1),
+    "at its place": lambda: kill_at(export, "replace_folder", 1, after=True),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from curriculumdp.config.config import Config, config_from, load_config
 from curriculumdp.curriculum.plan import (
+    EXACT_BELOW,
     Plan,
     described,
     other_budgets,
@@ -185,9 +186,25 @@ def test_the_table_names_every_figure_that_a_user_asks_for(plan: Plan) -> None:
     ):
         assert head in text
     assert f"{plan.phase('private').noise_multiplier:.5g}" in text
-    assert "approximate" in text
+    assert "ε = 2: ≤ " in text
+    assert "ε = 0.5: ≤" not in text
     assert len(other_budgets(plan)) == 3
     half = dict(other_budgets(plan))[0.5]
     assert half is not None
     assert half > dp_sgd_noise(plan)
     assert max(map(len, text.splitlines())) < 200
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.6, 3.0])
+def test_the_noise_that_another_budget_needs_is_exact_or_said_to_be_a_bound(budget: float) -> None:
+    """By RDP a tiny budget would seem to need many times the noise that it needs."""
+    only = plan_curriculum(config(curriculum=["private"], central=None, warmup=None, privacy__epsilon=budget))
+    for other, noise in other_budgets(only):
+        true = plan_curriculum(
+            config(curriculum=["private"], central=None, warmup=None, privacy__epsilon=other)
+        )
+        assert noise is not None
+        if other < EXACT_BELOW:
+            assert noise == dp_sgd_noise(true)
+        else:
+            assert dp_sgd_noise(true) <= noise < 1.2 * dp_sgd_noise(true)

@@ -85,7 +85,7 @@ BARS: list[SilentBar] = []
 
 def everything_that_leaves(config: Config, images: ImageSet, patch: pytest.MonkeyPatch) -> dict[str, object]:
     """What a run shows to those without its private folder, and the state that its release was made of."""
-    patch.setattr(module, "load_declared", lambda *_: images)
+    patch.setattr(module, "load_shared", lambda *_: images)
     patch.setattr(metrics, "tqdm", SilentBar)
     BARS.clear()
     said, complained = io.StringIO(), io.StringIO()

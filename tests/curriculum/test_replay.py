@@ -41,7 +41,7 @@ def test_another_microbatch_size_takes_new_keys_and_charges_what_is_done_again(t
     assert in_child(killed) == -signal.SIGKILL
     before = events(tmp_path)
     assert [(r["phase"], r["step"]) for r in before][-1] == ("private", 2)
-    finish(tiny(tmp_path, compute__microbatch=16))
+    finish(tiny(tmp_path, compute__microbatch=16), accept_recharge=True)
     assert [i["number"] for i in incarnations(tmp_path)] == [0, 1]
     assert "microbatch" in incarnations(tmp_path)[1]["why"]
     after = events(tmp_path)
@@ -179,7 +179,7 @@ def test_two_copies_that_begin_another_incarnation_each_share_no_key_even_under_
         ("b", {"compute__memory_format": "channels_last"}),
     ):
         keys.clear()
-        finish(tiny(tmp_path / name, **changes))
+        finish(tiny(tmp_path / name, **changes), accept_recharge=True)
         seen.append(set(keys))
     assert [i["number"] for i in incarnations(tmp_path / "a") + incarnations(tmp_path / "b")] == [0, 1, 0, 1]
     assert len(seen[0]) > 4

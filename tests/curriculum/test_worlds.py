@@ -1,5 +1,6 @@
 """Processes that are not the world asked for, or do not agree, stop before anything is charged."""
 
+import os
 from contextlib import suppress
 
 import pytest
@@ -47,8 +48,10 @@ def test_a_world_that_is_refused_leaves_no_group():
 
 
 def test_a_launcher_that_gave_each_process_a_world_of_its_own_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert in_child(lambda: _require("launch" in refusal(open_world_without_group))) == 0
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert in_child(lambda: _require("Accelerate sees 1" in refusal(open_world_without_group))) == 0
 
 
 def _require(holds: bool) -> None:
@@ -65,11 +68,12 @@ def open_world_without_group() -> None:
 
         def __init__(self, **_: object) -> None: ...
 
-    original, world.Accelerator = world.Accelerator, Alone
+    originals = world.Accelerator, world.await_processes
+    world.Accelerator, world.await_processes = Alone, lambda *_: None
     try:
         open_world("cpu", None).__enter__()
     finally:
-        world.Accelerator = original
+        world.Accelerator, world.await_processes = originals
 
 
 def test_a_rank_that_sees_other_data_stops_the_run(tmp_path, digits):
@@ -92,3 +96,14 @@ def test_a_rank_with_other_options_stops_the_run(tmp_path, key, value):
 
     assert in_world(2, work) == [0, 0]
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
+
+
+def test_a_peer_that_is_gone_is_one_line_and_no_traceback():
+    def work(world) -> None:
+        if world.rank == 1:
+            os._exit(7)
+        said = refusal(lambda: world.any(False))
+        assert "another process of this run is gone" in said
+        assert "\n" not in said
+
+    assert in_world(2, work) == [0, 7]

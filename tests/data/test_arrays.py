@@ -104,7 +104,7 @@ def test_grey_images_become_colour_where_three_channels_are_declared(idx_folder:
         ("train-images-idx3-ubyte", idx(GREY)[:9], "not a 3-dimensional idx file"),
         ("train-images-idx3-ubyte", b"", "starts with nothing"),
         ("train-images-idx3-ubyte", idx(LABELS), "not a 3-dimensional idx file"),
-        ("train-images-idx3-ubyte", idx(GREY[:5]), "has 5 images but its label file has 6 labels"),
+        ("train-images-idx3-ubyte", idx(GREY[:5]), "has 5 images but its label file train-labels-idx1-ubyte"),
         ("train-images-idx3-ubyte", idx(GREY[:, :0]), "cannot hold"),
         ("train-labels-idx1-ubyte", idx(GREY), "not a 1-dimensional idx file"),
         ("train-labels-idx1-ubyte", idx(LABELS)[:-2], "truncated|cannot hold"),
@@ -217,8 +217,8 @@ def test_named_units_need_a_roster(tmp_path: Path) -> None:
     ("lines", "part"),
     [
         ("eve\nbob\nann\n", "has 3 ids but data.units = 4"),
-        ("eve\nbob\nann\nann\n", "repeats an id"),
-        ("eve\nbob\n\nann\n", "an empty line"),
+        ("eve\nbob\nann\nann\n", "line 4: repeats the id 'ann' of line 3"),
+        ("eve\nbob\n\nann\n", "line 3: is empty"),
         ("eve\nbob\nzoe\nanne\n", "'ann' is not in data.roster"),
     ],
 )
@@ -249,7 +249,9 @@ def test_a_roster_without_named_units_or_absent_is_refused(tmp_path: Path) -> No
         ({"images": GREY, "labels": LABELS, "units": LABELS.astype(float)}, "integers or strings"),
         ({"images": GREY, "labels": LABELS, "units": np.array([-1, 0, 0, 0, 0, 0])}, "data.roster"),
         ({"images": GREY, "labels": LABELS.astype(np.int64) - 1}, "range from -1"),
-        ({"images": GREY.astype(np.float32), "labels": LABELS}, "must be uint8"),
+        ({"images": GREY.astype(np.float32), "labels": LABELS}, "data.window=[low, high]"),
+        ({"images": GREY > 9, "labels": LABELS}, "are bool but must be uint8"),
+        ({"images": GREY * 1j, "labels": LABELS}, "are complex128 but must be uint8"),
         ({"images": GREY.astype(np.uint16), "labels": LABELS}, "data.window=[low, high]"),
         ({"images": GREY[..., None, None], "labels": LABELS}, "no unique channel axis"),
         ({"images": COLOUR[:, :3], "labels": LABELS}, "no unique channel axis"),
@@ -276,6 +278,31 @@ def test_16_bit_images_are_cut_to_their_window(tmp_path: Path) -> None:
     path = npz(tmp_path / "a.npz", images=values, labels=LABELS[:1])
     read = load(source="npz", path=path, units=1, window=(1000, 3000))
     assert read.images[0, 0, 0, :5].tolist() == [0, 0, 255, 255, 128]
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i4", "<i8", "<f2", "<f4", ">f8"])
+def test_deeper_numbers_of_every_kind_are_cut_to_their_window(tmp_path: Path, kind: str) -> None:
+    path = npz(tmp_path / "a.npz", images=np.full((1, 8, 8), 20).astype(kind), labels=LABELS[:1])
+    assert (load(source="npz", path=path, units=1, window=(0, 100)).images == 51).all()
+
+
+def test_a_number_that_is_not_finite_is_named_by_its_image(tmp_path: Path) -> None:
+    values = np.zeros((6, 8, 8), dtype=np.float32)
+    values[3, 0, 0] = np.nan
+    message = complaint(
+        source="npz", path=npz(tmp_path / "a.npz", images=values, labels=LABELS), window=(0, 1)
+    )
+    assert "a.npz image 3: has values that are not finite" in message
+
+
+@pytest.mark.parametrize(("images", "labels"), [(6, 5), (5, 6)])
+def test_as_many_labels_as_images_or_both_counts_are_named(tmp_path: Path, images: int, labels: int) -> None:
+    """Before data.units is compared, which would be blamed for it."""
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(GREY[:images]))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(LABELS[:labels]))
+    message = complaint(source="idx", path=str(tmp_path))
+    for part in (f"has {images} images", "train-labels-idx1-ubyte", f"has {labels} labels"):
+        assert part in message
 
 
 def test_a_window_for_8_bit_images_is_refused(tmp_path: Path) -> None:

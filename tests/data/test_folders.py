@@ -1,10 +1,8 @@
 """A folder of pictures: labels and owners as written, no way out of the folder, nothing passed over."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -121,7 +119,7 @@ def test_without_owners_each_row_is_a_unit(folder: Path) -> None:
         ("", "they must be path,label"),
         ("path,label\ncats/a.png\n", "line 2: must have 2 fields"),
         ("path,label\ncats/a.png,1,2\n", "line 2: must have 2 fields"),
-        ("path,label\ncats/a.png,one\n", "line 2: label 'one'"),
+        ("path,label\ncats/a.png,1\ncats/b.png,one\n", "line 3: label 'one'"),
         ("path,label\ncats/a.png,-1\n", "line 2: label '-1'"),
         (f"path,label\ncats/a.png,{10**19}\n", "line 2: label '10000"),
         (f"path,label\ncats/a.png,{'9' * 5000}\n", "line 2: label '99999"),
@@ -129,8 +127,8 @@ def test_without_owners_each_row_is_a_unit(folder: Path) -> None:
         ("path,label,unit\ncats/a.png,1,\n", "line 2: the unit is empty"),
         ("path,label,unit\ncats/a.png,1,3\n", "data.units = 3"),
         ("path,label,unit\ncats/a.png,1,1e1\n", "data.roster"),
-        ("path,label\ncats/a.png,1\ncats/a.png,0\n", "a.png: is listed twice"),
-        ("path,label\ncats/a.png,1\ncats/./a.png,0\n", "a.png: is listed twice"),
+        ("path,label\ncats/a.png,1\ncats/a.png,0\n", "line 3: a.png is listed twice"),
+        ("path,label\ncats/a.png,1\ncats/./a.png,0\n", "line 3: a.png is listed twice"),
         ("path,label\ncats/z.png,1\n", "line 2: no such file"),
         ("path,label\ncats,1\n", "line 2: no such file"),
         ("path,label\n,1\n", "line 2: no such file"),
@@ -155,8 +153,34 @@ def test_a_bad_row_is_named_by_its_line(folder: Path, tmp_path: Path, text: str,
     assert part in complaint(folder, csv=table(folder, text))
 
 
-def test_a_row_may_not_name_the_folder_by_its_absolute_path(folder: Path) -> None:
-    assert "is outside" in complaint(folder, csv=table(folder, f"path,label\n{folder}/cats/a.png,1\n"))
+def test_a_row_may_name_an_image_of_the_folder_by_its_absolute_path(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(folder)
+    text = f"path,label\n{folder}/cats/a.png,1\n{tmp_path}/alias/cats/b.png,0\n"
+    assert load(folder, csv=table(folder, text), units=2).labels.tolist() == [1, 0]
+    outside = picture(tmp_path / "images-more" / "a.png", 5)
+    assert "is outside" in complaint(folder, csv=table(folder, f"path,label\n{outside},1\n"))
+    for path in (f"{folder}/../images/cats/a.png", f"{folder}/cats/absent.png"):
+        assert "line 2" in complaint(folder, csv=table(folder, f"path,label\n{path},1\n"))
+
+
+def test_columns_beside_the_needed_ones_are_named_and_not_used(folder: Path) -> None:
+    said: list[str] = []
+    text = ",path,label,unit,age\n0,cats/a.png,1,1,50\n1,dogs/c.png,0,0,60\n"
+    assert load(folder, csv=table(folder, text), units=2, say=said.append).units.tolist() == [1, 0]
+    assert len(said) == 1
+    assert "'', 'age'" in said[0]
+    index = table(folder, ",path,label\n0,cats/a.png,1\n")
+    assert load(folder, csv=index, units=1).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("owner", ["units", "patient", "Unit", "age"])
+def test_a_column_that_may_be_the_owner_under_another_name_is_not_passed_over(
+    folder: Path, owner: str
+) -> None:
+    """Without its owners each image would be protected alone."""
+    message = complaint(folder, csv=table(folder, f"path,label,{owner}\ncats/a.png,1,4\ndogs/c.png,1,4\n"))
+    assert owner in message
+    assert "unit" in message
 
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
@@ -170,50 +194,3 @@ def test_a_test_set_needs_no_declared_units(folder: Path) -> None:
     images = load(folder, units=None, split="test")
     assert (images.unit_count, images.counts.tolist()) == (3, [1, 1, 1])
     assert "data.units is missing" in complaint(folder, units=None)
-
-
-def test_decoded_images_are_kept_privately_and_only_while_they_are_true(folder: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "private" / "cache"
-    first = load(folder, cache=cache)
-    (kept,) = cache.iterdir()
-    assert (cache.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o700, 0o600)
-    written = kept.stat().st_mtime_ns
-    assert np.array_equal(load(folder, cache=cache).images, first.images)
-    assert kept.stat().st_mtime_ns == written
-
-    picture(folder / "cats" / "a.png", 77)
-    os.utime(folder / "cats" / "a.png", ns=(1, written + 10**9))
-    assert load(folder, cache=cache).images[0, 0, 0, 0] == 77  # another time of change
-    assert load(folder, cache=cache, channels=3).images.shape == (3, 3, 8, 8)  # other settings
-    assert load(folder, cache=cache).images.shape == (3, 1, 8, 8)
-
-
-def test_a_picture_exchanged_under_its_old_time_and_size_is_decoded_anew(
-    folder: Path, tmp_path: Path
-) -> None:
-    first = picture(folder / "cats" / "a.bmp", 7)
-    asked = {"units": 4, "cache": tmp_path / "cache"}
-    load(folder, **asked)
-    was = first.stat()
-    picture(first, 77)
-    os.utime(first, ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert first.stat().st_size == was.st_size
-    assert load(folder, **asked).images[0, 0, 0, 0] == 77
-
-
-@pytest.mark.parametrize("damage", [b"", b"junk", "half", "foreign"])
-def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: bytes | str) -> None:
-    first = load(folder, cache=tmp_path / "cache")
-    (kept,) = (tmp_path / "cache").iterdir()
-    if damage == "foreign":
-        np.savez(kept, other=np.zeros(3))
-    else:
-        kept.write_bytes(damage if isinstance(damage, bytes) else kept.read_bytes()[:200])
-    assert np.array_equal(load(folder, cache=tmp_path / "cache").images, first.images)
-    with np.load(kept) as arrays:
-        assert np.array_equal(arrays["images"], first.images)
-
-
-def test_a_cache_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert "cannot cache the decoded images" in complaint(folder, cache=tmp_path / "file" / "cache")

@@ -1,5 +1,6 @@
 """Sampling finds the distribution that the network knows, and repeats itself."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curriculumdp.config.sections import SamplerName
+from curriculumdp.config.values import SamplerName
+from curriculumdp.diffusion.guidance import Guided
 from curriculumdp.diffusion.networks import build_unet
-from curriculumdp.diffusion.pictures import image_grid, save_images
+from curriculumdp.diffusion.pictures import image_grid, npz_bytes
 from curriculumdp.diffusion.sample import SAMPLERS, SamplingError, balanced_labels, denoise, sample_images
 
 MEAN, STD, SIGMA_DATA = 0.2, 0.25, 3**-0.5
@@ -109,16 +111,29 @@ def test_grid_shows_every_image_in_its_place(channels: int) -> None:
     assert [int(np.max(value)) for value in shown] == [0, 20, 40, 60, 80, 255]
 
 
-def test_saved_images_come_back(tmp_path) -> None:
+def test_saved_images_come_back() -> None:
     images, labels = np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8, 1), np.array([3, 1])
-    with np.load(save_images(tmp_path / "out", images, labels, png=True)) as kept:
+    with np.load(io.BytesIO(npz_bytes(images, labels))) as kept:
         assert np.array_equal(kept["images"], images)
         assert kept["labels"].tolist() == [3, 1]
-    assert sorted(p.name for p in (tmp_path / "out/png").iterdir()) == ["000000_3.png", "000001_1.png"]
+
+
+class Constant(torch.nn.Module):
+    """A network whose output is its label everywhere."""
+
+    def forward(self, x, t, class_labels, return_dict):
+        return (torch.ones_like(x) * class_labels.view(-1, 1, 1, 1),)
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(1.0, 2.0), (0.0, 5.0), (3.0, -4.0)])
+def test_guidance_moves_away_from_the_null_class(strength: float, expected: float) -> None:
+    net = Guided(Constant(), strength, null_class=5)
+    output = net(torch.zeros(3, 1, 2, 2), torch.zeros(3), class_labels=torch.full((3,), 2))[0]
+    assert torch.equal(output, torch.full((3, 1, 2, 2), expected))
 
 
 def test_the_samplers_are_those_that_a_config_may_name():
     """And those of the command line, which names them itself: it answers `--help` without a library."""
     assert tuple(SAMPLERS) == get_args(SamplerName)
-    command = Path(__file__).parents[2] / "launch" / "sample.py"
+    command = Path(__file__).parents[2] / "curriculumdp" / "commands" / "sample.py"
     assert str(tuple(SAMPLERS)).replace("'", '"') in command.read_text(encoding="utf-8")

@@ -80,6 +80,7 @@ RESUMED: dict[str, Refused] = {
     "another clip norm": changed(private__clip_norm=0.5),
     "another seed": changed(seed=1),
     "weights that are not there": changed(init_from="/nowhere"),
+    "a step that it would charge again": changed(compute__microbatch=4),
     "data that are not there": in_data(path="/nowhere.npz"),
     "a roster that is not there": in_data(roster="/nowhere.txt"),
     "other pixels": in_data(path=lambda data: str(other_pixels(data))),

@@ -35,7 +35,27 @@ def test_a_ledger_is_made_once_and_shown(
     assert budget(monkeypatch, state, "--create", "data.budget=50") == 0
     assert "already exists" in capsys.readouterr().out
     assert budget(monkeypatch, state, "data.budget=50") == 0
-    assert "100.00%" in capsys.readouterr().out.splitlines()[-1]
+    *_, left, room = capsys.readouterr().out.splitlines()
+    assert "100.00%" in left
+    assert "about" not in left
+    assert room.startswith("a new run of this config (privacy.epsilon = 10) takes ")
+    assert room.endswith("% and fits")
+
+
+def test_the_epsilon_that_a_full_budget_names_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digits' plan at ε = 8 takes more than all of a budget of 8.5, under which a Gaussian would fit."""
+    state = tmp_path / "state"
+    plan = ["data.budget=8.5", "privacy.epsilon=8"]
+    budget(monkeypatch, state, *plan, "--create")
+    budget(monkeypatch, state, *plan)
+    refused = capsys.readouterr().out.splitlines()[-1]
+    assert "is refused: " in refused
+    named = refused.split("set privacy.epsilon to ")[1].split(",")[0]
+    assert float(named) < 8
+    budget(monkeypatch, state, plan[0], f"privacy.epsilon={named}")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("% and fits")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,29 @@ def test_the_named_epsilon_is_the_largest_of_two_digits_for_the_plan_itself(
     assert epsilon([central, most], DELTA) <= larger
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [1.5, 4.0, 12.0, 30.0])
+@pytest.mark.parametrize("taken", [0.0, 0.35, 0.8])
+def test_taking_the_advice_always_fits(tmp_path: Path, budget: float, taken: float) -> None:
+    """A large query and few large steps, as the digits' run has, where a Gaussian's worth was no advice."""
+    place = Place(tmp_path, budget=budget).made()
+    if taken:
+        place.begin(1, [filling(taken, budget)])
+    central = PrivacyEvent("central", "subsampled_gaussian", 1.0, 40 / budget, 3)
+    steps = PrivacyEvent("private", "subsampled_gaussian", 0.4, 1.0, 150)
+    for wanted in (budget, 0.7 * budget):
+        plan = [central, at_epsilon([central], steps, wanted)]
+        try:
+            place.shared().require_room(plan)
+        except NoRoom as refused:
+            if "set privacy.epsilon to" in str(refused):
+                named = named_epsilon(refused)
+                assert named < wanted
+                place.shared().require_room([central, at_epsilon([central], steps, named)])
+            else:
+                assert taken, "nothing is spent, and yet no advice was found"
+
+
 def test_no_epsilon_is_named_where_none_helps(place: Place) -> None:
     place.begin(1, [filling(0.97)])
     for plan in ([replace(CENTRAL, count=900)], [replace(CENTRAL, count=900), filling(0.1)]):

@@ -18,7 +18,23 @@ APPLY = "curriculumdp.ledger.run_ledger:Ledger._apply"
 GOES_ON = Check(LEDGER + "test_a_run_is_planned_charged_reopened_and_goes_on")
 BEFORE_NOISE = Check(P2 + "test_the_entry_is_on_disk_before_its_noise_is_drawn")
 
+RECHARGE = "tests.curriculum.test_recharge:"
+
 LEDGER_FAULTS = [
+    Fault(
+        "steps charged again on another machine without a word",
+        "curriculumdp.curriculum.train:run_curriculum",
+        "world.from_main(lambda: consent(run, state, facts, accept_recharge))",
+        "world.from_main(lambda: consent(run, state, facts, True))",
+        Check(RECHARGE + "test_a_step_that_would_be_charged_again_is_counted_and_refused"),
+    ),
+    Fault(
+        "what would be charged again is understated",
+        "curriculumdp.ledger.replay:ChargedSteps.from_step",
+        "for held in range(max(step, part.first), part.first + part.count)",
+        "for held in range(max(step, part.first) + 1, part.first + part.count)",
+        Check(RECHARGE + "test_a_step_that_would_be_charged_again_is_counted_and_refused"),
+    ),
     Fault(
         "the ledger written after the work",
         "curriculumdp.curriculum.private:PrivatePhase.step",
@@ -44,8 +60,8 @@ LEDGER_FAULTS = [
     Fault(
         "spending restarted with each incarnation",
         APPLY,
-        'self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]',
-        'self.incarnation, self._fingerprint = entry["number"], entry["fingerprint"]; self._spending._counts.clear()',
+        'self.incarnation, self.fingerprint = entry["number"], entry["fingerprint"]',
+        'self.incarnation, self.fingerprint = entry["number"], entry["fingerprint"]; self._spending._counts.clear()',
         Check(LEDGER + "test_steps_done_again_under_a_new_incarnation_are_charged_again"),
     ),
     Fault(

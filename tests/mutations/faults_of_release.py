@@ -30,11 +30,51 @@ ONE_CHARGE = Check(CENTRAL + "test_a_query_is_charged_once_with_its_own_rate_and
 WHOLE_LEDGER = Check(
     "tests.curriculum.test_export_of_runs:test_export_ends_a_run_early_and_certifies_the_whole_ledger"
 )
+TESTED = "tests.evaluation.test_what_is_tested:"
 COURSES = "tests.release.test_certified_course:"
 FIELDS = "tests.release.test_certificate_fields:"
 COURSE = COURSES + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
 
 RELEASE_FAULTS = [
+    Fault(
+        "a number of repeated pictures on every console",
+        "curriculumdp.curriculum.declared:warn_of_repeats",
+        'if config.logging.show_private_metrics else "some images"',
+        'if repeated else "some images"',
+        Check(
+            "tests.data.test_content:"
+            "test_the_warning_reaches_the_console_and_the_count_only_where_private_metrics_are_shown",
+            {"shown": False},
+        ),
+    ),
+    Fault(
+        "a number of test images that were trained on among public figures",
+        "curriculumdp.evaluation.evaluate:evaluate_release",
+        "public, private = (metrics, own) if",
+        "public, private = ({**metrics, **own}, own) if",
+        Check(TESTED + "test_a_part_of_the_training_set_is_counted_and_the_count_is_private"),
+    ),
+    Fault(
+        "a test set that is the training set",
+        "curriculumdp.evaluation.overlap:training_images",
+        "if shared == len(real) and not allowed:",
+        "if shared > len(real) and not allowed:",
+        Check(TESTED + "test_a_release_alone_is_held_against_the_training_set_that_is_named"),
+    ),
+    Fault(
+        "labels by the order of a listing",
+        "curriculumdp.data.names:in_label_order",
+        "return order, [places[name] for name in names]",
+        "return order, list(range(len(places)))",
+        Check("tests.data.test_names:test_declared_names_give_the_labels_whatever_the_order_of_the_folders"),
+    ),
+    Fault(
+        "a class that DP-SGD never trained among those that stock diffusers draws",
+        "curriculumdp.curriculum.release:classes_of",
+        "return config.data.classes + int(trained)",
+        "return config.data.classes + int(trained or config.warmup.label_dropout > 0)",
+        Check("tests.curriculum.test_label_dropout:test_the_null_class_leaves_only_where_dp_sgd_trained_it"),
+    ),
     Fault(
         "a noise multiplier that nobody holds against the budget",
         "curriculumdp.release.agreement:noise_problems",
@@ -74,8 +114,8 @@ RELEASE_FAULTS = [
     Fault(
         "metrics before noise on the console",
         "curriculumdp.metrics:Metrics.step",
-        "if self._show:",
-        "if self._on:",
+        "if self._show else []",
+        "if self._on else []",
         WHOLE_RUN,
     ),
     Fault(
@@ -85,6 +125,15 @@ RELEASE_FAULTS = [
         "self._bar.set_description_str(f\"{phase:8s} ε ≤ {rounded_up(epsilon, 3)} {figures.get('loss')}\","
         " refresh=False)",
         WHOLE_RUN,
+    ),
+    Fault(
+        "how many images were cut, shown on the console",
+        "curriculumdp.data.sources:_cached",
+        "write_whole(",
+        "say(json.dumps(counted(partial.facts))); write_whole(",
+        Check(
+            "tests.data.test_cache:test_what_was_done_to_the_images_is_counted_beside_them_and_nowhere_else"
+        ),
     ),
     Fault(
         "a label histogram on the console",
@@ -239,6 +288,33 @@ RELEASE_FAULTS = [
         Check(FIELDS + "test_a_figure_left_out_or_put_in_is_noticed"),
     ),
     Fault(
+        "a promise that nobody checks where Opacus is not installed",
+        "curriculumdp.release.certificate:account_by_pld",
+        "for contradiction in contradictions(guarantee, found):",
+        "for contradiction in []:",
+        Check("tests.release.test_without_opacus:test_a_promise_below_the_cost_is_refused_without_opacus"),
+    ),
+    Fault(
+        "figures that nobody checks where Opacus is not installed",
+        "curriculumdp.release.verify:figure_problems",
+        "if not hasattr(found, name):",
+        "if not hasattr(found, 'opacus'):",
+        Check(
+            "tests.release.test_without_opacus:test_a_figure_by_pld_that_was_changed_is_noticed_without_opacus",
+            {"name": "epsilon_of_events", "factor": 0.9},
+        ),
+    ),
+    Fault(
+        "an upload that everyone sees at once",
+        "curriculumdp.release.hub:push",
+        "private=True, exist_ok=True",
+        "exist_ok=True",
+        Check(
+            "tests.release.test_publishing:"
+            "test_an_upload_creates_a_private_repository_and_sends_the_named_files_alone"
+        ),
+    ),
+    Fault(
         "a release that says it has spent nothing",
         "curriculumdp.release.agreement:_course_problems",
         "if not any(done.values()):",
@@ -252,8 +328,8 @@ RELEASE_FAULTS = [
     Fault(
         "steps of DP-SGD without the queries before them",
         "curriculumdp.release.agreement:_course_problems",
-        'if done.get("private") and "central" in planned and "central" not in reached:',
-        'if guarantee.stopped == "planned" and "central" not in reached:',
+        "if name not in reached:",
+        'if guarantee.stopped == "planned" and name not in reached:',
         Check(
             COURSE,
             {"phases": ("central", "private"), "stopped": "operator", "counts": {"private": 7}}

@@ -83,6 +83,26 @@ SAMPLE_FAULTS = [
         Check("tests.data.test_arrays:test_units_without_images_are_declared_by_a_roster_or_refused"),
     ),
     Fault(
+        "a column of owners under another name that is passed over, so that each image is a unit",
+        "curriculumdp.data.folders:_unused",
+        "if UNIT not in counts and any(unused):",
+        "if UNIT not in counts and unused is None:",
+        Check(
+            "tests.data.test_folders:test_a_column_that_may_be_the_owner_under_another_name_is_not_passed_over",
+            {"owner": "patient"},
+        ),
+    ),
+    Fault(
+        "images trained on under what hides them",
+        "curriculumdp.data.pictures:_opaque",
+        "if alpha is None or alpha.getextrema() == (255, 255):",
+        "if alpha is None or alpha.getextrema():",
+        Check(
+            "tests.data.test_modes:test_what_lies_under_transparency_is_never_trained_on",
+            {"what": "RGBA in PNG"},
+        ),
+    ),
+    Fault(
         "weights of a release taken for public ones",
         "curriculumdp.diffusion.networks:load_public_weights",
         "_refuse_release(folder, source)",

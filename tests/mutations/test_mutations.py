@@ -4,6 +4,7 @@ import pytest
 
 from tests.mutations.faults_of_accounting import ACCOUNTING_FAULTS
 from tests.mutations.faults_of_dataset import DATASET_FAULTS
+from tests.mutations.faults_of_frequency import FREQUENCY_FAULTS
 from tests.mutations.faults_of_gpu import GPU_FAULTS
 from tests.mutations.faults_of_ledger import LEDGER_FAULTS
 from tests.mutations.faults_of_noise import NOISE_FAULTS
@@ -18,6 +19,7 @@ FAULTS = [
     *GPU_FAULTS,
     *SAMPLE_FAULTS,
     *NOISE_FAULTS,
+    *FREQUENCY_FAULTS,
     *ACCOUNTING_FAULTS,
     *RELEASE_FAULTS,
     *LEDGER_FAULTS,

@@ -112,11 +112,3 @@ def test_the_price_of_choosing_as_one_goes_is_what_the_readme_says() -> None:
 def test_a_budget_that_no_order_can_hold_is_refused() -> None:
     with pytest.raises(AccountingError, match="too small for a limit"):
         RenyiFilter(0.001, DELTA)
-
-
-def test_what_a_share_is_worth_is_near_to_the_epsilon_that_takes_it() -> None:
-    limit = RenyiFilter(8.0, DELTA)
-    for share in (0.05, 0.3, 0.9):
-        run = filling(share, 8.0)
-        assert limit.worth(limit.share([run])) == pytest.approx(epsilon([run], DELTA), rel=0.06)
-    assert limit.worth(0.0) is None

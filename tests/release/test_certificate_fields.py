@@ -165,8 +165,8 @@ def test_what_is_printed_is_what_was_recomputed(release: Path) -> None:
     printed = "\n".join(summary(Path("release"), certificate, other, None))
     assert "at most ε = 1.00001 at δ = 1.00001e-05 per unit" in printed
     assert printed.endswith("\na unit is 'one image'")
-    assert "which the promise rests on): ε = 1.00001\n" in printed
-    assert "under replace-one adjacency: ε = 2\n" in printed
+    assert "which the promise rests on; it must not exceed the promise): ε = 1.00001\n" in printed
+    assert "so a larger value is expected): ε = 2\n" in printed
     assert f"recomputed with: {ACCOUNTANT}; Opacus {version('opacus')}" in printed
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from curriculumdp.config.sections import CentralConfig, DataConfig
+from curriculumdp.config.data_section import DataConfig
+from curriculumdp.config.sections import CentralConfig
 from curriculumdp.curriculum.central import clip_norm_of
 from curriculumdp.release import verify
 from curriculumdp.release.export import certified_events

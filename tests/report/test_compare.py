@@ -86,6 +86,36 @@ def test_figures_against_private_images_are_called_private(run: Path, tmp_path: 
         assert ("PRIVATE" in "".join(said) and "tiny" in "".join(said)) == bool(private)
 
 
+def test_accuracies_on_different_test_sets_are_neither_listed_nor_averaged_together(tmp_path: Path) -> None:
+    runs = [replace(ONE, tested_on="npz, 90 images"), replace(TWO, tested_on="idx, 70 images"), OTHER]
+    for work in (lambda: table(runs), lambda: write_comparison(runs, tmp_path / "out")):
+        with pytest.raises(EvaluationError, match="one on npz, 90 images; two on idx, 70 images") as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert table([replace(run, tested_on="npz") for run in (ONE, TWO)])[-1][0] == "mean of 2 runs like one"
+
+
+def test_distances_in_different_networks_are_left_out(tmp_path: Path) -> None:
+    rows = table([ONE, replace(TWO, network="bb")])
+    assert {row[5] for row in rows[1:]} == {row[6] for row in rows[1:]} == {"–"}
+    assert [row[4] for row in rows[1:3]] == ["80.0", "84.0"]
+    assert table([ONE, replace(OTHER, network=None, fd=None, kid=None)])[1][6] == "4.00"
+
+
+def test_balanced_accuracy_and_the_commonest_class_stand_beside_plain_accuracy() -> None:
+    rare = replace(ONE, accuracy={"cnn": 0.925}, balanced={"cnn": 0.61}, majority=0.95)
+    assert table([rare])[0][4:6] == ["cnn, %", "cnn balanced, %"]
+    assert table([rare])[1][4:6] == ["92.5", "61.0"]
+    assert any("commonest class would score 95.0%" in line for line in remarks([rare]))
+
+
+def test_evaluations_of_unlike_effort_get_a_remark() -> None:
+    runs = [replace(ONE, effort="3 x 2000 images"), replace(TWO, effort="1 x 500 images, quick")]
+    assert any("evaluations differ (1 x 500 images, quick; 3 x 2000" in line for line in remarks(runs))
+    assert not any("evaluations differ" in line for line in remarks([runs[0], runs[0]]))
+
+
 def test_text_has_columns_of_equal_width() -> None:
     lines = text_of([["a", "bbb"], ["cccc", "d"]]).splitlines()
     assert lines == ["a     bbb", "cccc  d"]

@@ -11,16 +11,18 @@ from statistics import NormalDist
 import pytest
 import torch
 
+from curriculumdp.durations import duration
 from curriculumdp.evaluation import fidelity
 from curriculumdp.evaluation.evaluate import Request, evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError
 from curriculumdp.evaluation.released import read_released
 from curriculumdp.privacy.accountant import epsilon
+from curriculumdp.privacy.detection import detection_bound
 from curriculumdp.privacy.event import PrivacyEvent
 from curriculumdp.release.export import certified_events
-from curriculumdp.report.quality import duration, read_metrics, seconds_by_phase
+from curriculumdp.report.quality import read_metrics, seconds_by_phase
 from curriculumdp.report.report import private_report, public_report, write_reports
-from curriculumdp.report.sections import cost_facts, detection_bound, spending
+from curriculumdp.report.sections import cost_facts, spending
 from tests.support.evaluated_run import (
     CLASSES,
     MARK,
@@ -165,7 +167,7 @@ def test_a_run_without_a_release_is_refused(tmp_path: Path) -> None:
 
 def test_the_budget_is_split_as_the_accountant_says() -> None:
     spent = spending(guarantee())
-    assert spent.central == pytest.approx(epsilon(EVENTS[:1], 1e-4), abs=1e-9)
+    assert spent.ends["central"] == (3, pytest.approx(epsilon(EVENTS[:1], 1e-4), abs=1e-9))
     assert spent.total == pytest.approx(epsilon(EVENTS, 1e-4), abs=1e-9)
     assert [uses for uses, _ in spent.path][:2] == [0, 3]
     assert spent.path[-1] == (43, spent.total)
@@ -194,7 +196,8 @@ def test_the_detection_bound_holds_and_is_tight_for_a_gaussian() -> None:
     rows = certified_events([PrivacyEvent("private", "gaussian", 1.0, sigma, 1)], {"private": 1.0})
     alarms = (0.001, 0.01, 0.1)
     best = [normal.cdf(normal.inv_cdf(rate) + 1 / sigma) for rate in alarms]
-    for bound, reached in zip(detection_bound(guarantee(events=rows), alarms), best, strict=True):
+    found = detection_bound([row.event for row in rows], guarantee().epsilon, alarms)
+    for bound, reached in zip(found, best, strict=True):
         assert reached <= bound <= 1.1 * reached
 
 

@@ -15,10 +15,11 @@ import pytest
 
 from curriculumdp.config.config import Config, config_from
 from curriculumdp.curriculum import folder, train
+from curriculumdp.curriculum.initial import initial_state
 from curriculumdp.curriculum.plan import Plan, plan_curriculum
 from curriculumdp.curriculum.run import Run
 from curriculumdp.curriculum.state import State
-from curriculumdp.curriculum.train import initial_state, run_curriculum
+from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.data.images import ImageSet
 from curriculumdp.privacy.secret import RunSecret
 from curriculumdp.release import export
@@ -36,7 +37,7 @@ def tiny(run_dir: Path, **changes: object) -> Config:
         "data": {"source": "digits", "units": 1437, "classes": 10, "channels": 1, "size": 8},
         "privacy": {"epsilon": 3.0, "delta": 1e-4},
         "model": {"channels": [8, 16], "blocks": 1},
-        "central": {"sample_rate": 0.1, "noise_multiplier": 6.0, "queries": 3, "size": 8},
+        "central": {"sample_rate": 0.1, "noise_multiplier": 6.0, "queries": 3, "size": 8, "count_weight": 0},
         "warmup": {"steps": 4, "batch": 8, "learning_rate": 1e-3, "label_dropout": 0.1},
         "private": {"steps": 6, "sample_rate": 0.02, "draws": 2, "learning_rate": 1e-3},
         "compute": {"microbatch": 8, "threads": 1, "device": "cpu"},
@@ -55,6 +56,7 @@ def plan_of(config: Config) -> Plan:
     looked_at = (
         *(config.curriculum, config.privacy, config.data.units, warmup and warmup.steps),
         central and (central.sample_rate, central.noise_multiplier, central.queries),
+        config.frequency and config.frequency.noise_multiplier,
         *(private.sample_rate, private.steps),
     )
     if looked_at not in _plans:
@@ -92,9 +94,14 @@ def bare_run(images: ImageSet, world: World, config: Config, secret: bytes = SEC
     return made, initial_state(config, world.device)
 
 
-def finish(config: Config, world: World | None = None, nonce: str | None = NONCE) -> Path:
+def finish(
+    config: Config, world: World | None = None, nonce: str | None = NONCE, accept_recharge: bool = False
+) -> Path:
     """Run `config` to its end in this process, under the tests' one secret and nonce; return the release folder."""
-    outcome = run_curriculum(config, world or one_process(), secret=RunSecret.from_bytes(SECRET), nonce=nonce)
+    secret = RunSecret.from_bytes(SECRET)
+    outcome = run_curriculum(
+        config, world or one_process(), accept_recharge=accept_recharge, secret=secret, nonce=nonce
+    )
     assert outcome.release is not None
     return outcome.release
 
@@ -173,11 +180,12 @@ def _work_in(size: int, work: Callable[[World], object]) -> None:
 
 
 def outcome_of(release: Path) -> dict[str, bytes]:
-    """What two runs must have in common: the weights, the certificate, the central images, the ledger's events."""
+    """What two runs must have in common: weights, certificate, the images that training saw, the ledger's events."""
     lines = (release.parent / "private" / "ledger.jsonl").read_bytes().splitlines()
     return {
         "weights": (release / "unet" / "diffusion_pytorch_model.safetensors").read_bytes(),
         "certificate": (release / "privacy.json").read_bytes(),
         "central": (release / "central.png").read_bytes(),
+        "frequency": picture.read_bytes() if (picture := release / "frequency.png").exists() else b"",
         "ledger": b"\n".join(lines),
     }

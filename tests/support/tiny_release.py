@@ -24,6 +24,7 @@ CONFIG: dict[str, Any] = {
     "privacy": {"epsilon": 6.0, "delta": 1e-4},
     "central": {"sample_rate": 0.1, "noise_multiplier": 5.0, "queries": 3, "size": 8, "clip_norm": None},
     "private": {"steps": 40, "sample_rate": 0.2, "clip_norm": 1.0},
+    "sampling": {"sampler": "dpm", "steps": 3, "per_class": 2},
 }
 
 
