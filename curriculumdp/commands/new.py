@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--source", default="image_folder", help="kind of the data (default: image_folder)")
     parser.add_argument("--path", help="folder or file of the images")
     parser.add_argument("--csv", help="table of the images: path,label[,unit]")
+    parser.add_argument("--roster", help="public file of all unit ids, one per line")
     parser.add_argument("--unit", help="what a unit is, e.g. 'all images of one patient'")
     parser.add_argument("--units", type=int, required=True, help="number of units: people, or images")
     parser.add_argument("--classes", type=int, required=True, help="number of classes")
@@ -30,6 +31,9 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=min(os.cpu_count() or 1, 4), help="CPU cores to use")
     parser.add_argument("--name", default="new", help="name of the run")
     parser.add_argument("--out", type=Path, help="file to write (default: standard output)")
+    parser.add_argument(
+        "data", nargs="*", metavar="data.key=value", help="other options of the data, such as data.fit=pad"
+    )
     asked = parser.parse_intermixed_args()
     with one_line_errors():
         from curriculumdp.curriculum.new import new_config

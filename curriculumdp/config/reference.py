@@ -76,7 +76,9 @@ def _default(field: FieldInfo) -> str:
         return "–"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
-    return f"`{str(value).lower() if isinstance(value, bool) else format(value, '.6g') if isinstance(value, float) else value}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:.6g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _values(field: FieldInfo) -> str:

@@ -1,7 +1,7 @@
 """A new run's config from what is public about its images: `launch/new.py`. PUBLIC: it reads no image."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -39,8 +39,20 @@ def new_config(given: Mapping[str, Any]) -> tuple[str, list[str]]:
         raise ConfigError("--path is missing: name the folder or file of the images")
     public = ("units", "classes", "size", "channels", "epsilon", "device", "cores")
     recipe = Recipe(Asked(**{key: given[key] for key in public}, hours=hours))
-    keys = ("source", "path", "csv", "units", "unit", "classes", "channels", "size")
-    data = {key: given[key] for key in keys if given[key] is not None}
+    keys = ("source", "path", "csv", "roster", "units", "unit", "classes", "channels", "size")
+    data = {key: given[key] for key in keys if given[key] is not None} | _other_options(given["data"])
     text = written(recipe, given["name"], data)
     config = validated(Config, parse_yaml(text.encode(), "the new config"), "the new config")
     return text, noise_warnings(config, plan_curriculum(config))
+
+
+def _other_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the options of the data that are given as data.key=value."""
+    found = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, _, name = key.partition(".")
+        if section != "data" or not name or not equals:
+            raise ConfigError(f"{override!r}: only options of the data are given so, as data.key=value")
+        found[name] = parse_yaml(value, override)
+    return found

@@ -94,7 +94,9 @@ def test_every_path_that_a_command_takes_may_begin_with_a_tilde(
 
     monkeypatch.setattr(Parser, "parse_intermixed_args", watched)
     names = [path for path in paths if not path.startswith("--")]
-    words = [f"~/in/{word}" if word in names else word for word in NEEDED[name] if word not in ("there", "--out")]
+    words = [
+        f"~/in/{word}" if word in names else word for word in NEEDED[name] if word not in ("there", "--out")
+    ]
     options = [f"{path}=~/in/{path.strip('-')}" for path in paths if path.startswith("--")]
     monkeypatch.setattr(sys, "argv", [name, *words, *options])
     with pytest.raises(SystemExit):

@@ -32,8 +32,10 @@ CORNERS = [
     },
     {"units": 6000, "classes": 2, "size": 22, "channels": 1, "epsilon": 3.0, "hours": 0.001},
 ]
-OTHERS = {"device": "cpu", "cores": 2, "hours": None, "name": "new", "path": "pictures"} | dict.fromkeys(
-    ("csv", "unit")
+OTHERS = (
+    {"device": "cpu", "cores": 2, "hours": None, "name": "new", "path": "pictures"}
+    | dict.fromkeys(("csv", "unit", "roster"))
+    | {"data": []}
 )
 
 
@@ -74,6 +76,13 @@ def test_a_larger_set_a_larger_budget_and_more_time_never_shrink_the_network() -
     assert min(sizes[1:]) >= sizes[0]
 
 
+def test_other_options_of_the_data_are_taken_over() -> None:
+    given = asked(units=600, classes=2, size=16, channels=1, epsilon=8.0)
+    text, _ = new_config(given | {"roster": "ids.txt", "data": ["data.fit=pad", "data.background=0"]})
+    data = yaml.safe_load(text)["data"]
+    assert (data["roster"], data["fit"], data["background"]) == ("ids.txt", "pad", 0)
+
+
 def test_few_units_and_a_small_budget_are_warned_of_with_their_figures() -> None:
     _, found = new_config(asked(units=100, classes=4, size=32, channels=3, epsilon=0.5))
     assert any("central images" in line and "per pixel" in line for line in found)
@@ -101,6 +110,8 @@ def test_a_batch_that_noise_drowns_is_warned_of() -> None:
         ({"hours": 0.0}, "--hours"),
         ({"name": "../up"}, "--name"),
         ({"path": None}, "--path"),
+        ({"data": ["private.steps=3"]}, "private.steps"),
+        ({"data": ["data.nonsense=3"]}, "nonsense"),
     ],
 )
 def test_an_impossible_figure_is_refused_by_its_option(wrong, named) -> None:
