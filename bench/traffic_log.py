@@ -276,19 +276,19 @@ def _norm_backward(log: TrafficLog, name: str, args: Any) -> None:
     log.add("norm", name, size(x, grad, grad_x), "group runs", moved=moved)
 
 
-def _unit_gradients(log: TrafficLog, name: str, args: Any) -> None:
-    of, products = tensors(args), 3 if "shared" in name else 1
-    layer = next(a for a in args if hasattr(a, "cout"))
-    weights = layer.cout * layer.cin * layer.kh * layer.kw
-    flops = products * 2 * len(of[0]) * layer.oh * layer.ow * weights
-    log.add("weight gradients", name, size(*of), "unit product", flops)
-
-
 def _distinct(args: Any) -> list[Tensor]:
     """Return a launch's tensors, each once: a kernel that takes fewer than it can is given one of them again."""
     return list(
         {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in tensors(args)}.values()
     )
+
+
+def _unit_gradients(log: TrafficLog, name: str, args: Any) -> None:
+    of, products = _distinct(args), 3 if "shared" in name else 1
+    layer = next(a for a in args if hasattr(a, "cout"))
+    weights = layer.cout * layer.cin * layer.kh * layer.kw
+    flops = products * 2 * len(of[0]) * layer.oh * layer.ow * weights
+    log.add("weight gradients", name, size(*of), "unit product", flops)
 
 
 def _row_sums(log: TrafficLog, name: str, args: Any) -> None:

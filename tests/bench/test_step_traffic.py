@@ -12,6 +12,7 @@ from bench.step_traffic import CONFIG, RESULTS, VERSIONS, as_sketched, traffic_o
 from bench.traffic_log import Event, logged, pattern_of, size
 from bench.traffic_model import BYTES_PER_SECOND, EFFICIENCY, Row, seconds_of, table_of
 from curriculumdp.config.config import load_config
+from dpkernels.conv2d_triton import Geometry, conv2d_grads, conv2d_parts
 
 # Measured on an H100, in ms per microbatch; traffic_model.py says where.
 MEASURED = {"plain": 202.9, "layer by layer": 149.7, "sketch": 68.1}
@@ -101,6 +102,18 @@ def test_a_convolution_copies_a_foreign_layout_and_adds_its_bias_in_another_pass
         log.events.clear()
         torch.conv2d(x, weight, None, padding=1)
         assert [event.kind for event in log.events] == ["layout copies", "convolution"]
+
+
+def test_a_weight_gradient_without_a_bias_reads_the_gradient_once() -> None:
+    """The launcher passes the gradient again in place of the bias, which the kernel then does not touch."""
+    with logged() as log:
+        shapes = (4, 8, 5, 5), (4, 6, 5, 5), (2, 6, 8, 3, 3), (2, 6)
+        x, g, weight, bias = (torch.empty(shape) for shape in shapes)
+        squares = torch.empty(2, conv2d_parts((6, 8, 3, 3), True, x.dtype), dtype=torch.float64)
+        for added in (None, bias):
+            conv2d_grads(x, g, weight, added, Geometry(padding=(1, 1)), squares=squares)
+    sizes = [event.bytes for event in log.events]
+    assert sizes == [size(x, g, weight, squares), size(x, g, weight, bias, squares)]
 
 
 def test_a_time_is_the_longer_of_bytes_and_operations_at_its_patterns_efficiency() -> None:
