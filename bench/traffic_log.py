@@ -302,6 +302,13 @@ def _unit_sums(log: TrafficLog, name: str, args: Any) -> None:
     log.add("norm", name, size(sums) + len(grads) * size(sums) // len(sums), "rows")
 
 
+def _row_norm(log: TrafficLog, name: str, args: Any) -> None:
+    sizes = next(a for a in args if hasattr(a, "positions"))
+    of = _distinct(args)
+    flops = 2 * len(of[0]) * sizes.positions * (sizes.first + sizes.second) * sizes.out
+    log.add("norm", name, size(*of), "rows backward" if "backward" in name else "rows", flops)
+
+
 def _row_attention(log: TrafficLog, name: str, args: Any) -> None:
     head = next(a for a in args if hasattr(a, "heads"))
     of = _distinct(args)
@@ -326,6 +333,8 @@ LAUNCHES: dict[str, Launch] = {
     "conv2d_taps_triton._taps_kernel": _unit_gradients,
     "linear_triton._shared_kernel": _unit_gradients,
     "rows_triton._add_kernel": _row_sums,
+    "rows_norm_kernels._rows_forward_kernel": _row_norm,
+    "rows_norm_kernels._rows_backward_kernel": _row_norm,
     "rows_norm_triton._draws_kernel": _unit_sums,
     "attention_triton._attend_kernel": _row_attention,
     "attention_triton._queries_kernel": _row_attention,

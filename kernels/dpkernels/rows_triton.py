@@ -16,10 +16,9 @@ def require_rows(*tensors: Tensor) -> None:
         raise ValueError("the kernels on rows of channels read contiguous tensors alone")
 
 
-def add_rows(terms: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+def add_rows(terms: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> Tensor:
     """Return what `rows.add_rows` does."""
-    require_rows(*terms)
-    out = torch.empty_like(terms[0])
+    require_rows(*terms, out)
     # An unused pointer argument must still be a tensor: the first term stands in.
     first, second, third, fourth = (*terms, *(terms[0],) * 3)[:4]
     _add_kernel[(triton.cdiv(out.numel(), BLOCK),)](

@@ -12,6 +12,7 @@ CAPTURED = Check(
     "test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_before"
 )
 NORM, ROWS = "dpkernels.rows_norm_triton:", "tests.dpkernels.test_rows:"
+NORM_KERNELS = "dpkernels.rows_norm_kernels:"
 OF_ITS_DRAWS = Check(ROWS + "test_a_units_gradients_are_the_sums_over_its_draws_and_its_norm_is_theirs")
 ALONE = Check(ROWS + "test_a_sample_that_is_replaced_changes_no_bit_of_the_others", {"name": "rows_norm"})
 UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
@@ -154,21 +155,21 @@ GPU_FAULTS = [
     ),
     Fault(
         "a norm's statistics over two samples",
-        NORM + "_rows_forward_kernel",
+        NORM_KERNELS + "_rows_forward_kernel",
         "sums += z",
         "sums += 0.5 * z + 0.5 * (load_tile(a, b, sample // 2 * 2, place, channel, inside, S) + offset[None, :])",
         ALONE,
     ),
     Fault(
         "a norm's gradient with another sample's statistics",
-        NORM + "_rows_backward_kernel",
+        NORM_KERNELS + "_rows_backward_kernel",
         "statistic = sample * S.all + channel // S.wide",
         "statistic = sample // 2 * 2 * S.all + channel // S.wide",
         ALONE,
     ),
     Fault(
         "floats added atomically to what memory holds",
-        NORM + "_rows_backward_kernel",
+        NORM_KERNELS + "_rows_backward_kernel",
         "tl.store(out + CHANNELS, straight, mask=live)",
         "tl.atomic_add(out + CHANNELS, straight, mask=live)",
         Check(ROWS + "test_what_the_memory_of_the_results_held_does_not_show", {"name": "rows_norm"}),

@@ -9,12 +9,16 @@ from torch import Tensor
 
 from dpkernels.attention import attend, attend_backward
 from dpkernels.examples import Call, Outputs, Shape
-from dpkernels.rows import add_rows, upsample, upsample_backward
+from dpkernels.rows import Terms, add_rows, upsample, upsample_backward
 from dpkernels.rows_norm import norm_act, norm_act_backward, unit_sums
 
 
 def _normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.randn(shape, device=device).to(dtype)
+
+
+def _quarters(tensor: Tensor) -> Tensor:
+    return (4 * tensor).round() / 4
 
 
 def _by_unit(units: int, samples: int, grads: Callable[[slice], tuple[Tensor, ...]]) -> list[Tensor]:
@@ -34,6 +38,10 @@ def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     sources = [_normal(samples, *s["size"], width, dtype=dtype, device=device) + 3 for width in s["sources"]]
     plus = [[torch.randn_like(x) for _ in range(s["plus"])] for x in sources]
     weight, bias, added = (_normal(channels, dtype=torch.float32, device=device) for _ in range(3))
+    # Quarters, whose sums bf16 holds: the interpreter cuts where a GPU rounds, which the statistics would show.
+    terms = tuple(_quarters(torch.randn_like(sources[0])) for _ in range(s["terms"]))
+    level = _quarters(_normal(s["sources"][0], dtype=torch.float32, device=device))
+    through = _normal(s["out"], channels, dtype=dtype, device=device) if s["out"] else None
     return {
         "sources": sources,
         "grad_out": _normal(samples, *s["size"], channels, dtype=dtype, device=device),
@@ -44,6 +52,9 @@ def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
             "shift": _normal(samples, channels, dtype=dtype, device=device) if s["added"] else None,
         },
         "act": s["act"],
+        "first": Terms(terms, level if s["added"] else None) if terms else None,
+        "through": through,
+        "grad_product": _normal(samples, *s["size"], s["out"], dtype=dtype, device=device),
         "plus": plus,
         "units": s["units"],
     }
@@ -55,13 +66,22 @@ def norm_forward_call(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    first: Terms | None,
+    through: Tensor | None,
     **backward: Any,
 ) -> Call:
     written: Outputs = {}
 
     def launch() -> None:
-        y, mean, rstd = norm_act(sources, *affine, groups, 1e-5, act=act, **before)
+        given = sources if first is None else [torch.empty_like(sources[0]), *sources[1:]]
+        y, mean, rstd, product = norm_act(
+            given, *affine, groups, 1e-5, act=act, **before, first=first, through=through
+        )
         written.update(y=y, mean=mean, rstd=rstd)
+        if product is not None:
+            written["product"] = product
+        if first is not None:
+            written["sum"] = given[0]
 
     return Call(launch, lambda: written)
 
@@ -72,14 +92,22 @@ def norm_forward_truth(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    first: Terms | None,
+    through: Tensor | None,
     **backward: Any,
 ) -> Outputs:
-    z = _summed([x.double() for x in sources], before)
+    if first is not None:
+        sources = [add_truth(list(first.terms), first.bias)["sum"], *sources[1:]]
+    more = {} if first is None else {"sum": sources[0]}
+    wide = [x.double() for x in sources]
+    if through is not None:
+        more["product"] = torch.cat(wide, 3).matmul(through.double().t()).to(sources[0].dtype)
+    z = _summed(wide, before)
     y = _plain_norm(z, groups, *affine, act)
     by_group = z.unflatten(3, (groups, -1))
     variance, mean = torch.var_mean(by_group, (1, 2, 4), correction=0)
     rstd = (variance + 1e-5).rsqrt()
-    return {"y": y.to(sources[0].dtype), "mean": mean, "rstd": rstd}
+    return {"y": y.to(sources[0].dtype), "mean": mean, "rstd": rstd} | more
 
 
 def norm_call(
@@ -89,10 +117,14 @@ def norm_call(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    through: Tensor | None,
+    grad_product: Tensor,
     plus: list[list[Tensor]],
     units: int,
+    first: Terms | None,
 ) -> Call:
-    _, mean, rstd = norm_act(sources, *affine, groups, 1e-5, act=act, **before)
+    _, mean, rstd, _ = norm_act(sources, *affine, groups, 1e-5, act=act, **before)
+    product = None if through is None else (through, grad_product)
     channels, kinds = len(affine[0]), 3 if before["added"] is not None else 2
     # Segments at odd columns, as in G.
     out = torch.full((units, kinds * channels + 5), torch.nan, dtype=grad_out.dtype, device=grad_out.device)
@@ -101,7 +133,9 @@ def norm_call(
     written: Outputs = {}
 
     def launch() -> None:
-        grads, sums = norm_act_backward(sources, grad_out, mean, rstd, *affine, act=act, plus=plus, **before)
+        grads, sums = norm_act_backward(
+            sources, grad_out, mean, rstd, *affine, act=act, plus=plus, product=product, **before
+        )
         unit_sums(sums, out, columns, squares)
         written.update({f"x{number}": grad for number, grad in enumerate(grads)})
         if kinds == 3:
@@ -121,8 +155,11 @@ def norm_truth(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    through: Tensor | None,
+    grad_product: Tensor,
     plus: list[list[Tensor]],
     units: int,
+    first: Terms | None,
 ) -> Outputs:
     def grads(samples: slice) -> tuple[Tensor, ...]:
         xs = [x[samples].double().requires_grad_() for x in sources]
@@ -136,9 +173,12 @@ def norm_truth(
         return torch.autograd.grad(y, (*xs, *leaves), grad_out[samples].double())
 
     found = _by_unit(units, len(grad_out), grads)
-    moved, (weight, bias, *inner) = found[: len(sources)], found[len(sources) :]
+    moved, (weight, bias, *inner) = [x.flatten(0, 1) for x in found[: len(sources)]], found[len(sources) :]
+    if through is not None:
+        pulled = grad_product.double().matmul(through.double()).split([x.shape[3] for x in sources], 3)
+        moved = [grad + part for grad, part in zip(moved, pulled, strict=True)]
     truth = {
-        f"x{number}": sum((more.double() for more in extra), grad.flatten(0, 1)).to(grad_out.dtype)
+        f"x{number}": sum((more.double() for more in extra), grad).to(grad_out.dtype)
         for number, (grad, extra) in enumerate(zip(moved, plus, strict=True))
     }
     if inner:
@@ -238,7 +278,7 @@ def _norm(
 ) -> Shape:
     size = (size, size) if isinstance(size, int) else size
     shape = {"units": units, "draws": draws, "sources": sources, "groups": groups, "size": size}
-    return shape | {"added": False, "act": True, "plus": 1} | more
+    return shape | {"added": False, "act": True, "plus": 1, "terms": 0, "out": 0} | more
 
 
 NORM_SHAPES = (
@@ -247,6 +287,7 @@ NORM_SHAPES = (
     _norm(1, 3, (8, 16), 4, 9, act=False),
     _norm(2, 2, (64,), 8, 3, added=True, act=False, plus=2),  # few samples: two slices
     _norm(1, 1, (4,), 2, 1),
+    _norm(2, 1, (12, 8), 2, 5, terms=2, out=12),  # too few samples for products in one program
 )
 NORM_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "units": (1, 3),
@@ -256,8 +297,19 @@ NORM_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "size": ((5, 5), (3, 50)),
     "added": (False, True),
     "act": (False, True),
-    "plus": (0, 1, 2),
+    "plus": (0, 1),
+    "terms": (0, 1, 2),
+    "out": (0, 6, 20),
 }
+# With products in the program: from 16 positions a tile on, and enough samples that none is cut.
+PRODUCT_SHAPES = (
+    _norm(2, 2, (8, 16), 1, (5, 7), terms=2, added=True, out=20, plus=1),
+    _norm(2, 1, (24,), 1, (4, 9), terms=1, out=6, plus=0),
+)
+PRODUCT_MAIN = (
+    _norm(64, 8, (64, 64), 16, 28, terms=2, out=64, plus=1),
+    _norm(64, 8, (64, 32), 8, 32, terms=1, added=True, out=32, plus=1),
+)
 NORM_MAIN = (
     _norm(64, 8, (64,), 16, 28, added=True, plus=0),
     _norm(64, 8, (64, 64), 16, 28),
@@ -294,6 +346,22 @@ ROWS: tuple[dict[str, Any], ...] = (
         "choices": NORM_CHOICES,
         "main": NORM_MAIN,
     },
+    *(
+        {
+            "name": f"{name}_product",
+            "inputs": norm_inputs,
+            "call": call,
+            "reference": truth,
+            "shapes": PRODUCT_SHAPES,
+            "choices": {**NORM_CHOICES, "groups": (1,), "out": (6, 20), "sources": ((8,), (16, 8))},
+            "main": PRODUCT_MAIN,
+            "dtypes": (torch.bfloat16,),
+        }
+        for name, call, truth in (
+            ("rows_norm_forward", norm_forward_call, norm_forward_truth),
+            ("rows_norm", norm_call, norm_truth),
+        )
+    ),
     {
         "name": "rows_add",
         "inputs": add_inputs,
