@@ -313,8 +313,11 @@ def _row_attention(log: TrafficLog, name: str, args: Any) -> None:
     head = next(a for a in args if hasattr(a, "heads"))
     of = _distinct(args)
     samples = max(t.shape[0] for t in of)
-    products = {"_attend_kernel": 2, "_queries_kernel": 3, "_keys_kernel": 4}[name.rpartition(".")[2]]
-    flops = products * 2 * samples * head.heads * head.tokens**2 * head.width
+    backward = "backward" in name
+    flops = (7 if backward else 2) * 2 * samples * head.heads * head.tokens**2 * head.width
+    if head.project:  # the queries' and the keys' programs both multiply by the output's weight
+        tiles = 1 + -(-head.tokens // args[-1])
+        flops += (3 + tiles if backward else 1) * 2 * samples * head.tokens * head.width**2
     log.add("attention", name, size(*of), "attention", flops)
 
 
@@ -337,7 +340,6 @@ LAUNCHES: dict[str, Launch] = {
     "rows_norm_kernels._rows_backward_kernel": _row_norm,
     "rows_norm_triton._draws_kernel": _unit_sums,
     "attention_triton._attend_kernel": _row_attention,
-    "attention_triton._queries_kernel": _row_attention,
-    "attention_triton._keys_kernel": _row_attention,
+    "attention_triton._attend_backward_kernel": _row_attention,
 }
 LAUNCH_KINDS = {"clip_sum": "clip and sum", "norm": "norm", "sample": "up-sampling", "gather": "up-sampling"}

@@ -220,15 +220,14 @@ def attention(p: Pass, block: Any, x: Tensor) -> Tensor:
         else None
     )
     qkv = F.linear(tokens, weight, bias)
-    mixed, lse = attend(qkv, block.heads)
-    out = p.later(x, mixed.matmul(out_weight.t()).view_as(x), bias=out_layer.bias)
+    mixed, lse, out = attend(qkv, block.heads, x, out_weight, out_layer.bias)
 
     def pull(grad: Tensor, earlier: Sequence[Tensor | None]) -> Sequence[Tensor]:
         grad_tokens = grad.flatten(1, 2)
         p.sink.linear(out_layer, mixed, grad_tokens)
-        grad_qkv = attend_backward(qkv, mixed, lse, grad_tokens.matmul(out_weight))
+        grad_qkv, grad_normal = attend_backward(qkv, mixed, lse, grad_tokens, out_weight, weight)
         p.sink.projections(layers, tokens, grad_qkv)
-        return back_norm(grad_qkv.matmul(weight).view_as(x), _joined((grad,), earlier), None)[0]
+        return back_norm(grad_normal.view_as(x), _joined((grad,), earlier), None)[0]
 
     return p.tape.record(out, (x,), pull)
 

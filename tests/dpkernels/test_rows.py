@@ -50,7 +50,7 @@ def samples_of(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value] if value.dim() > 1 else []
     if isinstance(value, dict):
-        return samples_of([part for name, part in value.items() if name != "through"])
+        return samples_of([part for name, part in value.items() if name not in ("through", "weights")])
     values = value if isinstance(value, list | tuple) else ()
     return [tensor for part in values for tensor in samples_of(part)]
 
@@ -108,7 +108,9 @@ def test_rows_that_are_not_contiguous_are_refused() -> None:
             lambda: add_rows((x,)),
             lambda: upsample(x),
             lambda: norm_act((x,), torch.ones(8), torch.zeros(8), 2, 1e-5, act=True),
-            lambda: attend(torch.randn(2, 24, 5).mT, 2),
+            lambda: attend(
+                torch.randn(2, 24, 5).mT, 2, torch.randn(2, 5, 1, 8), torch.randn(8, 8), torch.randn(8)
+            ),
         ):
             with pytest.raises(ValueError, match="contiguous"):
                 call()

@@ -246,28 +246,39 @@ def attention_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any
     return {
         "qkv": _normal(*sizes[:2], 3 * sizes[2], dtype=dtype, device=device),
         "heads": s["heads"],
+        "x": _normal(sizes[0], sizes[1], 1, sizes[2], dtype=dtype, device=device),
         "grad_out": _normal(*sizes, dtype=dtype, device=device),
+        "weights": {
+            "out": _normal(sizes[2], sizes[2], dtype=dtype, device=device),
+            "in": _normal(3 * sizes[2], sizes[2], dtype=dtype, device=device),
+            "bias": _normal(sizes[2], dtype=torch.float32, device=device),
+        },
     }
 
 
-def attention_call(qkv: Tensor, heads: int, grad_out: Tensor) -> Call:
+def attention_call(qkv: Tensor, heads: int, x: Tensor, grad_out: Tensor, weights: dict[str, Tensor]) -> Call:
     written: Outputs = {}
 
     def launch() -> None:
-        out, lse = attend(qkv, heads)
-        written.update(out=out, lse=lse, qkv=attend_backward(qkv, out, lse, grad_out))
+        out, lse, total = attend(qkv, heads, x, weights["out"], weights["bias"])
+        grads = attend_backward(qkv, out, lse, grad_out, weights["out"], weights["in"])
+        written.update(out=out, lse=lse, total=total, qkv=grads[0], tokens=grads[1])
 
     return Call(launch, lambda: written)
 
 
-def attention_truth(qkv: Tensor, heads: int, grad_out: Tensor) -> Outputs:
+def attention_truth(
+    qkv: Tensor, heads: int, x: Tensor, grad_out: Tensor, weights: dict[str, Tensor]
+) -> Outputs:
     wide = qkv.double().requires_grad_()
     query, key, value = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in wide.chunk(3, 2))
     scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
     out = (scores.softmax(3) @ value).transpose(1, 2).flatten(2)
-    (grad,) = torch.autograd.grad(out, wide, grad_out.double())
+    total = x.double().flatten(1, 2) + out @ weights["out"].double().t() + weights["bias"].double()
+    (grad,) = torch.autograd.grad(total, wide, grad_out.double())
+    found = {"out": out, "total": total.view_as(x), "qkv": grad, "tokens": grad @ weights["in"].double()}
     lse = scores.logsumexp(3).detach()
-    return {"out": out.detach().to(qkv.dtype), "lse": lse, "qkv": grad.to(qkv.dtype)}
+    return {name: value.detach().to(qkv.dtype) for name, value in found.items()} | {"lse": lse}
 
 
 # --- rows of the catalogue ----------------------------------------------------------------------------------
