@@ -200,7 +200,8 @@ def _convolution(log: TrafficLog, name: str, args: Any, y: Tensor) -> None:
     x, weight, bias = args[:3]
     layout = _layout(y, weight)
     _require_format(log, x, layout)
-    log.add("convolution", name, size(x, weight, y), "product", 2 * y.numel() * weight[0].numel())
+    at = x if args[6] else y  # transposed: a product at each pixel of the input
+    log.add("convolution", name, size(x, weight, y), "product", 2 * at.numel() * weight[0].numel())
     if bias is not None:
         log.add("adds", "bias after convolution", 2 * size(y), "strided")
 
@@ -285,9 +286,9 @@ def _distinct(args: Any) -> list[Tensor]:
 
 def _unit_gradients(log: TrafficLog, name: str, args: Any) -> None:
     of, products = _distinct(args), 3 if "shared" in name else 1
-    layer = next(a for a in args if hasattr(a, "cout"))
-    weights = layer.cout * layer.cin * layer.kh * layer.kw
-    flops = products * 2 * len(of[0]) * layer.oh * layer.ow * weights
+    layers = [a for a in args if hasattr(a, "cout")]
+    weights = sum(layer.cout * layer.cin * layer.kh * layer.kw for layer in layers)
+    flops = products * 2 * len(of[0]) * layers[0].oh * layers[0].ow * weights
     log.add("weight gradients", name, size(*of), "unit product", flops)
 
 
@@ -332,6 +333,7 @@ LAUNCHES: dict[str, Launch] = {
     "group_norm_triton._forward_kernel": _norm_forward,
     "group_norm_triton._group_norm_kernel": _norm_backward,
     "conv2d_triton._unit_kernel": _unit_gradients,
+    "conv2d_triton._two_sources_kernel": _unit_gradients,
     "conv2d_triton._recompute_kernel": _unit_gradients,
     "conv2d_taps_triton._taps_kernel": _unit_gradients,
     "linear_triton._shared_kernel": _unit_gradients,
@@ -342,4 +344,4 @@ LAUNCHES: dict[str, Launch] = {
     "attention_triton._attend_kernel": _row_attention,
     "attention_triton._attend_backward_kernel": _row_attention,
 }
-LAUNCH_KINDS = {"clip_sum": "clip and sum", "norm": "norm", "sample": "up-sampling", "gather": "up-sampling"}
+LAUNCH_KINDS = {"clip_sum": "clip and sum", "norm": "norm"}

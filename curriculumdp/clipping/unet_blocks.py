@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from curriculumdp.clipping.rules import Sink, geometry
 from curriculumdp.clipping.tape import Tape
 from dpkernels.attention import attend, attend_backward
-from dpkernels.rows import Terms, add_rows, upsample, upsample_backward
+from dpkernels.rows import Terms, add_rows
 from dpkernels.rows_norm import norm_act, norm_act_backward
 
 # What adds to the gradient of each source: residual paths and earlier uses.
@@ -100,18 +100,40 @@ def first_convolution(p: Pass, layer: nn.Conv2d, x: Tensor) -> Tensor:
     return p.tape.record(p.later(y, bias=layer.bias), (), pull)
 
 
-def convolution(p: Pass, layer: nn.Conv2d, x: Tensor, *, doubled: bool = False) -> Tensor:
-    """Run a convolution with its bias; doubled: on x up-sampled to twice its size."""
-    p.settled(x)
-    y, back = _convolve(p, layer, upsample(x) if doubled else x, bias=True)
+def convolution(p: Pass, layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Run a convolution with its bias."""
+    y, back = _convolve(p, layer, p.settled(x), bias=True)
 
     def pull(grad: Tensor, earlier: Sequence[Tensor | None]) -> Sequence[Tensor]:
         grad_x = back(grad, True)
         assert grad_x is not None
-        grad_x = upsample_backward(grad_x) if doubled else grad_x
         return (grad_x if earlier[0] is None else add_rows((grad_x, earlier[0])),)
 
     return p.tape.record(p.later(y, bias=layer.bias), (x,), pull)
+
+
+def upsampled_convolution(p: Pass, layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Run a 3x3 convolution with its bias on x up-sampled to twice its size, which is never written."""
+    weight = p.cast(_transposed(layer.weight))
+    y = F.conv_transpose2d(image(p.settled(x)), weight, None, stride=2, padding=1)
+
+    def pull(grad: Tensor, earlier: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        p.sink.conv2d(layer, (image(x),), image(grad), bias=True, scale=2)
+        grad_x = rows_of(F.conv2d(image(grad), weight, None, stride=2, padding=1))
+        return (grad_x if earlier[0] is None else add_rows((grad_x, earlier[0])),)
+
+    return p.tape.record(p.later(rows_of(y), bias=layer.bias), (x,), pull)
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """Return the weight [I, O, 4, 4] of the transposed convolution that does what [O, I, 3, 3] does on x doubled.
+
+    Its stride is 2 and its padding 1. A pixel of x is a square of 2x2, to which up to four taps lead from each pixel of
+    the output: their sums are the weight.
+    """
+    taps = F.pad(weight.detach().flip(2, 3).transpose(0, 1), (1, 1, 1, 1))
+    rows = taps[:, :, 1:] + taps[:, :, :-1]
+    return rows[..., 1:] + rows[..., :-1]
 
 
 def linear(p: Pass, layer: nn.Linear, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -14,9 +14,11 @@ from dpkernels.examples import (
     Call,
     Outputs,
     Shape,
+    attention,
     chacha,
     clip_sum,
     conv2d,
+    conv2d_inputs,
     embedding,
     group_norm,
     linear,
@@ -338,4 +340,4 @@ CATALOG |= {
         _in_bf16(CATALOG["linear"], accumulate=True),
     )
 }
-CATALOG |= {fields["name"]: Row(**fields) for fields in rows.ROWS}
+CATALOG |= {fields["name"]: Row(**fields) for fields in (*conv2d_inputs.ROWS, *attention.ROWS, *rows.ROWS)}

@@ -1,4 +1,4 @@
-"""Sums and nearest up-sampling on rows of channels, [N, H, W, C]: each one pass over memory."""
+"""Sums on rows of channels, [N, H, W, C]: one pass over memory."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,17 +28,3 @@ def add_rows(terms: Sequence[Tensor], bias: Tensor | None = None, out: Tensor | 
         return rows_triton.add_rows(terms, bias, out)
     total = sum((widen(term) for term in terms[1:]), widen(terms[0]))
     return out.copy_(total if bias is None else total + bias)
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Return x [N, H, W, C] with every pixel as a square of four, [N, 2H, 2W, C]."""
-    if use_triton(x):
-        return rows_triton.upsample(x)
-    return x.repeat_interleave(2, 1).repeat_interleave(2, 2)
-
-
-def upsample_backward(grad_out: Tensor) -> Tensor:
-    """Return the sum of every square of four, [N, H, W, C], of grad_out [N, 2H, 2W, C]; added in fp32."""
-    if use_triton(grad_out):
-        return rows_triton.upsample_backward(grad_out)
-    return widen(grad_out).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).sum((2, 4)).to(grad_out.dtype)

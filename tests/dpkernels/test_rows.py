@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 from dpkernels import device
 from dpkernels.attention import attend
 from dpkernels.catalog import CATALOG
-from dpkernels.rows import add_rows, upsample
+from dpkernels.rows import add_rows
 from dpkernels.rows_norm import norm_act
 from tests.dpkernels.test_catalog import compare, relative_error
 
@@ -28,7 +28,6 @@ SHAPES = {
     "rows_norm_forward_product": CATALOG["rows_norm_product"].shapes[0] | {"units": 4, "draws": 1},
     "rows_norm_product": CATALOG["rows_norm_product"].shapes[0] | {"units": 4, "draws": 1},
     "rows_add": {"rows": (4, 5, 7, 6), "terms": 2, "bias": True},
-    "rows_upsample": {"rows": (4, 5, 7, 6)},
     "attention": {"samples": 4, "tokens": 20, "heads": 2, "width": 6},
 }
 
@@ -106,7 +105,6 @@ def test_rows_that_are_not_contiguous_are_refused() -> None:
     with device.interpreted():
         for call in (
             lambda: add_rows((x,)),
-            lambda: upsample(x),
             lambda: norm_act((x,), torch.ones(8), torch.zeros(8), 2, 1e-5, act=True),
             lambda: attend(
                 torch.randn(2, 24, 5).mT, 2, torch.randn(2, 5, 1, 8), torch.randn(8, 8), torch.randn(8)

@@ -1,4 +1,4 @@
-"""The blocks on rows of channels: inputs, calls and expected outputs, and their rows of the catalogue."""
+"""Norms and sums on rows of channels: inputs, calls and expected outputs, and their rows of the catalogue."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpkernels.attention import attend, attend_backward
 from dpkernels.examples import Call, Outputs, Shape
-from dpkernels.rows import Terms, add_rows, upsample, upsample_backward
+from dpkernels.rows import Terms, add_rows
 from dpkernels.rows_norm import norm_act, norm_act_backward, unit_sums
 
 
@@ -201,7 +200,7 @@ def _plain_norm(z: Tensor, groups: int, weight: Tensor, bias: Tensor, act: bool)
     return (F.silu(y) if act else y).permute(0, 2, 3, 1)
 
 
-# --- sums and up-sampling -----------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------
 
 
 def add_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -218,67 +217,6 @@ def add_call(terms: list[Tensor], bias: Tensor | None) -> Call:
 def add_truth(terms: list[Tensor], bias: Tensor | None) -> Outputs:
     total = sum((term.double() for term in terms), terms[0].new_zeros((), dtype=torch.float64))
     return {"sum": (total if bias is None else total + bias.double()).to(terms[0].dtype)}
-
-
-def upsample_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    samples, height, width, channels = s["rows"]
-    grad = _normal(samples, 2 * height, 2 * width, channels, dtype=dtype, device=device)
-    return {"x": _normal(*s["rows"], dtype=dtype, device=device), "grad_out": grad}
-
-
-def upsample_call(x: Tensor, grad_out: Tensor) -> Call:
-    written: Outputs = {}
-    return Call(lambda: written.update(y=upsample(x), x=upsample_backward(grad_out)), lambda: written)
-
-
-def upsample_truth(x: Tensor, grad_out: Tensor) -> Outputs:
-    image = x.double().permute(0, 3, 1, 2).requires_grad_()
-    y = F.interpolate(image, scale_factor=2.0, mode="nearest")
-    (grad,) = torch.autograd.grad(y, image, grad_out.double().permute(0, 3, 1, 2))
-    return {name: t.permute(0, 2, 3, 1).to(x.dtype).detach() for name, t in (("y", y), ("x", grad))}
-
-
-# --- attention ----------------------------------------------------------------------------------------------
-
-
-def attention_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    sizes = s["samples"], s["tokens"], s["heads"] * s["width"]
-    return {
-        "qkv": _normal(*sizes[:2], 3 * sizes[2], dtype=dtype, device=device),
-        "heads": s["heads"],
-        "x": _normal(sizes[0], sizes[1], 1, sizes[2], dtype=dtype, device=device),
-        "grad_out": _normal(*sizes, dtype=dtype, device=device),
-        "weights": {
-            "out": _normal(sizes[2], sizes[2], dtype=dtype, device=device),
-            "in": _normal(3 * sizes[2], sizes[2], dtype=dtype, device=device),
-            "bias": _normal(sizes[2], dtype=torch.float32, device=device),
-        },
-    }
-
-
-def attention_call(qkv: Tensor, heads: int, x: Tensor, grad_out: Tensor, weights: dict[str, Tensor]) -> Call:
-    written: Outputs = {}
-
-    def launch() -> None:
-        out, lse, total = attend(qkv, heads, x, weights["out"], weights["bias"])
-        grads = attend_backward(qkv, out, lse, grad_out, weights["out"], weights["in"])
-        written.update(out=out, lse=lse, total=total, qkv=grads[0], tokens=grads[1])
-
-    return Call(launch, lambda: written)
-
-
-def attention_truth(
-    qkv: Tensor, heads: int, x: Tensor, grad_out: Tensor, weights: dict[str, Tensor]
-) -> Outputs:
-    wide = qkv.double().requires_grad_()
-    query, key, value = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in wide.chunk(3, 2))
-    scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
-    out = (scores.softmax(3) @ value).transpose(1, 2).flatten(2)
-    total = x.double().flatten(1, 2) + out @ weights["out"].double().t() + weights["bias"].double()
-    (grad,) = torch.autograd.grad(total, wide, grad_out.double())
-    found = {"out": out, "total": total.view_as(x), "qkv": grad, "tokens": grad @ weights["in"].double()}
-    lse = scores.logsumexp(3).detach()
-    return {name: value.detach().to(qkv.dtype) for name, value in found.items()} | {"lse": lse}
 
 
 # --- rows of the catalogue ----------------------------------------------------------------------------------
@@ -330,10 +268,6 @@ NORM_MAIN = (
 )
 
 
-def _attention(samples: int, tokens: int, heads: int, width: int) -> Shape:
-    return {"samples": samples, "tokens": tokens, "heads": heads, "width": width}
-
-
 def _rows(samples: int, size: tuple[int, int], channels: int, **more: Any) -> Shape:
     return {"rows": (samples, *size, channels)} | more
 
@@ -381,28 +315,5 @@ ROWS: tuple[dict[str, Any], ...] = (
         "shapes": (_rows(3, (5, 7), 6, terms=3, bias=True), _rows(1, (1, 1), 1, terms=1, bias=False)),
         "choices": {"rows": ((2, 3, 3, 5), (3, 40, 20, 4)), "terms": (1, 2, 3, 4), "bias": (False, True)},
         "main": (_rows(512, (28, 28), 64, terms=2, bias=True), _rows(512, (28, 28), 64, terms=1, bias=True)),
-    },
-    {
-        "name": "rows_upsample",
-        "inputs": upsample_inputs,
-        "call": upsample_call,
-        "reference": upsample_truth,
-        "shapes": (_rows(3, (5, 7), 6), _rows(1, (1, 1), 1)),
-        "choices": {"rows": ((2, 3, 3, 5), (3, 40, 20, 4))},
-        "main": (_rows(512, (14, 14), 64),),
-    },
-    {
-        "name": "attention",
-        "inputs": attention_inputs,
-        "call": attention_call,
-        "reference": attention_truth,
-        "shapes": (_attention(2, 70, 2, 12), _attention(3, 5, 1, 20), _attention(1, 130, 1, 4)),
-        "choices": {"samples": (1, 3), "tokens": (1, 9, 65), "heads": (1, 2), "width": (4, 17)},
-        "main": (
-            _attention(512, 196, 1, 64),
-            _attention(512, 256, 2, 32),
-            _attention(64, 1024, 1, 128),
-            _attention(64, 256, 1, 256),
-        ),
     },
 )
