@@ -249,7 +249,7 @@ def _square(weight: tl.tensor, number: tl.tensor, H: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _places(row: tl.tensor, number: tl.constexpr, PARTS: tl.constexpr, H: tl.constexpr) -> tl.tensor:
+def _places(row: tl.tensor, number: tl.tensor, PARTS: tl.constexpr, H: tl.constexpr) -> tl.tensor:
     """Return offsets [tokens, block] of part `number` of this program's head, in [N, T, PARTS, heads, width]."""
     sample, head = tl.program_id(1).to(tl.int64) // H.heads, tl.program_id(1) % H.heads
     begin = sample * (H.tokens * PARTS * H.heads * H.width) + (number * H.heads + head) * H.width
@@ -258,7 +258,7 @@ def _places(row: tl.tensor, number: tl.constexpr, PARTS: tl.constexpr, H: tl.con
 
 @triton.jit
 def _tile(
-    tensor: tl.tensor, row: tl.tensor, number: tl.constexpr, PARTS: tl.constexpr, H: tl.constexpr
+    tensor: tl.tensor, row: tl.tensor, number: tl.tensor, PARTS: tl.constexpr, H: tl.constexpr
 ) -> tl.tensor:
     """Return a tile of tokens, 0 beyond the last token and channel."""
     mask = (row < H.tokens)[:, None] & (tl.arange(0, H.block) < H.width)[None, :]
@@ -271,7 +271,7 @@ def _store(
     tensor: tl.tensor,
     tile: tl.tensor,
     row: tl.tensor,
-    number: tl.constexpr,
+    number: tl.tensor,
     PARTS: tl.constexpr,
     H: tl.constexpr,
 ) -> None:

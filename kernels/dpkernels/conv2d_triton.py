@@ -98,7 +98,7 @@ def conv2d_grads_of_two(
         *(tuple(sources), grad_out, tuple(weight_outs), bias, tuple(squares)),
         *(sources[0].stride(), sources[1].stride(), grad_out.stride(), weight_outs[0].stride()),
         *(bias.stride()[:2], tuple(part.stride(0) for part in squares), len(grad_out) // units),
-        *(*shapes, tuple(counts), tile, mode_of(grad_out.dtype, True, accumulate, True)),
+        *(*shapes, *counts, tile, mode_of(grad_out.dtype, True, accumulate, True)),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -232,17 +232,18 @@ def _two_sources_kernel(
     draws: tl.tensor,
     FIRST: tl.constexpr,  # Shape of each
     SECOND: tl.constexpr,
-    COUNTS: tl.constexpr,  # tiles of each
+    TILES: tl.constexpr,  # of each
+    OTHERS: tl.constexpr,
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
     """Program (tile, source, unit). Two branches: selecting pointers would lose their alignment."""
     unit = tl.program_id(2)
     if tl.program_id(1) == 0:
-        if tl.program_id(0) < COUNTS[0]:
+        if tl.program_id(0) < TILES:
             strides = (first_stride, g_stride, weight_stride, bias_stride, squares_strides[0])
             unit_program(sources[0], g, weights[0], bias, squares[0], strides, unit, draws, FIRST, TILE, MODE)
-    elif tl.program_id(0) < COUNTS[1]:
+    elif tl.program_id(0) < OTHERS:
         strides_ = (second_stride, g_stride, weight_stride, bias_stride, squares_strides[1])
         unit_program(sources[1], g, weights[1], bias, squares[1], strides_, unit, draws, SECOND, TILE, MODE)
 

@@ -21,7 +21,7 @@ class Terms(NamedTuple):
 def add_rows(terms: Sequence[Tensor], bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Return Σ terms + bias, added in fp32 (fp64 for fp64) and rounded once to the terms' dtype. PRIVATE.
 
-    terms: one to four contiguous [N, H, W, C]; bias [C]; out, if given, is what is written and returned.
+    terms: one or two contiguous [N, H, W, C]; bias [C]; out, if given, is what is written and returned.
     """
     out = torch.empty_like(terms[0]) if out is None else out
     if use_triton(terms[0]):

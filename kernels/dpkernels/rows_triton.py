@@ -19,9 +19,9 @@ def add_rows(terms: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> Tenso
     """Return what `rows.add_rows` does."""
     require_rows(*terms, out)
     # An unused pointer argument must still be a tensor: the first term stands in.
-    first, second, third, fourth = (*terms, *(terms[0],) * 3)[:4]
+    first, second = (*terms, terms[0])[:2]
     _add_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-        *(first, second, third, fourth, first if bias is None else bias, out, out.numel()),
+        *(first, second, first if bias is None else bias, out, out.numel()),
         *(out.shape[3], len(terms), bias is not None, BLOCK),
         num_warps=8,
     )
@@ -32,8 +32,6 @@ def add_rows(terms: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> Tenso
 def _add_kernel(
     first: tl.tensor,
     second: tl.tensor,
-    third: tl.tensor,
-    fourth: tl.tensor,
     bias: tl.tensor,  # [C]
     out: tl.tensor,
     count: tl.tensor,
@@ -48,10 +46,6 @@ def _add_kernel(
     total = tl.load(first + place, mask=inside, other=0.0).to(tl.float32)
     if TERMS > 1:
         total += tl.load(second + place, mask=inside, other=0.0).to(tl.float32)
-    if TERMS > 2:
-        total += tl.load(third + place, mask=inside, other=0.0).to(tl.float32)
-    if TERMS > 3:
-        total += tl.load(fourth + place, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         total += tl.load(bias + place % CHANNELS, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)

@@ -312,8 +312,8 @@ ROWS: tuple[dict[str, Any], ...] = (
         "inputs": add_inputs,
         "call": add_call,
         "reference": add_truth,
-        "shapes": (_rows(3, (5, 7), 6, terms=3, bias=True), _rows(1, (1, 1), 1, terms=1, bias=False)),
-        "choices": {"rows": ((2, 3, 3, 5), (3, 40, 20, 4)), "terms": (1, 2, 3, 4), "bias": (False, True)},
+        "shapes": (_rows(3, (5, 7), 6, terms=2, bias=True), _rows(1, (1, 1), 1, terms=1, bias=False)),
+        "choices": {"rows": ((2, 3, 3, 5), (3, 40, 20, 4)), "terms": (1, 2), "bias": (False, True)},
         "main": (_rows(512, (28, 28), 64, terms=2, bias=True), _rows(512, (28, 28), 64, terms=1, bias=True)),
     },
 )
