@@ -86,6 +86,7 @@ CONV_SHAPES = (
     _conv(2, 3, 4, 6, (7, 5), kernel=1),
     _conv(2, 2, 40, 4, (9, 6), padding=2, dilation=2, layout="view"),
     _conv(1, 1, 1, 1, (1, 1)),
+    _conv(2, 2, 5, 7, (4, 3), scale=2),
 )
 CONV_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "units": (1, 2, 3),

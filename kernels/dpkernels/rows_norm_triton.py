@@ -21,6 +21,8 @@ BUSY, SLICE = 264, 32
 # A 1x1 convolution of the sources runs inside the norm's kernels up to this many channels in and out, so that its
 # weight stays in the program; and from this many positions a tile on, the least that a product takes.
 PRODUCT, LEAST = 128, 16
+# Two sources of 32 channels and a sum crash triton 3.9's compiler for sm_90: narrow sources are multiplied apart.
+NARROWEST = 1 if INTERPRETER else 64
 
 
 class Shape(NamedTuple):
@@ -121,6 +123,7 @@ def multiplies(sources: Sequence[Tensor], groups: int, through: Tensor) -> bool:
     """Return whether the kernels run the 1x1 convolution `through` of the sources as well."""
     _, tile, (slices, _) = _layout(sources, groups, False, None, None)
     narrow = max(tile.groups * tile.wide, len(through)) <= PRODUCT
+    narrow = narrow and min(source.shape[3] for source in sources) >= NARROWEST
     short = sources[0].dtype in (torch.bfloat16, torch.float16)
     return short and narrow and slices == 1 and tile.rows >= LEAST
 

@@ -77,8 +77,8 @@ ROWS: tuple[dict[str, Any], ...] = (
         "call": call,
         "reference": truth,
         "shapes": (
-            _conv((5, 7), (4, 3), 2, 2, scale=2, layout="contiguous"),
             _conv((8, 20), (3, 3), 3, 1, scale=2),
+            _conv((3, 66), (2, 5), 1, 2, scale=3),
         ),
         "choices": CHOICES | {"scale": (2,)},
         "main": (_conv((64, 64), (14, 14), 64, 8, scale=2), _conv((32, 32), (16, 16), 64, 8, scale=2)),

@@ -257,8 +257,10 @@ PRODUCT_SHAPES = (
 )
 PRODUCT_MAIN = (
     _norm(64, 8, (64, 64), 16, 28, terms=2, out=64, plus=1),
-    _norm(64, 8, (64, 32), 8, 32, terms=1, added=True, out=32, plus=1),
+    _norm(64, 8, (128,), 32, 16, terms=1, added=True, out=128, plus=1),
 )
+# Not in the norm's kernel.
+NARROW_MAIN = _norm(64, 8, (32, 32), 8, 32, terms=2, out=32)
 NORM_MAIN = (
     _norm(64, 8, (64,), 16, 28, added=True, plus=0),
     _norm(64, 8, (64, 64), 16, 28),
@@ -299,12 +301,12 @@ ROWS: tuple[dict[str, Any], ...] = (
             "reference": truth,
             "shapes": PRODUCT_SHAPES,
             "choices": {**NORM_CHOICES, "groups": (1,), "out": (6, 20), "sources": ((8,), (16, 8))},
-            "main": PRODUCT_MAIN,
+            "main": main,
             "dtypes": (torch.bfloat16,),
         }
-        for name, call, truth in (
-            ("rows_norm_forward", norm_forward_call, norm_forward_truth),
-            ("rows_norm", norm_call, norm_truth),
+        for name, call, truth, main in (
+            ("rows_norm_forward", norm_forward_call, norm_forward_truth, (*PRODUCT_MAIN, NARROW_MAIN)),
+            ("rows_norm", norm_call, norm_truth, PRODUCT_MAIN),
         )
     ),
     {
