@@ -83,7 +83,9 @@ def traffic_of(way: str, config: Config) -> list[Event]:
     if way == "plain":
         return traffic_of_plain(config)
     events = traffic_of_engine(ENGINES[way], config)
-    return [as_sketched(e) for e in events if e.kind != "division"] if way == "sketch" else events
+    if way == "layer by layer":  # as it was measured, with the tile before
+        return events
+    return [as_tiled(e) for e in events if way != "sketch" or e.kind != "division"]
 
 
 def traffic_of_plain(config: Config) -> list[Event]:
@@ -210,8 +212,8 @@ def sketch(net: UNet2DModel, config: Config, log: TrafficLog) -> PerUnitGradient
     return engine
 
 
-def as_sketched(event: Event) -> Event:
-    """Return the pass with the tile that was measured with the sketch."""
+def as_tiled(event: Event) -> Event:
+    """Return the pass with the present tile of per-unit weight gradients, which the sketch was measured with."""
     return replace(event, pattern=event.pattern.replace("unit product", "unit product, 64 deep"))
 
 

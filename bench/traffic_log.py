@@ -200,7 +200,8 @@ def _convolution(log: TrafficLog, name: str, args: Any, y: Tensor) -> None:
     x, weight, bias = args[:3]
     layout = _layout(y, weight)
     _require_format(log, x, layout)
-    log.add("convolution", name, size(x, weight, y), "product", 2 * y.numel() * weight[0].numel())
+    at = x if args[6] else y  # transposed: a product at each pixel of the input
+    log.add("convolution", name, size(x, weight, y), "product", 2 * at.numel() * weight[0].numel())
     if bias is not None:
         log.add("adds", "bias after convolution", 2 * size(y), "strided")
 
@@ -276,19 +277,19 @@ def _norm_backward(log: TrafficLog, name: str, args: Any) -> None:
     log.add("norm", name, size(x, grad, grad_x), "group runs", moved=moved)
 
 
-def _unit_gradients(log: TrafficLog, name: str, args: Any) -> None:
-    of, products = tensors(args), 3 if "shared" in name else 1
-    layer = next(a for a in args if hasattr(a, "cout"))
-    weights = layer.cout * layer.cin * layer.kh * layer.kw
-    flops = products * 2 * len(of[0]) * layer.oh * layer.ow * weights
-    log.add("weight gradients", name, size(*of), "unit product", flops)
-
-
 def _distinct(args: Any) -> list[Tensor]:
     """Return a launch's tensors, each once: a kernel that takes fewer than it can is given one of them again."""
     return list(
         {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in tensors(args)}.values()
     )
+
+
+def _unit_gradients(log: TrafficLog, name: str, args: Any) -> None:
+    of, products = _distinct(args), 3 if "shared" in name else 1
+    layers = [a for a in args if hasattr(a, "cout")]
+    weights = sum(layer.cout * layer.cin * layer.kh * layer.kw for layer in layers)
+    flops = products * 2 * len(of[0]) * layers[0].oh * layers[0].ow * weights
+    log.add("weight gradients", name, size(*of), "unit product", flops)
 
 
 def _row_sums(log: TrafficLog, name: str, args: Any) -> None:
@@ -302,12 +303,22 @@ def _unit_sums(log: TrafficLog, name: str, args: Any) -> None:
     log.add("norm", name, size(sums) + len(grads) * size(sums) // len(sums), "rows")
 
 
+def _row_norm(log: TrafficLog, name: str, args: Any) -> None:
+    sizes = next(a for a in args if hasattr(a, "positions"))
+    of = _distinct(args)
+    flops = 2 * len(of[0]) * sizes.positions * (sizes.first + sizes.second) * sizes.out
+    log.add("norm", name, size(*of), "rows backward" if "backward" in name else "rows", flops)
+
+
 def _row_attention(log: TrafficLog, name: str, args: Any) -> None:
     head = next(a for a in args if hasattr(a, "heads"))
     of = _distinct(args)
     samples = max(t.shape[0] for t in of)
-    products = {"_attend_kernel": 2, "_queries_kernel": 3, "_keys_kernel": 4}[name.rpartition(".")[2]]
-    flops = products * 2 * samples * head.heads * head.tokens**2 * head.width
+    backward = "backward" in name
+    flops = (7 if backward else 2) * 2 * samples * head.heads * head.tokens**2 * head.width
+    if head.project:  # the queries' and the keys' programs both multiply by the output's weight
+        tiles = 1 + -(-head.tokens // args[-1])
+        flops += (3 + tiles if backward else 1) * 2 * samples * head.tokens * head.width**2
     log.add("attention", name, size(*of), "attention", flops)
 
 
@@ -322,13 +333,15 @@ LAUNCHES: dict[str, Launch] = {
     "group_norm_triton._forward_kernel": _norm_forward,
     "group_norm_triton._group_norm_kernel": _norm_backward,
     "conv2d_triton._unit_kernel": _unit_gradients,
+    "conv2d_triton._two_sources_kernel": _unit_gradients,
     "conv2d_triton._recompute_kernel": _unit_gradients,
     "conv2d_taps_triton._taps_kernel": _unit_gradients,
     "linear_triton._shared_kernel": _unit_gradients,
     "rows_triton._add_kernel": _row_sums,
+    "rows_norm_kernels._rows_forward_kernel": _row_norm,
+    "rows_norm_kernels._rows_backward_kernel": _row_norm,
     "rows_norm_triton._draws_kernel": _unit_sums,
     "attention_triton._attend_kernel": _row_attention,
-    "attention_triton._queries_kernel": _row_attention,
-    "attention_triton._keys_kernel": _row_attention,
+    "attention_triton._attend_backward_kernel": _row_attention,
 }
-LAUNCH_KINDS = {"clip_sum": "clip and sum", "norm": "norm", "sample": "up-sampling", "gather": "up-sampling"}
+LAUNCH_KINDS = {"clip_sum": "clip and sum", "norm": "norm"}

@@ -39,13 +39,22 @@ class DenseStore:
         written = self.parameters.write(parameter)
         return None if written is None else (self._views[written[0]], written[1])
 
-    def conv2d(self, layer: nn.Conv2d, sources: Sequence[Tensor], grad_out: Tensor, *, bias: bool) -> None:
+    def conv2d(
+        self,
+        layer: nn.Conv2d,
+        sources: Sequence[Tensor],
+        grad_out: Tensor,
+        *,
+        bias: bool,
+        scale: int = 1,
+    ) -> None:
         """Write a convolution's gradients; its input is the concatenation of `sources`, images [N, C_i, H, W]."""
         view, again = self._of(layer.weight)
         first = 0
         for x in sources:
             part = view[:, :, first : first + x.shape[1]]
-            conv2d_weight_grad(x, grad_out, part, *geometry(layer), accumulate=again)
+            scaled = x.repeat_interleave(scale, 2).repeat_interleave(scale, 3) if scale > 1 else x
+            conv2d_weight_grad(scaled, grad_out, part, *geometry(layer), accumulate=again)
             first += x.shape[1]
         if bias and layer.bias is not None:
             conv2d_bias_grad(grad_out, *self._of(layer.bias))

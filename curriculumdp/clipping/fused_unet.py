@@ -25,6 +25,7 @@ from curriculumdp.clipping.unet_blocks import (
     linear,
     resnet,
     rows_of,
+    upsampled_convolution,
 )
 
 
@@ -124,7 +125,7 @@ def _run(net: Any, p: Pass, x: Tensor, timestep: Tensor, labels: Tensor | None) 
             x = resnet(p, layer, (x, skips.pop()), activated)
             x = x if attend is None else attention(p, attend, x)
         for layer in block.upsamplers or ():
-            x = convolution(p, layer.conv, x, doubled=True)
+            x = upsampled_convolution(p, layer.conv, x)
     return last_convolution(p, net.conv_norm_out, net.conv_out, x)
 
 

@@ -11,7 +11,15 @@ from curriculumdp.clipping.layer_plan import Way
 from curriculumdp.clipping.parameters import GradientError, Parameters, Segment
 from curriculumdp.clipping.rules import geometry
 from dpkernels.clip_sum_triton import add_scaled_rows, clip_scale, squared_row_norms
-from dpkernels.conv2d_triton import Geometry, add_clipped_conv2d, conv2d_grads, conv2d_parts, conv2d_squares
+from dpkernels.conv2d_triton import (
+    Geometry,
+    add_clipped_conv2d,
+    conv2d_grads,
+    conv2d_grads_of_two,
+    conv2d_parts,
+    conv2d_squares,
+    suits_one_launch,
+)
 from dpkernels.device import precision_of
 from dpkernels.embedding_triton import embedding_grads, embedding_parts
 from dpkernels.limits import MAX_CLIP_NORM, MIN_CLIP_NORM
@@ -143,10 +151,18 @@ class PlannedStore:
         assert segment is not None
         return segment
 
-    def conv2d(self, layer: nn.Conv2d, sources: Sequence[Tensor], grad_out: Tensor, *, bias: bool) -> None:
+    def conv2d(
+        self,
+        layer: nn.Conv2d,
+        sources: Sequence[Tensor],
+        grad_out: Tensor,
+        *,
+        bias: bool,
+        scale: int = 1,
+    ) -> None:
         """Store a product's gradients and norm, or compute its norm alone and keep its operands; see `Sink`."""
         bias = bias and layer.bias is not None
-        self._take(layer, sources, grad_out, Geometry(*geometry(layer)), bias)
+        self._take(layer, sources, grad_out, Geometry(*geometry(layer), scale), bias)
 
     def linear(self, layer: nn.Linear, x: Tensor, grad_out: Tensor) -> None:
         """Do as `conv2d` does."""
@@ -165,6 +181,9 @@ class PlannedStore:
         if way != "store" and again:
             raise GradientError(f"a {type(layer).__name__} is used twice in a forward: plan it as stored")
         rows, _, *taps = _as_conv(layer.weight)
+        if way == "store" and len(sources) == 2 and suits_one_launch(sources, (rows, *taps)):
+            self._store_two(layer, sources, grad_out, geometry, bias_view, again)
+            return
         first = 0
         for number, x in enumerate(sources):
             width, with_bias = x.shape[1], bias and number == 0
@@ -177,6 +196,24 @@ class PlannedStore:
                 self._norm_alone(key, x, grad_out, shape, geometry, way, with_bias)
                 self._products.append(_Product(layer, x, grad_out, geometry, first, with_bias))
             first += width
+
+    def _store_two(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        sources: Sequence[Tensor],
+        grad_out: Tensor,
+        geometry: Geometry,
+        bias: Tensor | None,
+        again: bool,
+    ) -> None:
+        index = self.parameters.index(layer.weight)
+        assert index is not None
+        parts = self._views[index].split([x.shape[1] for x in sources], 2)
+        squares = []
+        for number, part in enumerate(parts):
+            count = conv2d_parts(tuple(part.shape[1:]), bias is not None and number == 0, grad_out.dtype)
+            squares.append(self.parts((id(layer), number), count))
+        conv2d_grads_of_two(sources, grad_out, parts, bias, geometry, again, squares)
 
     def _norm_alone(
         self,

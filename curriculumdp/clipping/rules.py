@@ -34,10 +34,19 @@ class Sink(Protocol):
     def segment(self, parameter: Tensor | None) -> tuple[Tensor, bool] | None:
         """Return (view [B, *shape], whether to add to it) for a trainable parameter, None for any other."""
 
-    def conv2d(self, layer: nn.Conv2d, sources: Sequence[Tensor], grad_out: Tensor, *, bias: bool) -> None:
+    def conv2d(
+        self,
+        layer: nn.Conv2d,
+        sources: Sequence[Tensor],
+        grad_out: Tensor,
+        *,
+        bias: bool,
+        scale: int = 1,
+    ) -> None:
         """Take a convolution's operands: its input is the concatenation of `sources`, images [N, C_i, H, W].
 
-        bias: whether the bias' gradient is to be computed as well.
+        bias: whether the bias' gradient is to be computed as well; scale: how many times the sources are up-sampled
+        first, to the nearest.
         """
 
     def linear(self, layer: nn.Linear, x: Tensor, grad_out: Tensor) -> None:

@@ -59,8 +59,15 @@ def _of_module(module: Any) -> Iterator[str]:
     elif kind in ("Upsample2D", "Downsample2D"):
         if not module.use_conv or module.norm is not None or getattr(module, "use_conv_transpose", False):
             yield "it is more or less than a convolution"
+        elif kind == "Upsample2D" and not _is_of_one_pixel(module.conv):
+            yield "its convolution is not 3x3 with a border of one pixel"
         elif kind == "Downsample2D" and module.padding == 0:
             yield "uneven padding"
+
+
+def _is_of_one_pixel(layer: Any) -> bool:
+    sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return sizes == ((3, 3), (1, 1), (1, 1), (1, 1))
 
 
 def _is_plain_attention(module: Any) -> bool:

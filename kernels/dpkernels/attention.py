@@ -1,7 +1,8 @@
-"""Self-attention of several heads (Vaswani et al. 2017): O = softmax(QKᵀ/√d)·V, and its gradient.
+"""Self-attention of several heads (Vaswani et al. 2017): O = softmax(QKᵀ/√d)·V, Y = X + O·Uᵀ + b, and its gradient.
 
-With P = softmax(S), S = QKᵀ/√d, D = rowsum(∂O∘O) and ∂S = P∘(∂O·Vᵀ − D):
+With P = softmax(S), S = QKᵀ/√d, ∂O = ∂Y·U, D = rowsum(∂O∘O) and ∂S = P∘(∂O·Vᵀ − D):
     ∂V = Pᵀ·∂O,  ∂Q = ∂S·K/√d,  ∂K = ∂Sᵀ·Q/√d
+Where Q, K and V are the tokens times Wᵀ, these have the gradient [∂Q ∂K ∂V]·W.
 The kernels never write P: they recompute it from each row's log-sum-exp (Dao et al. 2022).
 """
 
@@ -11,24 +12,44 @@ from torch import Tensor
 from dpkernels import attention_triton
 from dpkernels.accumulate import widen
 from dpkernels.device import use_triton
+from dpkernels.rows import add_rows
 
 
-def attend(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Return (O [N, T, C] of the dtype of qkv, log-sum-exp of each row of S [N, heads, T]). PRIVATE.
+def attend(qkv: Tensor, heads: int, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (O [N, T, C] of the dtype of qkv, log-sum-exp of each row of S [N, heads, T], Y shaped as x). PRIVATE.
 
-    qkv [N, T, 3C], contiguous: queries, keys and values side by side, each of `heads` heads of d = C/heads channels.
+    qkv [N, T, 3C], contiguous: queries, keys and values side by side, each of `heads` heads of d = C/heads channels;
+    x: X, contiguous [N, H, W, C] with H·W = T; weight: U [C, C], of its dtype; bias [C].
     """
     if use_triton(qkv):
-        return attention_triton.attend(qkv, heads)
-    query, key, value = _heads(widen(qkv), heads)
-    scores = query.matmul(key.transpose(2, 3)) * query.shape[3] ** -0.5
-    return _rows(scores.softmax(3).matmul(value)).to(qkv.dtype), scores.logsumexp(3)
+        if attention_triton.projects(qkv, heads):
+            return attention_triton.attend(qkv, heads, (x, weight, bias))
+        out, lse, _ = attention_triton.attend(qkv, heads, None)
+    else:
+        query, key, value = _heads(widen(qkv), heads)
+        scores = query.matmul(key.transpose(2, 3)) * query.shape[3] ** -0.5
+        out, lse = _rows(scores.softmax(3).matmul(value)).to(qkv.dtype), scores.logsumexp(3)
+    return out, lse, add_rows((x, out.matmul(weight.t()).view_as(x)), bias)
 
 
-def attend_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor) -> Tensor:
-    """Return the gradient of `qkv`, of its shape and dtype. PRIVATE. out and lse: what `attend` returned."""
-    if use_triton(qkv):
-        return attention_triton.attend_backward(qkv, out, lse, grad_out)
+def attend_backward(
+    qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, weight: Tensor, in_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `qkv` [N, T, 3C] and of the tokens [N, T, C], of its dtype. PRIVATE.
+
+    out and lse: what `attend` returned; grad_out: ∂Y [N, T, C]; weight: U; in_weight: W [3C, C].
+    """
+    if not use_triton(qkv):
+        grad_qkv = _qkv_backward(qkv, out, lse, grad_out.matmul(weight))
+    elif attention_triton.projects(qkv, lse.shape[1]):
+        return attention_triton.attend_backward(qkv, out, lse, grad_out, (weight, in_weight))
+    else:
+        grad_qkv, _ = attention_triton.attend_backward(qkv, out, lse, grad_out.matmul(weight), None)
+    return grad_qkv, grad_qkv.matmul(in_weight)
+
+
+def _qkv_backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor) -> Tensor:
+    """Return the gradient of `qkv` from that of O."""
     heads = lse.shape[1]
     query, key, value = _heads(widen(qkv), heads)
     scale = query.shape[3] ** -0.5

@@ -14,9 +14,11 @@ from dpkernels.examples import (
     Call,
     Outputs,
     Shape,
+    attention,
     chacha,
     clip_sum,
     conv2d,
+    conv2d_inputs,
     embedding,
     group_norm,
     linear,
@@ -84,6 +86,7 @@ CONV_SHAPES = (
     _conv(2, 3, 4, 6, (7, 5), kernel=1),
     _conv(2, 2, 40, 4, (9, 6), padding=2, dilation=2, layout="view"),
     _conv(1, 1, 1, 1, (1, 1)),
+    _conv(2, 2, 5, 7, (4, 3), scale=2),
 )
 CONV_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "units": (1, 2, 3),
@@ -338,4 +341,4 @@ CATALOG |= {
         _in_bf16(CATALOG["linear"], accumulate=True),
     )
 }
-CATALOG |= {fields["name"]: Row(**fields) for fields in rows.ROWS}
+CATALOG |= {fields["name"]: Row(**fields) for fields in (*conv2d_inputs.ROWS, *attention.ROWS, *rows.ROWS)}

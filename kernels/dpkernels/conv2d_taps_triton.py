@@ -24,7 +24,7 @@ WARPS, STAGES = 4, 3
 def suits_rows_of_taps(x: Tensor, grad_out: Tensor, shape: Shape, tile: Tile) -> bool:
     """Return whether this kernel covers the layer: 16-bit, 3x3, stride 1, same size, channels_last, whole tiles."""
     same = (shape.kh, shape.kw, shape.oh, shape.ow) == (3, 3, shape.h, shape.w)
-    plain = (shape.sh, shape.sw, shape.ph, shape.pw, shape.dh, shape.dw) == (1,) * 6
+    plain = shape.scale == 1 and (shape.sh, shape.sw, shape.ph, shape.pw, shape.dh, shape.dw) == (1,) * 6
     whole = shape.cout % tile.rows == 0 and shape.cin % tile.columns == 0
     dense = all(
         operand.stride() == (shape.h * shape.w * channels, 1, shape.w * channels, channels)

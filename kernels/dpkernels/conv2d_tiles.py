@@ -16,18 +16,19 @@ MAX_ELEMENTS = 2**31 - 2**12
 
 
 class Geometry(NamedTuple):
-    """A convolution's stride, padding and dilation."""
+    """A convolution's stride, padding and dilation; scale: how many times its input is up-sampled, to the nearest."""
 
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
+    scale: int = 1
 
 
 PLAIN = Geometry()
 
 
 class Shape(NamedTuple):
-    """One layer's sizes, compiled into its kernels."""
+    """One layer's sizes, compiled into its kernels; h and w: of its input once that is up-sampled `scale` times."""
 
     cout: int
     cin: int
@@ -44,6 +45,7 @@ class Shape(NamedTuple):
     dh: int
     dw: int
     bias: bool
+    scale: int = 1
 
 
 class Mode(NamedTuple):
@@ -80,11 +82,11 @@ def layer_shape(
     x: Tensor, grad_out: Tensor, weight_shape: tuple[int, ...], bias: bool, geometry: Geometry
 ) -> Shape:
     """Return the sizes of the layer with input `x`."""
-    (sh, sw), (ph, pw), (dh, dw) = geometry
+    (sh, sw), (ph, pw), (dh, dw), scale = geometry
     cout, cin, kh, kw = weight_shape
-    _, _, h, w = x.shape
+    h, w = scale * x.shape[2], scale * x.shape[3]
     _, _, oh, ow = grad_out.shape
-    return Shape(cout, cin, kh, kw, h, w, oh, ow, sh, sw, ph, pw, dh, dw, bias)
+    return Shape(cout, cin, kh, kw, h, w, oh, ow, sh, sw, ph, pw, dh, dw, bias, scale)
 
 
 def tiles(tile: Tile, weight_shape: tuple[int, ...], bias: bool) -> int:
@@ -113,7 +115,9 @@ def weight_tile(
     """
     tap, channel = column // S.cin, column % S.cin
     tap_h, tap_w = tap // S.kw * S.dh - S.ph, tap % S.kw * S.dw - S.pw
-    x_column = x + (channel * x_stride[1] + tap_h * x_stride[2] + tap_w * x_stride[3])
+    x_column = x + channel * x_stride[1]
+    if S.scale == 1:
+        x_column += tap_h * x_stride[2] + tap_w * x_stride[3]
     g_row = g + row * g_stride[1]
     count = draws * (S.oh * S.ow)
     # Bound first: triton 3.6 takes no field of a named tuple in a shape.
@@ -128,10 +132,13 @@ def weight_tile(
         g_tile = tl.load(
             g_row[:, None] + g_place[None, :], mask=(row < S.cout)[:, None] & live[None, :], other=0.0
         )
-        x_place = draw * x_stride[0] + oh * S.sh * x_stride[2] + ow * S.sw * x_stride[3]
         h, w = (oh * S.sh)[:, None] + tap_h[None, :], (ow * S.sw)[:, None] + tap_w[None, :]
         inside = (h >= 0) & (h < S.h) & (w >= 0) & (w < S.w) & live[:, None] & (tap < S.kh * S.kw)[None, :]
-        x_tile = tl.load(x_column[None, :] + x_place[:, None], mask=inside, other=0.0)
+        if S.scale == 1:
+            x_place = (draw * x_stride[0] + oh * S.sh * x_stride[2] + ow * S.sw * x_stride[3])[:, None]
+        else:
+            x_place = (draw * x_stride[0])[:, None] + h // S.scale * x_stride[2] + w // S.scale * x_stride[3]
+        x_tile = tl.load(x_column[None, :] + x_place, mask=inside, other=0.0)
         if MODE.upcast:
             g_tile, x_tile = g_tile.to(tl.float32), x_tile.to(tl.float32)
         if MODE.precision == "tf32":

@@ -8,6 +8,8 @@ products tile by tile, sums each unit's scaled, rounded tile in int64 registers 
 which integers allow: no per-unit gradient is ever stored.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -30,7 +32,15 @@ from dpkernels.conv2d_tiles import (
 from dpkernels.device import gemm_tile, precision_of, recompute_programs
 from dpkernels.grid import add_shared, rint
 
-__all__ = ["Geometry", "add_clipped_conv2d", "conv2d_grads", "conv2d_parts", "conv2d_squares"]
+__all__ = [
+    "Geometry",
+    "add_clipped_conv2d",
+    "conv2d_grads",
+    "conv2d_grads_of_two",
+    "conv2d_parts",
+    "conv2d_squares",
+    "suits_one_launch",
+]
 
 
 def conv2d_grads(
@@ -53,6 +63,45 @@ def conv2d_grads(
     require_indexable(x, grad_out, len(weight_out))
     shape = layer_shape(x, grad_out, tuple(weight_out.shape[1:]), bias_out is not None, geometry)
     _launch(x, grad_out, weight_out, bias_out, shape, len(weight_out), accumulate, squares)
+
+
+def suits_one_launch(sources: Sequence[Tensor], weight_shape: tuple[int, ...]) -> bool:
+    """Return whether `conv2d_grads_of_two` covers these inputs, for weights [Cout, :, kh, kw]: one tile for both."""
+    rows, *taps = weight_shape
+    return len({gemm_tile(precision_of(x.dtype), (rows, x.shape[1], *taps)) for x in sources}) == 1
+
+
+def conv2d_grads_of_two(
+    sources: Sequence[Tensor],
+    grad_out: Tensor,
+    weight_outs: Sequence[Tensor],
+    bias_out: Tensor | None,
+    geometry: Geometry,
+    accumulate: bool,
+    squares: Sequence[Tensor],
+) -> None:
+    """Do as `conv2d_grads` for two concatenated inputs, in one launch, which reads grad_out once. PRIVATE.
+
+    weight_outs and squares: for each input; the bias counts to the first's.
+    """
+    units, with_bias = len(weight_outs[0]), bias_out is not None
+    shapes = []
+    for number, (x, weight) in enumerate(zip(sources, weight_outs, strict=True)):
+        require_indexable(x, grad_out, units)
+        of_bias = with_bias and number == 0
+        shapes.append(layer_shape(x, grad_out, tuple(weight.shape[1:]), of_bias, geometry))
+    tile = gemm_tile(precision_of(grad_out.dtype), shapes[0][:4])
+    bias = grad_out if bias_out is None else bias_out
+    counts = [tiles(tile, shape[:4], shape.bias) for shape in shapes]
+    # A unit's programs run side by side, so that what they share is read from memory once.
+    _two_sources_kernel[(max(counts), 2, units)](
+        *(tuple(sources), grad_out, tuple(weight_outs), bias, tuple(squares)),
+        *(sources[0].stride(), sources[1].stride(), grad_out.stride(), weight_outs[0].stride()),
+        *(bias.stride()[:2], tuple(part.stride(0) for part in squares), len(grad_out) // units),
+        *(*shapes, *counts, tile, mode_of(grad_out.dtype, True, accumulate, True)),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
 
 
 def conv2d_parts(
@@ -164,7 +213,39 @@ def _unit_kernel(
 ) -> None:
     """Program (tile, unit): one tile of one unit's gradient, stored, squared and summed, or both."""
     strides = (x_stride, g_stride, weight_stride, bias_stride, squares_stride)
-    unit_program(x, g, weight, bias, squares, strides, draws, S, TILE, MODE)
+    unit_program(x, g, weight, bias, squares, strides, tl.program_id(1), draws, S, TILE, MODE)
+
+
+@triton.jit
+def _two_sources_kernel(
+    sources: tl.tuple,  # two [N, Cin, H, W]
+    g: tl.tensor,  # as in _unit_kernel
+    weights: tl.tuple,  # two [B, Cout, Cin, kh, kw] of one layout
+    bias: tl.tensor,
+    squares: tl.tuple,  # two float64 [B, tiles]
+    first_stride: tl.tuple,
+    second_stride: tl.tuple,
+    g_stride: tl.tuple,
+    weight_stride: tl.tuple,
+    bias_stride: tl.tuple,
+    squares_strides: tl.tuple,
+    draws: tl.tensor,
+    FIRST: tl.constexpr,  # Shape of each
+    SECOND: tl.constexpr,
+    TILES: tl.constexpr,  # of each
+    OTHERS: tl.constexpr,
+    TILE: tl.constexpr,
+    MODE: tl.constexpr,
+) -> None:
+    """Program (tile, source, unit). Two branches: selecting pointers would lose their alignment."""
+    unit = tl.program_id(2)
+    if tl.program_id(1) == 0:
+        if tl.program_id(0) < TILES:
+            strides = (first_stride, g_stride, weight_stride, bias_stride, squares_strides[0])
+            unit_program(sources[0], g, weights[0], bias, squares[0], strides, unit, draws, FIRST, TILE, MODE)
+    elif tl.program_id(0) < OTHERS:
+        strides_ = (second_stride, g_stride, weight_stride, bias_stride, squares_strides[1])
+        unit_program(sources[1], g, weights[1], bias, squares[1], strides_, unit, draws, SECOND, TILE, MODE)
 
 
 @triton.jit
@@ -175,16 +256,17 @@ def unit_program(
     bias: tl.tensor,
     squares: tl.tensor,
     strides: tl.tuple,
+    number: tl.tensor,
     draws: tl.tensor,
     S: tl.constexpr,
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
-    """The body of `_unit_kernel`, and of each of the three layers that share an input in `linear_triton`."""
+    """The body of `_unit_kernel` for unit `number`, and of each of several layers in one launch."""
     x_stride, g_stride, weight_stride, bias_stride, squares_stride = strides
     ROW_TILES: tl.constexpr = (S.cout + TILE.rows - 1) // TILE.rows
     COLUMN_TILES: tl.constexpr = (S.cin * S.kh * S.kw + TILE.columns - 1) // TILE.columns
-    unit = tl.program_id(1).to(tl.int64)
+    unit = number.to(tl.int64)
     row = tl.program_id(0) % ROW_TILES * TILE.rows + tl.arange(0, TILE.rows)
     x_unit = x + unit * draws * x_stride[0]
     g_unit = g + unit * draws * g_stride[0]

@@ -97,7 +97,8 @@ def shared_input_grads(
     shape = layer_shape(x_image, images[0], (*weight_outs[0].shape[1:], 1, 1), bias_outs is not None, PLAIN)
     tile = gemm_tile(precision_of(x.dtype), shape[:4])
     weight_stride = (*weight_outs[0].stride(), 0, 0)
-    _shared_kernel[(tiles(tile, shape[:4], shape.bias), len(weight_outs[0]), 3)](
+    # A unit's programs run side by side, so that its input is read from memory once.
+    _shared_kernel[(tiles(tile, shape[:4], shape.bias), 3, len(weight_outs[0]))](
         *(x_image, tuple(images), tuple(weight_outs), tuple(bias_outs or weight_outs), squares),
         *(x_image.stride(), images[0].stride(), weight_stride),
         *(weight_outs[0].stride()[:2] if bias_outs is None else bias_outs[0].stride(), squares.stride()),
@@ -135,13 +136,14 @@ def _shared_kernel(
     TILE: tl.constexpr,
     MODE: tl.constexpr,
 ) -> None:
-    """Program (tile, unit, layer). Three branches: selecting pointers would lose their alignment."""
+    """Program (tile, layer, unit). Three branches: selecting pointers would lose their alignment."""
+    unit = tl.program_id(2)
     strides = (x_stride, g_stride, weight_stride, bias_stride, squares_stride[1])
-    if tl.program_id(2) == 0:
-        unit_program(x, grads[0], weights[0], biases[0], squares, strides, draws, S, TILE, MODE)
-    elif tl.program_id(2) == 1:
+    if tl.program_id(1) == 0:
+        unit_program(x, grads[0], weights[0], biases[0], squares, strides, unit, draws, S, TILE, MODE)
+    elif tl.program_id(1) == 1:
         parts = squares + squares_stride[0]
-        unit_program(x, grads[1], weights[1], biases[1], parts, strides, draws, S, TILE, MODE)
+        unit_program(x, grads[1], weights[1], biases[1], parts, strides, unit, draws, S, TILE, MODE)
     else:
         parts = squares + 2 * squares_stride[0]
-        unit_program(x, grads[2], weights[2], biases[2], parts, strides, draws, S, TILE, MODE)
+        unit_program(x, grads[2], weights[2], biases[2], parts, strides, unit, draws, S, TILE, MODE)

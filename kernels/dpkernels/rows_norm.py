@@ -4,6 +4,8 @@ With z = concat(sources) + added + shift, x̂ = (z−μ)·r of z's group, y = x�
     g' = g·σ(y)·(1 + y·(1−σ(y))),  ∂L/∂w = Σ g'·x̂,  ∂L/∂b = Σ g'        over a sample's positions, per channel
     ∂L/∂z = r·(g'·w − mean(g'·w) − x̂·mean(g'·w·x̂))                      means over the group
     ∂L/∂added = ∂L/∂shift = Σ ∂L/∂z                                       per sample and channel
+A 1x1 convolution V of the sources, as in a residual path, may run with it: p = V·concat(sources), and V's part of
+∂L/∂sources is ∂L/∂p·V.
 The sums over positions are returned per sample: added over a unit's draws they are its gradients.
 """
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from dpkernels import rows_norm_triton
 from dpkernels.accumulate import widen
 from dpkernels.device import use_triton
+from dpkernels.rows import Terms, add_rows
 
 
 def norm_act(
@@ -27,20 +30,31 @@ def norm_act(
     act: bool,
     added: Tensor | None = None,
     shift: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (a [N, H, W, C] of the sources' dtype, mean [N, groups], rstd [N, groups]). PRIVATE.
+    first: Terms | None = None,
+    through: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return (a [N, H, W, C] of the sources' dtype, mean [N, groups], rstd [N, groups], p [N, H, W, O]). PRIVATE.
 
     sources: one or two [N, H, W, C_i], contiguous, whose concatenation of C channels is never written; weight, bias and
-    added [C], shift [N, C]; act: whether SiLU follows. Sums and statistics in fp32 (fp64 for fp64).
+    added [C], shift [N, C]; act: whether SiLU follows. first: if given, sources[0] is still to be computed:
+    it is their sum, rounded to its dtype, and is written. through: V [O, C] of the sources' dtype; without it p is
+    None. Sums and statistics in fp32 (fp64 for fp64).
     """
     if use_triton(sources[0]):
-        return rows_norm_triton.norm_act(sources, weight, bias, groups, eps, act, added, shift)
+        inside = through is not None and rows_norm_triton.multiplies(sources, groups, through)
+        y, mean, rstd, product = rows_norm_triton.norm_act(
+            sources, weight, bias, groups, eps, act, added, shift, first, through if inside else None
+        )
+        return y, mean, rstd, product if inside or through is None else _product(sources, through)
+    if first is not None:
+        add_rows(first.terms, first.bias, sources[0])
     z = _before(sources, added, shift)
     by_group = z.unflatten(3, (groups, -1))
     variance, mean = torch.var_mean(by_group, (1, 2, 4), correction=0)
     rstd = (variance + eps).rsqrt()
     y = _normal(z, mean, rstd) * weight + bias
-    return (y * y.sigmoid() if act else y).to(sources[0].dtype), mean, rstd
+    product = None if through is None else _product(sources, through)
+    return (y * y.sigmoid() if act else y).to(sources[0].dtype), mean, rstd, product
 
 
 def norm_act_backward(
@@ -55,18 +69,24 @@ def norm_act_backward(
     added: Tensor | None = None,
     shift: Tensor | None = None,
     plus: Sequence[Sequence[Tensor]] = ((), ()),
+    product: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return (the gradient of each source, sums over positions [N, 3, C]). PRIVATE.
 
     grad_out: of a; mean and rstd: from `norm_act`, whose other arguments are repeated; plus: for each source, up to two
-    tensors of its shape to add to its gradient, as where a residual path joins. The sums are those of g'·x̂, g' and
-    ∂L/∂z (without `plus`), in fp32 (fp64 for fp64); the last only where `added` or `shift` is given, else undefined.
+    tensors of its shape to add to its gradient, as where a residual path joins; product: V and ∂L/∂p, if p is used,
+    beside which `plus` holds one tensor at most. The sums are those of g'·x̂, g' and ∂L/∂z (without `plus` and
+    `product`), in fp32 (fp64 for fp64); the last only where `added` or `shift` is given, else undefined.
     """
-    if use_triton(sources[0]):
-        return rows_norm_triton.norm_act_backward(
-            sources, grad_out, mean, rstd, weight, bias, act, added, shift, plus
-        )
     groups = mean.shape[1]
+    on_triton = use_triton(sources[0])
+    if product is not None and not (on_triton and rows_norm_triton.multiplies(sources, groups, product[0])):
+        plus = [(part, *extra) for part, extra in zip(_pulled(sources, *product), plus, strict=False)]
+        product = None
+    if on_triton:
+        return rows_norm_triton.norm_act_backward(
+            sources, grad_out, mean, rstd, weight, bias, act, added, shift, plus, product
+        )
     normal = _normal(_before(sources, added, shift), mean, rstd)
     grad = widen(grad_out)
     if act:
@@ -99,6 +119,24 @@ def unit_sums(sums: Tensor, out: Tensor, columns: Sequence[int], squares: Tensor
         segment = out[:, column : column + value.shape[1]]
         segment.copy_(value)
         squares[:, number] = segment.double().square().sum(1)
+
+
+def _product(sources: Sequence[Tensor], through: Tensor) -> Tensor:
+    """Return p [N, H, W, O]."""
+    first, *others = _by_source(sources, through)
+    total = sources[0].matmul(first.t())
+    for source, weight in zip(sources[1:], others, strict=True):
+        total.flatten(0, 2).addmm_(source.flatten(0, 2), weight.t())
+    return total
+
+
+def _pulled(sources: Sequence[Tensor], through: Tensor, grad_product: Tensor) -> list[Tensor]:
+    """Return V's part of the gradient of each source."""
+    return [grad_product.matmul(weight) for weight in _by_source(sources, through)]
+
+
+def _by_source(sources: Sequence[Tensor], through: Tensor) -> tuple[Tensor, ...]:
+    return through.split([source.shape[3] for source in sources], 1)
 
 
 def _before(sources: Sequence[Tensor], added: Tensor | None, shift: Tensor | None) -> Tensor:

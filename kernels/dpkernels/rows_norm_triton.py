@@ -1,28 +1,28 @@
-"""Triton kernels of `rows_norm`: a program owns a sample's channels, or a slice of whole groups where samples are few.
-
-A tile is [positions, channels], read in runs of channels: in bf16, 64 channels are 128 contiguous bytes. Both kernels
-pass twice over the sample, the second time mostly from cache. The statistics are fp32 sums around the first pixel's
-group mean: plain sums would cancel where the mean is far from 0.
-
-Channels lie in the tile group by group, each padded to a power of two, so that a sum over a group is a reshape.
-"""
+"""Launches the Triton kernels of `rows_norm`, and sums their results over a unit's draws."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpkernels.device import INTERPRETER
 from dpkernels.grid import store_value
-from dpkernels.rows_norm_tiles import channels_of, constant_of, group_sum, load_tile, store_sum, through_act
+from dpkernels.rows import Terms
+from dpkernels.rows_norm_kernels import _rows_backward_kernel, _rows_forward_kernel
 from dpkernels.rows_triton import require_rows
 
 # Elements of a tile; per warp. Measured on an H100 with a sketch of these kernels: 8192 and 8 warps.
 ELEMENTS, ELEMENTS_PER_WARP = 8192, 1024
 # Programs that keep a large GPU busy; below, samples are cut into slices of whole groups, of at least 64 bytes in bf16.
 BUSY, SLICE = 264, 32
+# A 1x1 convolution of the sources runs inside the norm's kernels up to this many channels in and out, so that its
+# weight stays in the program; and from this many positions a tile on, the least that a product takes.
+PRODUCT, LEAST = 128, 16
+# Two sources of 32 channels and a sum crash triton 3.9's compiler for sm_90: narrow sources are multiplied apart.
+NARROWEST = 1 if INTERPRETER else 64
 
 
 class Shape(NamedTuple):
@@ -37,6 +37,10 @@ class Shape(NamedTuple):
     act: bool
     added: bool
     shift: bool
+    terms: int = 0  # of the first source, 0 if it is given
+    level: bool = False  # whether a constant is added to them
+    out: int = 0  # channels of the product with `through`, 0 if there is none
+    upcast: bool = False  # for the interpreter, which would multiply bf16 bit patterns as integers
 
 
 class Tile(NamedTuple):
@@ -45,6 +49,7 @@ class Tile(NamedTuple):
     rows: int
     groups: int
     wide: int
+    out: int = 16
 
 
 def norm_act(
@@ -56,19 +61,29 @@ def norm_act(
     act: bool,
     added: Tensor | None,
     shift: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    first: Terms | None,
+    through: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return what `rows_norm.norm_act` does."""
-    require_rows(*sources)
+    terms = (*(() if first is None else first.terms), sources[0], sources[0])[:2]
+    require_rows(*sources, *terms)
     shape, tile, grid = _layout(sources, groups, act, added, shift)
-    a, b = sources[0], sources[-1]
-    y = torch.empty(*a.shape[:3], len(weight), dtype=a.dtype, device=a.device)
-    mean = torch.empty(len(a), groups, device=a.device)
+    if first is not None:
+        shape = shape._replace(terms=len(first.terms), level=first.bias is not None)
+    shape, tile = _with_product(shape, tile, through)
+    like: dict[str, Any] = {"dtype": sources[0].dtype, "device": sources[0].device}
+    y = torch.empty(*sources[0].shape[:3], len(weight), **like)
+    product = None if through is None else torch.empty(*y.shape[:3], len(through), **like)
+    mean = torch.empty(len(y), groups, device=y.device)
     rstd = torch.empty_like(mean)
+    # An unused pointer argument must still be a tensor: another stands in.
     _rows_forward_kernel[grid](
-        *(a, b, _or(added, weight), _or(shift, weight), weight, bias, y, mean, rstd, eps, shape, tile),
+        *(sources[0], sources[-1], *terms, _or(first.bias if first else None, weight)),
+        *(_or(added, weight), _or(shift, weight), weight, bias, _or(through, weight), y, _or(product, y)),
+        *(mean, rstd, eps, shape, tile),
         num_warps=_warps(tile),
     )
-    return y, mean, rstd
+    return y, mean, rstd, product
 
 
 def norm_act_backward(
@@ -82,31 +97,42 @@ def norm_act_backward(
     added: Tensor | None,
     shift: Tensor | None,
     plus: Sequence[Sequence[Tensor]],
+    product: tuple[Tensor, Tensor] | None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return what `rows_norm.norm_act_backward` does."""
     require_rows(*sources, *(tensor for extra in plus for tensor in extra))
     shape, tile, grid = _layout(sources, mean.shape[1], act, added, shift)
+    through, grad_product = (weight, grad_out) if product is None else product
+    shape, tile = _with_product(shape, tile, None if product is None else through)
     grads = tuple(torch.empty_like(source) for source in sources)
     sums = torch.empty(len(mean), 3, len(weight), device=mean.device)
     plus_a, plus_b = (*plus, ())[:2]
-    # An unused pointer argument must still be a tensor: the source stands in.
     more_a, more_b = (
         (*extra, source, source)[:2] for extra, source in ((plus_a, sources[0]), (plus_b, sources[-1]))
     )
     _rows_backward_kernel[grid](
-        *(
-            sources[0],
-            sources[-1],
-            _or(added, weight),
-            _or(shift, weight),
-            weight,
-            bias,
-            grad_out.contiguous(),
-        ),
-        *(mean, rstd, grads[0], grads[-1], *more_a, *more_b, sums, shape, tile, len(plus_a), len(plus_b)),
+        *(sources[0], sources[-1], _or(added, weight), _or(shift, weight), weight, bias),
+        *(through.contiguous(), grad_out.contiguous(), grad_product.contiguous(), mean, rstd),
+        *(grads[0], grads[-1], *more_a, *more_b, sums, shape, tile, len(plus_a), len(plus_b)),
         num_warps=_warps(tile),
     )
     return grads, sums
+
+
+def multiplies(sources: Sequence[Tensor], groups: int, through: Tensor) -> bool:
+    """Return whether the kernels run the 1x1 convolution `through` of the sources as well."""
+    _, tile, (slices, _) = _layout(sources, groups, False, None, None)
+    narrow = max(tile.groups * tile.wide, len(through)) <= PRODUCT
+    narrow = narrow and min(source.shape[3] for source in sources) >= NARROWEST
+    short = sources[0].dtype in (torch.bfloat16, torch.float16)
+    return short and narrow and slices == 1 and tile.rows >= LEAST
+
+
+def _with_product(shape: Shape, tile: Tile, through: Tensor | None) -> tuple[Shape, Tile]:
+    if through is None:
+        return shape, tile
+    out = max(LEAST, triton.next_power_of_2(len(through)))
+    return shape._replace(out=len(through), upcast=INTERPRETER), tile._replace(out=out)
 
 
 def unit_sums(sums: Tensor, out: Tensor, columns: Sequence[int], squares: Tensor) -> None:
@@ -153,146 +179,6 @@ def _slices(samples: int, channels: int, groups: int) -> int:
     """Return into how many slices of whole groups a sample is cut."""
     possible = [n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or channels // n >= SLICE)]
     return next((n for n in possible if n * samples >= BUSY), possible[-1])
-
-
-@triton.jit
-def _rows_forward_kernel(
-    a: tl.tensor,  # [N, positions, first]
-    b: tl.tensor,  # [N, positions, second]
-    added: tl.tensor,  # [C]
-    shift: tl.tensor,  # [N, C]
-    weight: tl.tensor,  # [C]
-    bias: tl.tensor,  # [C]
-    y: tl.tensor,  # [N, positions, C]
-    mean: tl.tensor,  # fp32 [N, groups]
-    rstd: tl.tensor,  # fp32 [N, groups]
-    eps: tl.tensor,
-    S: tl.constexpr,  # Shape
-    TILE: tl.constexpr,  # Tile
-) -> None:
-    """Program (slice, sample)."""
-    ROWS: tl.constexpr = TILE.rows
-    GROUPS: tl.constexpr = TILE.groups
-    WIDE: tl.constexpr = TILE.wide
-    POSITIONS: tl.constexpr = S.positions
-    CHANNELS: tl.constexpr = S.first + S.second
-    sample = tl.program_id(1).to(tl.int64)
-    channel, live = channels_of(S, GROUPS, WIDE)
-    extra = constant_of(added, shift, sample, channel, live, S)
-    first = tl.load(a + sample * (POSITIONS * S.first) + channel, mask=live & (channel < S.first), other=0.0)
-    first = first.to(tl.float32)
-    if S.second:
-        other = tl.load(
-            b + sample * (POSITIONS * S.second) + channel - S.first,
-            mask=live & (channel >= S.first),
-            other=0.0,
-        )
-        first += other.to(tl.float32)
-    around = group_sum(tl.where(live, first + extra, 0.0), GROUPS, WIDE) / S.wide
-    offset = extra - around
-    sums = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
-    squares = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
-    for start in range(0, POSITIONS, ROWS):
-        place = start + tl.arange(0, ROWS)
-        inside = (place < POSITIONS)[:, None] & live[None, :]
-        z = load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]
-        z = tl.where(inside, z, 0.0)
-        sums += z
-        squares += z * z
-    total = group_sum(tl.sum(sums, 0), GROUPS, WIDE) / (S.wide * POSITIONS)
-    power = group_sum(tl.sum(squares, 0), GROUPS, WIDE) / (S.wide * POSITIONS)
-    spread = 1.0 / tl.sqrt_rn(tl.maximum(power - total * total, 0.0) + eps)
-    centre = around + total
-    leads = live & ((channel % S.wide) == 0)
-    statistic = sample * S.all + channel // S.wide
-    tl.store(mean + statistic, centre, mask=leads)
-    tl.store(rstd + statistic, spread, mask=leads)
-    factor = tl.load(weight + channel, mask=live, other=0.0).to(tl.float32) * spread
-    constant = tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
-    offset = offset - total
-    for start in range(0, POSITIONS, ROWS):
-        place = start + tl.arange(0, ROWS)
-        inside = (place < POSITIONS)[:, None] & live[None, :]
-        z = load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]
-        value = z * factor[None, :] + constant[None, :]
-        if S.act:
-            value = value * tl.sigmoid(value)
-        out = y + (sample * POSITIONS + place)[:, None] * CHANNELS + channel[None, :]
-        tl.store(out, value.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _rows_backward_kernel(
-    a: tl.tensor,  # as in _rows_forward_kernel
-    b: tl.tensor,
-    added: tl.tensor,
-    shift: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    g: tl.tensor,  # [N, positions, C]
-    mean: tl.tensor,
-    rstd: tl.tensor,
-    grad_a: tl.tensor,  # as a
-    grad_b: tl.tensor,  # as b
-    plus_a: tl.tensor,  # two as a, two as b, added to the gradients
-    more_a: tl.tensor,
-    plus_b: tl.tensor,
-    more_b: tl.tensor,
-    sums: tl.tensor,  # fp32 [N, 3, C]
-    S: tl.constexpr,
-    TILE: tl.constexpr,
-    PLUS_A: tl.constexpr,
-    PLUS_B: tl.constexpr,
-) -> None:
-    """Program (slice, sample)."""
-    ROWS: tl.constexpr = TILE.rows
-    GROUPS: tl.constexpr = TILE.groups
-    WIDE: tl.constexpr = TILE.wide
-    POSITIONS: tl.constexpr = S.positions
-    CHANNELS: tl.constexpr = S.first + S.second
-    sample = tl.program_id(1).to(tl.int64)
-    channel, live = channels_of(S, GROUPS, WIDE)
-    statistic = sample * S.all + channel // S.wide
-    spread = tl.load(rstd + statistic, mask=live, other=0.0)
-    offset = constant_of(added, shift, sample, channel, live, S) - tl.load(
-        mean + statistic, mask=live, other=0.0
-    )
-    factor = tl.load(weight + channel, mask=live, other=0.0).to(tl.float32)
-    constant = tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
-    scale_sum = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
-    shift_sum = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
-    for start in range(0, POSITIONS, ROWS):
-        place = start + tl.arange(0, ROWS)
-        inside = (place < POSITIONS)[:, None] & live[None, :]
-        normal = (load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]) * spread[None, :]
-        pulled = through_act(g, normal, sample, place, channel, inside, factor, constant, S)
-        scale_sum += pulled * normal
-        shift_sum += pulled
-    scale, straight = tl.sum(scale_sum, 0), tl.sum(shift_sum, 0)
-    turned = group_sum(factor * scale, GROUPS, WIDE) / (S.wide * POSITIONS)
-    level = group_sum(factor * straight, GROUPS, WIDE) / (S.wide * POSITIONS)
-    z_sum = tl.zeros((ROWS, GROUPS * WIDE), dtype=tl.float32)
-    for start in range(0, POSITIONS, ROWS):
-        place = start + tl.arange(0, ROWS)
-        inside = (place < POSITIONS)[:, None] & live[None, :]
-        normal = (load_tile(a, b, sample, place, channel, inside, S) + offset[None, :]) * spread[None, :]
-        pulled = through_act(g, normal, sample, place, channel, inside, factor, constant, S)
-        value = spread[None, :] * (pulled * factor[None, :] - level[None, :] - normal * turned[None, :])
-        value = tl.where(inside, value, 0.0)
-        if S.added or S.shift:
-            z_sum += value
-        row = (sample * POSITIONS + place)[:, None]
-        own, place_a = inside & (channel < S.first)[None, :], row * S.first + channel[None, :]
-        store_sum(grad_a, value, plus_a, more_a, place_a, own, PLUS_A)
-        if S.second:
-            theirs = inside & (channel >= S.first)[None, :]
-            place_b = row * S.second + (channel - S.first)[None, :]
-            store_sum(grad_b, value, plus_b, more_b, place_b, theirs, PLUS_B)
-    out = sums + sample * (3 * CHANNELS) + channel
-    tl.store(out, scale, mask=live)
-    tl.store(out + CHANNELS, straight, mask=live)
-    if S.added or S.shift:
-        tl.store(out + 2 * CHANNELS, tl.sum(z_sum, 0), mask=live)
 
 
 @triton.jit

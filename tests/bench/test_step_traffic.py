@@ -8,10 +8,11 @@ import torch
 
 from bench import step_traffic
 from bench.bench_step import installed
-from bench.step_traffic import CONFIG, RESULTS, VERSIONS, as_sketched, traffic_of
+from bench.step_traffic import CONFIG, RESULTS, VERSIONS, as_tiled, traffic_of
 from bench.traffic_log import Event, logged, pattern_of, size
 from bench.traffic_model import BYTES_PER_SECOND, EFFICIENCY, Row, seconds_of, table_of
 from curriculumdp.config.config import load_config
+from dpkernels.conv2d_triton import Geometry, conv2d_grads, conv2d_parts
 
 # Measured on an H100, in ms per microbatch; traffic_model.py says where.
 MEASURED = {"plain": 202.9, "layer by layer": 149.7, "sketch": 68.1}
@@ -69,6 +70,22 @@ def test_the_shipped_engines_bytes_per_image_do_not_grow() -> None:
     assert rows("fused")["total"].bytes / images < 1e6 * float(kept["mb_per_image"]) + allowed
 
 
+def test_the_fused_execution_moves_at_most_a_third_of_the_bytes_of_the_engine_layer_by_layer() -> None:
+    assert rows("fused")["total"].bytes <= rows("layer by layer")["total"].bytes / 3
+
+
+def test_each_pass_that_was_fused_is_gone() -> None:
+    """Whole activations are added only around the down-sampling, whose convolution is a library's."""
+    config = load_config(CONFIG)
+    images = config.compute.microbatch * config.private.draws
+    added = [e for e in traffic_of("fused", config) if e.name == "rows_triton._add_kernel"]
+    assert [round(2 * e.bytes / images / COPY) for e in added if e.bytes > images * COPY / 2] == [3, 3]
+    kinds = rows("fused")
+    assert not kinds.keys() & {"up-sampling"}
+    for kind in ("concatenation", "layout copies", "silu", "division"):
+        assert kinds[kind].bytes / images < COPY / 20, kind
+
+
 def test_bytes_are_of_distinct_elements_and_views_move_nothing() -> None:
     with logged() as log:
         x = torch.empty(4, 8, 2, 2)
@@ -103,12 +120,24 @@ def test_a_convolution_copies_a_foreign_layout_and_adds_its_bias_in_another_pass
         assert [event.kind for event in log.events] == ["layout copies", "convolution"]
 
 
+def test_a_weight_gradient_without_a_bias_reads_the_gradient_once() -> None:
+    """The launcher passes the gradient again in place of the bias, which the kernel then does not touch."""
+    with logged() as log:
+        shapes = (4, 8, 5, 5), (4, 6, 5, 5), (2, 6, 8, 3, 3), (2, 6)
+        x, g, weight, bias = (torch.empty(shape) for shape in shapes)
+        squares = torch.empty(2, conv2d_parts((6, 8, 3, 3), True, x.dtype), dtype=torch.float64)
+        for added in (None, bias):
+            conv2d_grads(x, g, weight, added, Geometry(padding=(1, 1)), squares=squares)
+    sizes = [event.bytes for event in log.events]
+    assert sizes == [size(x, g, weight, squares), size(x, g, weight, bias, squares)]
+
+
 def test_a_time_is_the_longer_of_bytes_and_operations_at_its_patterns_efficiency() -> None:
     assert seconds_of(Event("a", "b", BYTES_PER_SECOND)) == 1
     assert seconds_of(Event("a", "b", BYTES_PER_SECOND, "strided")) == 1 / EFFICIENCY["strided"]
     assert seconds_of(Event("a", "b", GB, flops=450e12)) == 1
     assert seconds_of(Event("a", "b", GB, moved=2 * BYTES_PER_SECOND)) == 2
-    assert as_sketched(Event("a", "b", GB, "unit product")).pattern == "unit product, 64 deep"
+    assert as_tiled(Event("a", "b", GB, "unit product")).pattern == "unit product, 64 deep"
     with pytest.raises(KeyError):
         seconds_of(Event("a", "b", GB, "unknown"))
 

@@ -11,6 +11,7 @@ from curriculumdp.clipping.dense_store import DenseStore
 from curriculumdp.clipping.fused_unet import FusedUNet
 from curriculumdp.clipping.parameters import Parameters
 from curriculumdp.clipping.per_unit import GradientError, PerUnitGradients
+from curriculumdp.clipping.unet_blocks import Pass
 from curriculumdp.clipping.unet_cover import uncovered
 from curriculumdp.config.config import load_config
 from curriculumdp.diffusion.networks import build_unet
@@ -118,6 +119,18 @@ def test_in_fp32_the_error_is_at_most_twice_that_of_plain_autograd(case: str) ->
 def _widened(net: nn.Module):
     """A call of the fp64 network on fp32 samples."""
     return lambda x, *rest: net(x.double(), *(t.double() if t.is_floating_point() else t for t in rest))
+
+
+def test_what_no_norm_has_computed_is_computed_before_a_convolution() -> None:
+    """Once, in the tensor that stands for it."""
+    p = Pass(DenseStore(Parameters(nn.Linear(1, 1)), 1), torch.float64)
+    x, y, bias = torch.ones(1, 2, 2, 3), torch.arange(12.0).view(1, 2, 2, 3), torch.tensor([1.0, 2.0, 3.0])
+    total = p.later(x, y, bias=bias).fill_(torch.nan)
+    assert p.settled(total) is total
+    torch.testing.assert_close(total, x + y + bias)
+    assert p.pending == {}
+    assert p.settled(total.fill_(7)).eq(7).all()
+    assert p.later(x, bias=None) is x
 
 
 UNCOVERED = {

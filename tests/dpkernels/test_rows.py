@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 from dpkernels import device
 from dpkernels.attention import attend
 from dpkernels.catalog import CATALOG
-from dpkernels.rows import add_rows, upsample
+from dpkernels.rows import add_rows
 from dpkernels.rows_norm import norm_act
 from tests.dpkernels.test_catalog import compare, relative_error
 
@@ -25,15 +25,17 @@ ROWS = [name for name in CATALOG if name.startswith(("rows", "attention"))]
 SHAPES = {
     "rows_norm_forward": CATALOG["rows_norm"].shapes[0] | {"units": 4, "draws": 1},
     "rows_norm": CATALOG["rows_norm"].shapes[0] | {"units": 4, "draws": 1, "plus": 1},
+    "rows_norm_forward_product": CATALOG["rows_norm_product"].shapes[0] | {"units": 4, "draws": 1},
+    "rows_norm_product": CATALOG["rows_norm_product"].shapes[0] | {"units": 4, "draws": 1},
     "rows_add": {"rows": (4, 5, 7, 6), "terms": 2, "bias": True},
-    "rows_upsample": {"rows": (4, 5, 7, 6)},
     "attention": {"samples": 4, "tokens": 20, "heads": 2, "width": 6},
 }
 
 
 def inputs_of(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    return CATALOG[name].inputs(SHAPES[name], torch.float32, "cpu")
+    row = CATALOG[name]
+    return row.inputs(SHAPES[name], row.dtypes[0], "cpu")
 
 
 def test_a_units_gradients_are_the_sums_over_its_draws_and_its_norm_is_theirs() -> None:
@@ -43,10 +45,12 @@ def test_a_units_gradients_are_the_sums_over_its_draws_and_its_norm_is_theirs() 
 
 
 def samples_of(value: Any) -> list[Tensor]:
-    """Every tensor in an argument whose first axis is that of the samples."""
+    """Every tensor in an argument whose first axis is that of the samples, which only weights lack."""
     if isinstance(value, Tensor):
         return [value] if value.dim() > 1 else []
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if isinstance(value, dict):
+        return samples_of([part for name, part in value.items() if name not in ("through", "weights")])
+    values = value if isinstance(value, list | tuple) else ()
     return [tensor for part in values for tensor in samples_of(part)]
 
 
@@ -90,8 +94,8 @@ def test_statistics_survive_a_mean_far_from_zero_and_a_first_pixel_far_from_the_
     x[:, 0, 0] += first
     one, zero = torch.ones(8), torch.zeros(8)
     with device.interpreted():
-        y, _, rstd = norm_act((x,), one, zero, 2, 1e-5, act=False)
-    truth, _, exact = norm_act((x.double(),), one.double(), zero.double(), 2, 1e-5, act=False)
+        y, _, rstd, _ = norm_act((x,), one, zero, 2, 1e-5, act=False)
+    truth, _, exact, _ = norm_act((x.double(),), one.double(), zero.double(), 2, 1e-5, act=False)
     assert relative_error(y, truth) < 1e-4
     assert relative_error(rstd, exact) < 1e-4
 
@@ -101,9 +105,10 @@ def test_rows_that_are_not_contiguous_are_refused() -> None:
     with device.interpreted():
         for call in (
             lambda: add_rows((x,)),
-            lambda: upsample(x),
             lambda: norm_act((x,), torch.ones(8), torch.zeros(8), 2, 1e-5, act=True),
-            lambda: attend(torch.randn(2, 24, 5).mT, 2),
+            lambda: attend(
+                torch.randn(2, 24, 5).mT, 2, torch.randn(2, 5, 1, 8), torch.randn(8, 8), torch.randn(8)
+            ),
         ):
             with pytest.raises(ValueError, match="contiguous"):
                 call()

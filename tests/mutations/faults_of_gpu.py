@@ -12,6 +12,8 @@ CAPTURED = Check(
     "test_captured_microbatches_add_each_unit_once_and_nothing_of_the_microbatch_before"
 )
 NORM, ROWS = "dpkernels.rows_norm_triton:", "tests.dpkernels.test_rows:"
+NORM_KERNELS = "dpkernels.rows_norm_kernels:"
+SUMMED, MULTIPLIED = "rows_norm_forward_product", "rows_norm_product"
 OF_ITS_DRAWS = Check(ROWS + "test_a_units_gradients_are_the_sums_over_its_draws_and_its_norm_is_theirs")
 ALONE = Check(ROWS + "test_a_sample_that_is_replaced_changes_no_bit_of_the_others", {"name": "rows_norm"})
 UPDATE = "curriculumdp.curriculum.private:PrivatePhase.update"
@@ -138,9 +140,9 @@ GPU_FAULTS = [
     ),
     Fault(
         "the second of two sources missing from a GPU's norm",
-        STORE + "._take",
-        "shape, key = (rows, width, *taps), (id(layer), number)",
-        "shape, key = (rows, width, *taps), (id(layer), 0)",
+        STORE + "._store_two",
+        "self.parts((id(layer), number), count)",
+        "self.parts((id(layer), 0), count)",
         Check(
             PLANNED + "test_what_the_fused_execution_hands_over_gives_the_references_norms_and_sums",
             {"what": "two sources", "way": "store"},
@@ -162,21 +164,54 @@ GPU_FAULTS = [
     ),
     Fault(
         "a norm's statistics over two samples",
-        NORM + "_rows_forward_kernel",
+        NORM_KERNELS + "_rows_forward_kernel",
         "sums += z",
         "sums += 0.5 * z + 0.5 * (load_tile(a, b, sample // 2 * 2, place, channel, inside, S) + offset[None, :])",
         ALONE,
     ),
     Fault(
+        "a residual path from another sample",
+        "dpkernels.rows_norm_tiles:summed_tile",
+        "row = (sample * S.positions + place)[:, None]",
+        "row = (sample // 2 * 2 * S.positions + place)[:, None]",
+        Check(ROWS + "test_a_sample_that_is_replaced_changes_no_bit_of_the_others", {"name": SUMMED}),
+    ),
+    Fault(
+        "a residual path's gradient from another sample",
+        "dpkernels.rows_norm_tiles:load_product",
+        "g_product + row * S.out",
+        "g_product + (row - row // S.positions % 2 * S.positions) * S.out",
+        Check(ROWS + "test_a_sample_that_is_replaced_changes_no_bit_of_the_others", {"name": MULTIPLIED}),
+    ),
+    Fault(
+        "a sum that no norm has computed, left uncomputed",
+        "curriculumdp.clipping.unet_blocks:Pass.settled",
+        "add_rows(pending.terms, pending.bias, x)",
+        "pass",
+        Check(
+            "tests.clipping.test_fused_unet:test_what_no_norm_has_computed_is_computed_before_a_convolution"
+        ),
+    ),
+    Fault(
+        "two units' weight gradients of a concatenation taken for one",
+        "dpkernels.conv2d_triton:_two_sources_kernel",
+        "unit = tl.program_id(2)",
+        "unit = tl.program_id(2) // 2 * 2",
+        Check(
+            PLANNED + "test_what_the_fused_execution_hands_over_gives_the_references_norms_and_sums",
+            {"what": "two sources", "way": "store"},
+        ),
+    ),
+    Fault(
         "a norm's gradient with another sample's statistics",
-        NORM + "_rows_backward_kernel",
+        NORM_KERNELS + "_rows_backward_kernel",
         "statistic = sample * S.all + channel // S.wide",
         "statistic = sample // 2 * 2 * S.all + channel // S.wide",
         ALONE,
     ),
     Fault(
         "floats added atomically to what memory holds",
-        NORM + "_rows_backward_kernel",
+        NORM_KERNELS + "_rows_backward_kernel",
         "tl.store(out + CHANNELS, straight, mask=live)",
         "tl.atomic_add(out + CHANNELS, straight, mask=live)",
         Check(ROWS + "test_what_the_memory_of_the_results_held_does_not_show", {"name": "rows_norm"}),

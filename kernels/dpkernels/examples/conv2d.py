@@ -23,8 +23,11 @@ from dpkernels.examples.buffers import (
 
 def inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     k, size = s["kernel"], s["size"]
-    geometry = Geometry((s["stride"],) * 2, (s["padding"],) * 2, (s.get("dilation", 1),) * 2)
-    out_size = [(n + 2 * s["padding"] - geometry.dilation[0] * (k - 1) - 1) // s["stride"] + 1 for n in size]
+    scale = s.get("scale", 1)
+    geometry = Geometry((s["stride"],) * 2, (s["padding"],) * 2, (s.get("dilation", 1),) * 2, scale)
+    out_size = [
+        (scale * n + 2 * s["padding"] - geometry.dilation[0] * (k - 1) - 1) // s["stride"] + 1 for n in size
+    ]
     x = normal(s["units"] * s["draws"], s["cin"], *size, dtype=dtype, device=device)
     g = normal(s["units"] * s["draws"], s["cout"], *out_size, dtype=dtype, device=device)
     if s["layout"] == "channels_last":
@@ -68,7 +71,8 @@ def truth(
     def grads(samples: slice) -> tuple[Tensor, ...]:
         w = torch.zeros(weight, dtype=torch.float64, device=x.device, requires_grad=True)
         b = torch.zeros(weight[0], dtype=torch.float64, device=x.device, requires_grad=True)
-        y = F.conv2d(x[samples].double(), w, b, *geometry)
+        wide = F.interpolate(x[samples].double(), scale_factor=geometry.scale, mode="nearest")
+        y = F.conv2d(wide, w, b, *geometry[:3])
         return torch.autograd.grad(y, (w, b), grad_out[samples].double())
 
     before = weight_and_bias(units, weight, x.device, stored, accumulate)

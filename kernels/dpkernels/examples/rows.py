@@ -1,4 +1,4 @@
-"""The blocks on rows of channels: inputs, calls and expected outputs, and their rows of the catalogue."""
+"""Norms and sums on rows of channels: inputs, calls and expected outputs, and their rows of the catalogue."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpkernels.attention import attend, attend_backward
 from dpkernels.examples import Call, Outputs, Shape
-from dpkernels.rows import add_rows, upsample, upsample_backward
+from dpkernels.rows import Terms, add_rows
 from dpkernels.rows_norm import norm_act, norm_act_backward, unit_sums
 
 
 def _normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.randn(shape, device=device).to(dtype)
+
+
+def _quarters(tensor: Tensor) -> Tensor:
+    return (4 * tensor).round() / 4
 
 
 def _by_unit(units: int, samples: int, grads: Callable[[slice], tuple[Tensor, ...]]) -> list[Tensor]:
@@ -34,6 +37,10 @@ def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
     sources = [_normal(samples, *s["size"], width, dtype=dtype, device=device) + 3 for width in s["sources"]]
     plus = [[torch.randn_like(x) for _ in range(s["plus"])] for x in sources]
     weight, bias, added = (_normal(channels, dtype=torch.float32, device=device) for _ in range(3))
+    # Quarters, whose sums bf16 holds: the interpreter cuts where a GPU rounds, which the statistics would show.
+    terms = tuple(_quarters(torch.randn_like(sources[0])) for _ in range(s["terms"]))
+    level = _quarters(_normal(s["sources"][0], dtype=torch.float32, device=device))
+    through = _normal(s["out"], channels, dtype=dtype, device=device) if s["out"] else None
     return {
         "sources": sources,
         "grad_out": _normal(samples, *s["size"], channels, dtype=dtype, device=device),
@@ -44,6 +51,9 @@ def norm_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
             "shift": _normal(samples, channels, dtype=dtype, device=device) if s["added"] else None,
         },
         "act": s["act"],
+        "first": Terms(terms, level if s["added"] else None) if terms else None,
+        "through": through,
+        "grad_product": _normal(samples, *s["size"], s["out"], dtype=dtype, device=device),
         "plus": plus,
         "units": s["units"],
     }
@@ -55,13 +65,22 @@ def norm_forward_call(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    first: Terms | None,
+    through: Tensor | None,
     **backward: Any,
 ) -> Call:
     written: Outputs = {}
 
     def launch() -> None:
-        y, mean, rstd = norm_act(sources, *affine, groups, 1e-5, act=act, **before)
+        given = sources if first is None else [torch.empty_like(sources[0]), *sources[1:]]
+        y, mean, rstd, product = norm_act(
+            given, *affine, groups, 1e-5, act=act, **before, first=first, through=through
+        )
         written.update(y=y, mean=mean, rstd=rstd)
+        if product is not None:
+            written["product"] = product
+        if first is not None:
+            written["sum"] = given[0]
 
     return Call(launch, lambda: written)
 
@@ -72,14 +91,22 @@ def norm_forward_truth(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    first: Terms | None,
+    through: Tensor | None,
     **backward: Any,
 ) -> Outputs:
-    z = _summed([x.double() for x in sources], before)
+    if first is not None:
+        sources = [add_truth(list(first.terms), first.bias)["sum"], *sources[1:]]
+    more = {} if first is None else {"sum": sources[0]}
+    wide = [x.double() for x in sources]
+    if through is not None:
+        more["product"] = torch.cat(wide, 3).matmul(through.double().t()).to(sources[0].dtype)
+    z = _summed(wide, before)
     y = _plain_norm(z, groups, *affine, act)
     by_group = z.unflatten(3, (groups, -1))
     variance, mean = torch.var_mean(by_group, (1, 2, 4), correction=0)
     rstd = (variance + 1e-5).rsqrt()
-    return {"y": y.to(sources[0].dtype), "mean": mean, "rstd": rstd}
+    return {"y": y.to(sources[0].dtype), "mean": mean, "rstd": rstd} | more
 
 
 def norm_call(
@@ -89,10 +116,14 @@ def norm_call(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    through: Tensor | None,
+    grad_product: Tensor,
     plus: list[list[Tensor]],
     units: int,
+    first: Terms | None,
 ) -> Call:
-    _, mean, rstd = norm_act(sources, *affine, groups, 1e-5, act=act, **before)
+    _, mean, rstd, _ = norm_act(sources, *affine, groups, 1e-5, act=act, **before)
+    product = None if through is None else (through, grad_product)
     channels, kinds = len(affine[0]), 3 if before["added"] is not None else 2
     # Segments at odd columns, as in G.
     out = torch.full((units, kinds * channels + 5), torch.nan, dtype=grad_out.dtype, device=grad_out.device)
@@ -101,7 +132,9 @@ def norm_call(
     written: Outputs = {}
 
     def launch() -> None:
-        grads, sums = norm_act_backward(sources, grad_out, mean, rstd, *affine, act=act, plus=plus, **before)
+        grads, sums = norm_act_backward(
+            sources, grad_out, mean, rstd, *affine, act=act, plus=plus, product=product, **before
+        )
         unit_sums(sums, out, columns, squares)
         written.update({f"x{number}": grad for number, grad in enumerate(grads)})
         if kinds == 3:
@@ -121,8 +154,11 @@ def norm_truth(
     groups: int,
     before: dict[str, Any],
     act: bool,
+    through: Tensor | None,
+    grad_product: Tensor,
     plus: list[list[Tensor]],
     units: int,
+    first: Terms | None,
 ) -> Outputs:
     def grads(samples: slice) -> tuple[Tensor, ...]:
         xs = [x[samples].double().requires_grad_() for x in sources]
@@ -136,9 +172,12 @@ def norm_truth(
         return torch.autograd.grad(y, (*xs, *leaves), grad_out[samples].double())
 
     found = _by_unit(units, len(grad_out), grads)
-    moved, (weight, bias, *inner) = found[: len(sources)], found[len(sources) :]
+    moved, (weight, bias, *inner) = [x.flatten(0, 1) for x in found[: len(sources)]], found[len(sources) :]
+    if through is not None:
+        pulled = grad_product.double().matmul(through.double()).split([x.shape[3] for x in sources], 3)
+        moved = [grad + part for grad, part in zip(moved, pulled, strict=True)]
     truth = {
-        f"x{number}": sum((more.double() for more in extra), grad.flatten(0, 1)).to(grad_out.dtype)
+        f"x{number}": sum((more.double() for more in extra), grad).to(grad_out.dtype)
         for number, (grad, extra) in enumerate(zip(moved, plus, strict=True))
     }
     if inner:
@@ -161,7 +200,7 @@ def _plain_norm(z: Tensor, groups: int, weight: Tensor, bias: Tensor, act: bool)
     return (F.silu(y) if act else y).permute(0, 2, 3, 1)
 
 
-# --- sums and up-sampling -----------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------
 
 
 def add_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -180,56 +219,6 @@ def add_truth(terms: list[Tensor], bias: Tensor | None) -> Outputs:
     return {"sum": (total if bias is None else total + bias.double()).to(terms[0].dtype)}
 
 
-def upsample_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    samples, height, width, channels = s["rows"]
-    grad = _normal(samples, 2 * height, 2 * width, channels, dtype=dtype, device=device)
-    return {"x": _normal(*s["rows"], dtype=dtype, device=device), "grad_out": grad}
-
-
-def upsample_call(x: Tensor, grad_out: Tensor) -> Call:
-    written: Outputs = {}
-    return Call(lambda: written.update(y=upsample(x), x=upsample_backward(grad_out)), lambda: written)
-
-
-def upsample_truth(x: Tensor, grad_out: Tensor) -> Outputs:
-    image = x.double().permute(0, 3, 1, 2).requires_grad_()
-    y = F.interpolate(image, scale_factor=2.0, mode="nearest")
-    (grad,) = torch.autograd.grad(y, image, grad_out.double().permute(0, 3, 1, 2))
-    return {name: t.permute(0, 2, 3, 1).to(x.dtype).detach() for name, t in (("y", y), ("x", grad))}
-
-
-# --- attention ----------------------------------------------------------------------------------------------
-
-
-def attention_inputs(s: Shape, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    sizes = s["samples"], s["tokens"], s["heads"] * s["width"]
-    return {
-        "qkv": _normal(*sizes[:2], 3 * sizes[2], dtype=dtype, device=device),
-        "heads": s["heads"],
-        "grad_out": _normal(*sizes, dtype=dtype, device=device),
-    }
-
-
-def attention_call(qkv: Tensor, heads: int, grad_out: Tensor) -> Call:
-    written: Outputs = {}
-
-    def launch() -> None:
-        out, lse = attend(qkv, heads)
-        written.update(out=out, lse=lse, qkv=attend_backward(qkv, out, lse, grad_out))
-
-    return Call(launch, lambda: written)
-
-
-def attention_truth(qkv: Tensor, heads: int, grad_out: Tensor) -> Outputs:
-    wide = qkv.double().requires_grad_()
-    query, key, value = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in wide.chunk(3, 2))
-    scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
-    out = (scores.softmax(3) @ value).transpose(1, 2).flatten(2)
-    (grad,) = torch.autograd.grad(out, wide, grad_out.double())
-    lse = scores.logsumexp(3).detach()
-    return {"out": out.detach().to(qkv.dtype), "lse": lse, "qkv": grad.to(qkv.dtype)}
-
-
 # --- rows of the catalogue ----------------------------------------------------------------------------------
 
 
@@ -238,7 +227,7 @@ def _norm(
 ) -> Shape:
     size = (size, size) if isinstance(size, int) else size
     shape = {"units": units, "draws": draws, "sources": sources, "groups": groups, "size": size}
-    return shape | {"added": False, "act": True, "plus": 1} | more
+    return shape | {"added": False, "act": True, "plus": 1, "terms": 0, "out": 0} | more
 
 
 NORM_SHAPES = (
@@ -247,6 +236,7 @@ NORM_SHAPES = (
     _norm(1, 3, (8, 16), 4, 9, act=False),
     _norm(2, 2, (64,), 8, 3, added=True, act=False, plus=2),  # few samples: two slices
     _norm(1, 1, (4,), 2, 1),
+    _norm(2, 1, (12, 8), 2, 5, terms=2, out=12),  # too few samples for products in one program
 )
 NORM_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "units": (1, 3),
@@ -256,8 +246,21 @@ NORM_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "size": ((5, 5), (3, 50)),
     "added": (False, True),
     "act": (False, True),
-    "plus": (0, 1, 2),
+    "plus": (0, 1),
+    "terms": (0, 1, 2),
+    "out": (0, 6, 20),
 }
+# With products in the program: from 16 positions a tile on, and enough samples that none is cut.
+PRODUCT_SHAPES = (
+    _norm(2, 2, (8, 16), 1, (5, 7), terms=2, added=True, out=20, plus=1),
+    _norm(2, 1, (24,), 1, (4, 9), terms=1, out=6, plus=0),
+)
+PRODUCT_MAIN = (
+    _norm(64, 8, (64, 64), 16, 28, terms=2, out=64, plus=1),
+    _norm(64, 8, (128,), 32, 16, terms=1, added=True, out=128, plus=1),
+)
+# Not in the norm's kernel.
+NARROW_MAIN = _norm(64, 8, (32, 32), 8, 32, terms=2, out=32)
 NORM_MAIN = (
     _norm(64, 8, (64,), 16, 28, added=True, plus=0),
     _norm(64, 8, (64, 64), 16, 28),
@@ -265,10 +268,6 @@ NORM_MAIN = (
     _norm(4, 1, (256, 256), 32, 16),
     _norm(64, 8, (64,), 16, 14, act=False, plus=2),
 )
-
-
-def _attention(samples: int, tokens: int, heads: int, width: int) -> Shape:
-    return {"samples": samples, "tokens": tokens, "heads": heads, "width": width}
 
 
 def _rows(samples: int, size: tuple[int, int], channels: int, **more: Any) -> Shape:
@@ -294,36 +293,29 @@ ROWS: tuple[dict[str, Any], ...] = (
         "choices": NORM_CHOICES,
         "main": NORM_MAIN,
     },
+    *(
+        {
+            "name": f"{name}_product",
+            "inputs": norm_inputs,
+            "call": call,
+            "reference": truth,
+            "shapes": PRODUCT_SHAPES,
+            "choices": {**NORM_CHOICES, "groups": (1,), "out": (6, 20), "sources": ((8,), (16, 8))},
+            "main": main,
+            "dtypes": (torch.bfloat16,),
+        }
+        for name, call, truth, main in (
+            ("rows_norm_forward", norm_forward_call, norm_forward_truth, (*PRODUCT_MAIN, NARROW_MAIN)),
+            ("rows_norm", norm_call, norm_truth, PRODUCT_MAIN),
+        )
+    ),
     {
         "name": "rows_add",
         "inputs": add_inputs,
         "call": add_call,
         "reference": add_truth,
-        "shapes": (_rows(3, (5, 7), 6, terms=3, bias=True), _rows(1, (1, 1), 1, terms=1, bias=False)),
-        "choices": {"rows": ((2, 3, 3, 5), (3, 40, 20, 4)), "terms": (1, 2, 3, 4), "bias": (False, True)},
+        "shapes": (_rows(3, (5, 7), 6, terms=2, bias=True), _rows(1, (1, 1), 1, terms=1, bias=False)),
+        "choices": {"rows": ((2, 3, 3, 5), (3, 40, 20, 4)), "terms": (1, 2), "bias": (False, True)},
         "main": (_rows(512, (28, 28), 64, terms=2, bias=True), _rows(512, (28, 28), 64, terms=1, bias=True)),
-    },
-    {
-        "name": "rows_upsample",
-        "inputs": upsample_inputs,
-        "call": upsample_call,
-        "reference": upsample_truth,
-        "shapes": (_rows(3, (5, 7), 6), _rows(1, (1, 1), 1)),
-        "choices": {"rows": ((2, 3, 3, 5), (3, 40, 20, 4))},
-        "main": (_rows(512, (14, 14), 64),),
-    },
-    {
-        "name": "attention",
-        "inputs": attention_inputs,
-        "call": attention_call,
-        "reference": attention_truth,
-        "shapes": (_attention(2, 70, 2, 12), _attention(3, 5, 1, 20), _attention(1, 130, 1, 4)),
-        "choices": {"samples": (1, 3), "tokens": (1, 9, 65), "heads": (1, 2), "width": (4, 17)},
-        "main": (
-            _attention(512, 196, 1, 64),
-            _attention(512, 256, 2, 32),
-            _attention(64, 1024, 1, 128),
-            _attention(64, 256, 1, 256),
-        ),
     },
 )
