@@ -24,7 +24,7 @@ def main() -> int:
 
     with one_line_errors():
         from curriculumdp.config.config import load_config
-        from curriculumdp.curriculum.plan import described, noise_warnings, plan_curriculum, signal_line
+        from curriculumdp.curriculum.plan import described, noise_figures, plan_curriculum, signal_line
 
         config = load_config(asked.config, asked.overrides)
         if asked.explain:
@@ -36,7 +36,10 @@ def main() -> int:
         print(json.dumps(plan.figures(), indent=2) if asked.json else described(plan), flush=True)
         if line := signal_line(config):
             print(line, file=sys.stderr if asked.json else sys.stdout)
-        for line in noise_warnings(config, plan):
+        noise = noise_figures(config, plan)
+        if not asked.json:
+            print(noise.line())
+        for line in noise.warnings():
             print(f"warning: {line}", file=sys.stderr)
         if asked.estimate:
             from curriculumdp.curriculum.estimate import estimate

@@ -7,7 +7,7 @@ from typing import Any
 
 from curriculumdp.config.config import Config
 from curriculumdp.config.yaml_file import ConfigError, parse_yaml, validated
-from curriculumdp.curriculum.plan import noise_warnings, plan_curriculum
+from curriculumdp.curriculum.plan import noise_figures, plan_curriculum
 from curriculumdp.recipe.rules import Asked, Recipe
 from curriculumdp.recipe.written import written
 
@@ -43,7 +43,7 @@ def new_config(given: Mapping[str, Any]) -> tuple[str, list[str]]:
     data = {key: given[key] for key in keys if given[key] is not None} | _other_options(given["data"])
     text = written(recipe, given["name"], data)
     config = validated(Config, parse_yaml(text.encode(), "the new config"), "the new config")
-    return text, noise_warnings(config, plan_curriculum(config))
+    return text, noise_figures(config, plan_curriculum(config)).warnings()
 
 
 def _other_options(overrides: Sequence[str]) -> dict[str, Any]:

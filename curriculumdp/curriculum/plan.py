@@ -23,7 +23,7 @@ from curriculumdp.privacy.calibrate import (
 from curriculumdp.privacy.detection import ALARMS, at_most, detection_bound
 from curriculumdp.privacy.event import AccountingError, Mechanism, PrivacyEvent, as_typed, rounded_up
 from curriculumdp.recipe.network_size import network_size
-from curriculumdp.recipe.signal import mean_clip_norm, pixel_noise, step_signal, warnings
+from curriculumdp.recipe.signal import NoiseFigures, mean_clip_norm, pixel_noise, step_signal
 
 EXACT_BELOW = 1.0
 
@@ -148,8 +148,8 @@ def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
     ]
 
 
-def noise_warnings(config: Config, plan: Plan) -> list[str]:
-    """Return a line for each phase whose noise will drown the images, with the figure it goes by."""
+def noise_figures(config: Config, plan: Plan) -> NoiseFigures:
+    """Return what is left above the noise of each phase, from public figures alone."""
     rows, model, data = {row.name: row for row in plan.phases}, config.model, config.data
     pixels = step = run = None
     central, private = rows.get("central"), rows.get(SOLVED)
@@ -166,7 +166,7 @@ def noise_warnings(config: Config, plan: Plan) -> list[str]:
         )  # fmt: skip
         step = step_signal(private.expected_units, private.noise_multiplier, size.parameters)
         run = step * sqrt(private.steps)
-    return warnings(pixels, step, run)
+    return NoiseFigures(pixels, step, run)
 
 
 def described(plan: Plan) -> str:

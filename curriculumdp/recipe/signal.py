@@ -1,5 +1,6 @@
 """How much of a run is left above its noise, from public figures alone. PUBLIC."""
 
+from dataclasses import dataclass
 from math import sqrt
 
 # Signals below these mean noise; noise above these hides a picture: docs/recipes.md, "How much is too little".
@@ -29,27 +30,43 @@ def pixel_noise(
     return noise_multiplier * clip_norm * classes / expected_units / sqrt(queries)
 
 
-def warnings(pixels: float | None, step: float | None, run: float | None) -> list[str]:
-    """Return a line for each part of a run that its noise will drown, with the figure it goes by.
+@dataclass(frozen=True)
+class NoiseFigures:
+    """pixels: `pixel_noise` of the central images; step, run: signals of DP-SGD. None for a phase that is left out."""
 
-    pixels: `pixel_noise` of the central images; step, run: signals of DP-SGD. None for a phase that is left out.
-    """
-    found = []
-    if pixels is not None and pixels > HIGH_PIXEL_NOISE:
-        found.append(
-            f"expect noisy central images: their noise is {pixels:.2g} per pixel, where black is 0 and white 1; above "
-            f"{HIGH_PIXEL_NOISE:g} little can be seen (more units per class, a larger ε, or a smaller central.size)"
-        )
-    if run is not None and run < LOW_RUN_SIGNAL:
-        found.append(
-            f"expect noise from DP-SGD: its signal over its noise is {run:.2g} for the whole run, and below "
-            f"{LOW_RUN_SIGNAL:g} it harms more than it helps (more units, a larger ε, a smaller network, or "
-            "curriculum=[central,warmup])"
-        )
-    elif step is not None and step < LOW_STEP_SIGNAL:
-        found.append(
-            f"noise drowns each step of DP-SGD: its signal over its noise is {step:.2g}, and below "
-            f"{LOW_STEP_SIGNAL:g} images suffer (a larger private.sample_rate and fewer private.steps; launch/new.py "
-            "writes a config by rule)"
-        )
-    return found
+    pixels: float | None
+    step: float | None
+    run: float | None
+
+    def line(self) -> str:
+        """Return the figures as a line to read."""
+        parts = []
+        if self.pixels is not None:
+            parts.append(
+                f"noise of the central images {self.pixels:.2g} per pixel, where black is 0 and white 1"
+            )
+        if self.step is not None and self.run is not None:
+            parts.append(f"signal over noise of DP-SGD {self.step:.2g} per step, {self.run:.2g} for the run")
+        return "; ".join(parts)
+
+    def warnings(self) -> list[str]:
+        """Return a line for each part of a run that its noise will drown, with the figure it goes by."""
+        found = []
+        if self.pixels is not None and self.pixels > HIGH_PIXEL_NOISE:
+            found.append(
+                f"expect noisy central images: their noise is {self.pixels:.2g} per pixel, where black is 0 and white "
+                f"1; above {HIGH_PIXEL_NOISE:g} little can be seen (more units per class, a larger ε, or a smaller central.size)"
+            )
+        if self.run is not None and self.run < LOW_RUN_SIGNAL:
+            found.append(
+                f"expect noise from DP-SGD: its signal over its noise is {self.run:.2g} for the whole run, and below "
+                f"{LOW_RUN_SIGNAL:g} it harms more than it helps (more units, a larger ε, a smaller network, or "
+                "curriculum=[central,warmup])"
+            )
+        elif self.step is not None and self.step < LOW_STEP_SIGNAL:
+            found.append(
+                f"noise drowns each step of DP-SGD: its signal over its noise is {self.step:.2g}, and below "
+                f"{LOW_STEP_SIGNAL:g} images suffer (a larger private.sample_rate and fewer private.steps; "
+                "launch/new.py writes a config by rule)"
+            )
+        return found

@@ -5,7 +5,7 @@ import yaml
 
 from curriculumdp.config.config import config_from
 from curriculumdp.curriculum.new import new_config
-from curriculumdp.curriculum.plan import noise_warnings, plan_curriculum
+from curriculumdp.curriculum.plan import noise_figures, plan_curriculum
 from curriculumdp.recipe.rules import Asked, Recipe
 
 CORNERS = [
@@ -95,7 +95,7 @@ def test_a_batch_that_noise_drowns_is_warned_of() -> None:
     values = yaml.safe_load(text)
     values["private"] |= {"sample_rate": 0.002, "steps": 2000, "draws": 1}
     config = config_from(values, "the recipe")
-    assert any("each step" in line for line in noise_warnings(config, plan_curriculum(config)))
+    assert any("each step" in line for line in noise_figures(config, plan_curriculum(config)).warnings())
 
 
 @pytest.mark.parametrize(
