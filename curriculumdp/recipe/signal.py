@@ -55,7 +55,8 @@ class NoiseFigures:
         if self.pixels is not None and self.pixels > HIGH_PIXEL_NOISE:
             found.append(
                 f"expect noisy central images: their noise is {self.pixels:.2g} per pixel, where black is 0 and white "
-                f"1; above {HIGH_PIXEL_NOISE:g} little can be seen (more units per class, a larger ε, or a smaller central.size)"
+                f"1; above {HIGH_PIXEL_NOISE:g} little can be seen (more units per class, a larger ε, or a smaller "
+                "central.size)"
             )
         if self.run is not None and self.run < LOW_RUN_SIGNAL:
             found.append(
