@@ -17,7 +17,7 @@ import tempfile
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ import pytest
 from triton.runtime.interpreter import InterpretedFunction
 
 from tests.mutations.calling import call_test
+from tests.support.tried import PLANTED
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60  # seconds a check may take before it counts as broken
@@ -179,3 +180,23 @@ def _raised_by_the_code_itself(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     last = Path(frames[-1].filename)
     return any(last.is_relative_to(ROOT / part) for part in ("curriculumdp", "kernels"))
+
+
+def unique_checks(faults: Sequence[Fault]) -> list[Check]:
+    """Each check that catches one of `faults`, once."""
+    return list({str(fault.check): fault.check for fault in faults}.values())
+
+
+def require_caught(fault: Fault, place: Path, prepared: Mapping[str, Any]) -> None:
+    """Plant the fault, and fail unless its check fails; the table at the session's end says what caught it."""
+    found = outcome(fault.check, fault, place, prepared)
+    caught = found.kind in ("failed", "refused")
+    text = str(fault.check) if caught else f"SURVIVED {fault.check}: {found.kind}"
+    PLANTED.append((fault.name, text, found.seconds))
+    assert caught, f"{found.kind}: {found.text}"
+
+
+def require_clean(check: Check, place: Path, prepared: Mapping[str, Any]) -> None:
+    """Fail unless the check passes on the code as it is."""
+    found = outcome(check, None, place, prepared)
+    assert found.kind == "passed", found.text
