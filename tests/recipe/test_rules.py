@@ -11,7 +11,7 @@ from curriculumdp.recipe.rules import Asked, Recipe
 CORNERS = [
     {"units": 2, "classes": 1, "size": 8, "channels": 1, "epsilon": 0.05},
     {"units": 600, "classes": 2, "size": 32, "channels": 3, "epsilon": 8.0},
-    {"units": 5000, "classes": 100, "size": 10, "channels": 3, "epsilon": 100.0},
+    {"units": 5000, "classes": 100, "size": 10, "channels": 3, "epsilon": 20.0},
     {
         "units": 200_000,
         "classes": 40,
