@@ -27,6 +27,7 @@ from curriculumdp.errors import UserError
 from curriculumdp.phases import PHASES
 from curriculumdp.privacy.event import Mechanism
 from curriculumdp.privacy.secret import KEY_BYTES, RunSecret
+from curriculumdp.tracking import missing
 from curriculumdp.world import World
 
 GIB = 2**30
@@ -191,6 +192,12 @@ def _sample(config: Config, state: State) -> None:
 
 def require_packages(config: Config) -> None:
     """Raise DryStepError if an optional package that the config asks for cannot be imported."""
+    if found := missing(config.logging.trackers):
+        name, why = found
+        raise DryStepError(
+            f"logging.trackers has {name}, which cannot be imported ({why}): install it (pip install '.[{name}]' in "
+            "the checkout), or leave it out"
+        )
     asked = {"logging.tensorboard": ("torch.utils.tensorboard", config.logging.tensorboard)}
     for key, (module, on) in asked.items():
         try:

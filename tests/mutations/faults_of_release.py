@@ -235,8 +235,8 @@ RELEASE_FAULTS = [
     Fault(
         "private metrics that are shown before they are marked",
         "curriculumdp.curriculum.folder:RunFolder.accept",
-        "if config.logging.show_private_metrics:",
-        "if config.logging.show_private_metrics and self.ledger.events():",
+        "if config.logging.gives_private_metrics:",
+        "if config.logging.gives_private_metrics and self.ledger.events():",
         Check(
             "tests.curriculum.test_resume:"
             "test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_do"
