@@ -33,8 +33,15 @@ QUIET_WANDB = {
     "x_disable_stats": True,
     "x_save_requirements": False,
 }
-# What MLflow would fill in from the command line and the machine.
-QUIET_MLFLOW = {"mlflow.source.name": PROJECT, "mlflow.source.type": "JOB", "mlflow.user": PROJECT}
+# What MLflow would fill in from the command line, the machine and the working directory.
+QUIET_MLFLOW = {
+    "mlflow.source.name": PROJECT,
+    "mlflow.source.type": "JOB",
+    "mlflow.source.git.branch": "",
+    "mlflow.source.git.commit": "",
+    "mlflow.source.git.repoURL": "",
+    "mlflow.user": PROJECT,
+}
 
 
 class TrackerError(UserError):
