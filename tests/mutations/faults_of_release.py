@@ -252,10 +252,11 @@ RELEASE_FAULTS = [
     ),
     Fault(
         "losses that trackers get and the certificate does not mention",
-        "curriculumdp.config.sections:LoggingConfig.gives_private_metrics",
-        "return self.show_private_metrics or self.track_private_metrics",
-        "return self.show_private_metrics",
+        "curriculumdp.curriculum.folder:RunFolder.accept",
+        "if config.logging.gives_private_metrics:",
+        "if config.logging.show_private_metrics:",
         Check(TRACKERS + "test_private_metrics_that_a_tracker_gets_are_certified_as_shown"),
+        raises=(ExportError,),
     ),
     Fault(
         "paths among the options that trackers get",
