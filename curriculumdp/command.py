@@ -44,6 +44,7 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 EXTRAS = {
     "matplotlib": "report",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "huggingface_hub": "hub",
     "pydicom": "dicom",
     **dict.fromkeys(

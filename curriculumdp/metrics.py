@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from curriculumdp.privacy.event import rounded_up
 from curriculumdp.time_left import TimeLeft
+from curriculumdp.tracking import Trackers
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
@@ -27,7 +28,7 @@ class Metrics:
 
     steps: the number of steps per phase. done: how many steps of the run are already done. spent(phase, step): an upper
     bound on the ε spent once `step` steps of `phase` are done. work: images that the network sees in a step of each
-    phase, by which the time of the phases ahead is guessed.
+    phase, by which the time of the phases ahead is guessed. trackers: what else is told, by its own rule.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Metrics:
         show_private: bool = False,
         tensorboard: bool = False,
         work: Mapping[str, float] | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self._spent, self._show = spent, show_private
         self._stack = ExitStack()
@@ -51,6 +53,9 @@ class Metrics:
             tqdm(total=sum(steps.values()), initial=done, bar_format=BAR, dynamic_ncols=True, mininterval=0.5)
         )
         self._left = TimeLeft(steps, work or {})
+        self._trackers = trackers
+        if trackers is not None:
+            self._stack.callback(trackers.close)
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # an optional dependency
@@ -73,6 +78,8 @@ class Metrics:
         logged = dict.fromkeys(figures) | known
         row = {"time": time.time(), "phase": phase, "step": step, "epsilon": epsilon, **logged}
         self._log.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._trackers is not None:
+            self._trackers.step(phase, step, epsilon, figures)
         if self._board is not None:
             for name, value in known.items():
                 self._board.add_scalar(f"{phase}/{name}", value, step)

@@ -23,7 +23,7 @@ def opens_text(call: ast.Call) -> bool:
     of_path = isinstance(call.func, ast.Attribute)
     modes = [a.value for a in call.args[0 if of_path else 1 :] if isinstance(a, ast.Constant)]
     capital = of_path and ast.unparse(call.func)[:1].isupper()  # a class of ours, or PIL's
-    others = ("os.open", "gzip.open", "archive.open", "cls.open")
+    others = ("os.open", "gzip.open", "archive.open", "cls.open", "tarfile.open")
     return (
         name == "open"
         and not capital

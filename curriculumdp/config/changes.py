@@ -36,7 +36,7 @@ def resume_differences(saved: Mapping[str, Any], now: Config) -> list[Difference
     saved: a `Config.resolved()`, possibly read back from JSON. An option missing on one side counts as None there;
     one unknown to this version is refused.
     """
-    before, after = _flattened(saved), _flattened(now.resolved())
+    before, after = flattened(saved), flattened(now.resolved())
     kinds = {
         key: (field.json_schema_extra or {}).get("resume", "refused") for key, field in options_of(Config)
     }
@@ -47,11 +47,12 @@ def resume_differences(saved: Mapping[str, Any], now: Config) -> list[Difference
     ]
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flattened(value, f"{prefix}{name}.")
+            flat |= flattened(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
@@ -59,7 +60,7 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def fresh_options(config: Config) -> dict[str, Any]:
     """Return the options, by dotted key, whose change means new keys on resume."""
-    values = _flattened(config.resolved())
+    values = flattened(config.resolved())
     return {
         key: values[key]
         for key, field in options_of(Config)

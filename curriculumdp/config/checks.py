@@ -9,6 +9,7 @@ from curriculumdp.config.data_section import DataConfig
 from curriculumdp.config.sections import (
     CentralConfig,
     FrequencyConfig,
+    LoggingConfig,
     ModelConfig,
     Options,
     PrivacyConfig,
@@ -51,10 +52,21 @@ def disagreements(options: Options) -> Iterator[str]:
         yield from _frequency_problems(options.frequency, options.data)
     if options.warmup is not None:
         yield from _warmup_problems(options.warmup, options)
+    yield from _tracker_problems(options.logging)
     if options.compute.precision == "bf16" and options.compute.device != "cuda":
         yield (
             f"compute.precision is 'bf16' with compute.device '{options.compute.device}': bf16 needs "
             "compute.device=cuda; set that, or compute.precision=fp32"
+        )
+
+
+def _tracker_problems(logging: LoggingConfig) -> Iterator[str]:
+    if len(set(logging.trackers)) < len(logging.trackers):
+        yield f"logging.trackers is {list(logging.trackers)}: list each tracker once"
+    if logging.track_private_metrics and not logging.trackers:
+        yield (
+            "logging.track_private_metrics is true without logging.trackers, and the certificate would say that losses "
+            "were shown: remove it, or list the trackers"
         )
 
 

@@ -224,6 +224,21 @@ class LoggingConfig(Section):
         description="show losses on the console; the certificate then states it",
         json_schema_extra=NEUTRAL,
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=(),
+        description="trackers of experiments that get phase, step, ε, learning rate and options, paths left out",
+        json_schema_extra=NEUTRAL,
+    )
+    track_private_metrics: bool = Field(
+        default=False,
+        description="trackers get losses too; the certificate then states that they were shown",
+        json_schema_extra=NEUTRAL,
+    )
+
+    @property
+    def gives_private_metrics(self) -> bool:
+        """Return whether metrics computed without noise leave the run's private folder."""
+        return self.show_private_metrics or self.track_private_metrics
 
 
 class SamplingConfig(Section):

@@ -27,6 +27,7 @@ from curriculumdp.errors import UserError
 from curriculumdp.phases import PHASES
 from curriculumdp.privacy.event import Mechanism
 from curriculumdp.privacy.secret import KEY_BYTES, RunSecret
+from curriculumdp.tracking import missing
 from curriculumdp.world import World
 
 GIB = 2**30
@@ -46,7 +47,7 @@ def require_memory(config: Config, memory: int | None = None) -> None:
 
     memory: bytes, by default this machine's. Otherwise there would be no error: the system would kill the process.
     """
-    memory = _machine_memory() if memory is None else memory
+    memory = machine_memory() if memory is None else memory
     for key, what, bytes_ in _needs(config):
         if bytes_ > memory:
             raise DryStepError(
@@ -91,7 +92,7 @@ def _needs(config: Config) -> Iterator[tuple[str, str, int]]:
     yield "sampling.per_class", "the samples", 5 * config.sampling.per_class * data.classes * pixels
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
     """Return the max bytes this process can have: the machine's memory, or its control group's limit."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip() if CGROUP_LIMIT.exists() else "max"
@@ -121,9 +122,9 @@ def dry_step(
 def _each_phase(
     config: Config, device: torch.device, state: State, phases: Mapping[str, Callable[[Run], Phase]]
 ) -> None:
-    _require_packages(config)
+    require_packages(config)
     _require_room_for_gradients(config, state)
-    run = _dummy_run(config, device)
+    run = dummy_run(config, device)
     for phase in config.curriculum:
         with _one_line_errors(phase):
             if (fault := fault_of(state)) is not None:
@@ -135,7 +136,7 @@ def _each_phase(
         _sample(config, state)
 
 
-def _dummy_run(config: Config, device: torch.device) -> Run:
+def dummy_run(config: Config, device: torch.device) -> Run:
     """Return a run of the config on dummy images under a fixed secret, in a world of one, without a ledger."""
     charged = {name: getattr(config, name) for name in config.curriculum if PHASES[name].charged}
     rows = [
@@ -189,8 +190,14 @@ def _sample(config: Config, state: State) -> None:
         raise DryStepError("sampling: a sample on dummy images is not finite: use another private.sigma_data")
 
 
-def _require_packages(config: Config) -> None:
+def require_packages(config: Config) -> None:
     """Raise DryStepError if an optional package that the config asks for cannot be imported."""
+    if found := missing(config.logging.trackers):
+        name, why = found
+        raise DryStepError(
+            f"logging.trackers has {name}, which cannot be imported ({why}): install it (pip install '.[{name}]' in "
+            "the checkout), or leave it out"
+        )
     asked = {"logging.tensorboard": ("torch.utils.tensorboard", config.logging.tensorboard)}
     for key, (module, on) in asked.items():
         try:
@@ -205,7 +212,7 @@ def _require_packages(config: Config) -> None:
 
 def _require_room_for_gradients(config: Config, state: State) -> None:
     """Raise DryStepError if a CPU cannot store all per-unit gradients; on a GPU the layer plan fits them in memory."""
-    bytes_, memory = 4 * config.compute.microbatch * state.weights.numel(), _machine_memory()
+    bytes_, memory = 4 * config.compute.microbatch * state.weights.numel(), machine_memory()
     if not state.weights.is_cuda and bytes_ > memory:
         raise DryStepError(
             f"compute.microbatch is {config.compute.microbatch}: its gradients take {bytes_ / GIB:.3g} GiB, but this "

@@ -55,12 +55,19 @@ class Estimate:
         )
 
 
-def estimate(config: Config, plan: Plan, say: Callable[[str], object] = lambda text: None) -> Estimate:
+def estimate(
+    config: Config,
+    plan: Plan,
+    say: Callable[[str], object] = lambda text: None,
+    seconds: float | None = None,
+) -> Estimate:
     """Measure the seconds and memory of DP-SGD with the real step's code on dummy images, in some microbatches' time.
 
     The first microbatch, which builds and compiles, is not timed; several more and one update are. `say` is told how
-    far it is. Raises NetworkError and PlanError; KeyError for a plan without DP-SGD.
+    far it is; past LEAST microbatches it stops after `seconds` (default: SECONDS). Raises NetworkError and PlanError;
+    KeyError for a plan without DP-SGD.
     """
+    seconds = SECONDS if seconds is None else seconds
     torch.set_num_threads(config.compute.threads)
     on_gpu = config.compute.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -71,7 +78,7 @@ def estimate(config: Config, plan: Plan, say: Callable[[str], object] = lambda t
     say(f"estimate: the first microbatch of {len(rows)} units × {config.private.draws} draws, not timed …")
     total, _ = phase.clipped_sum(run, state, 0, rows)
     times: list[float] = []
-    while len(times) < LEAST or (len(times) < MOST and sum(times) < SECONDS):
+    while len(times) < LEAST or (len(times) < MOST and sum(times) < seconds):
         started = time.perf_counter()
         total, seen = phase.clipped_sum(run, state, 1 + len(times), rows)
         phase.figures(run, rows, seen)  # waits for the GPU

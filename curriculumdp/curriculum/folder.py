@@ -223,8 +223,8 @@ class RunFolder:
     def accept(self, config: Config) -> None:
         """Save the options of a command that is about to train; call it before the command shows any metrics."""
         self._keep_config(config)
-        if config.logging.show_private_metrics:
-            write_whole(self.private / SHOWN, b"private metrics were shown on the console\n")
+        if config.logging.gives_private_metrics:
+            write_whole(self.private / SHOWN, b"private metrics were shown on the console or to trackers\n")
         if self.pending_cache.is_dir():
             self.cache.mkdir(mode=0o700, exist_ok=True)
             for file in self.pending_cache.iterdir():

@@ -39,6 +39,7 @@ from curriculumdp.curriculum.run import FreshIncarnation, Interrupted, OutOfBudg
 from curriculumdp.curriculum.soundness import require_finite, require_sound, ruined
 from curriculumdp.curriculum.spent import SpentSoFar, counting_repeats
 from curriculumdp.curriculum.state import State
+from curriculumdp.curriculum.tracked import tracked
 from curriculumdp.curriculum.warmup import WarmupPhase
 from curriculumdp.diffusion.sample import SamplingError
 from curriculumdp.metrics import Metrics
@@ -218,7 +219,8 @@ def open_metrics(run: Run, state: State, folder: RunFolder) -> Metrics:
         SpentSoFar(run.plan), run.plan, lambda: sum(event.count for event in ledger.events())
     )
     shown = logging.show_private_metrics, logging.tensorboard
-    return Metrics(folder.private, steps, done, spent, *shown, images_per_step(run))
+    trackers = tracked(run, steps, folder.private / "trackers")
+    return Metrics(folder.private, steps, done, spent, *shown, images_per_step(run), trackers)
 
 
 def images_per_step(run: Run) -> dict[str, float]:

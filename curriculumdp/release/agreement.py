@@ -57,8 +57,9 @@ def _facts(config: Any, guarantee: Guarantee) -> Pairs:
     yield "data.unit", data.get("unit", "one image"), guarantee.unit
     yield "init_from", config.get("init_from"), public.initial_weights
     yield "frequency embedding", _embedding(config), public.embedding
-    if (config.get("logging") or {}).get("show_private_metrics"):
-        yield "logging.show_private_metrics", True, guarantee.private_metrics_shown
+    for key in ("show_private_metrics", "track_private_metrics"):
+        if (config.get("logging") or {}).get(key):
+            yield f"logging.{key}", True, guarantee.private_metrics_shown
 
 
 def _settings(config: Any, guarantee: Guarantee) -> Pairs:

@@ -221,7 +221,7 @@ def statement(guarantee: Guarantee, cost: Accounting) -> dict[str, str]:
     initial, replaced = guarantee.public.initial_weights, cost.epsilon_replace_one
     embedding = guarantee.public.embedding
     shown = (
-        "metrics computed from the sensitive images without noise (losses) were shown on the console. "
+        "metrics computed from the sensitive images without noise (losses) were shown on the console or to trackers. "
         "Whatever was passed on from there is not covered."
     )
     return {

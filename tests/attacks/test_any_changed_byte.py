@@ -27,7 +27,7 @@ WHOLE = CONFIG | {
     "data": CONFIG["data"] | {"unit": "one image"},
     "central": CONFIG["central"] | {"queries": 3},
     "private": CONFIG["private"] | {"steps": 40},
-    "logging": {"show_private_metrics": True},
+    "logging": {"show_private_metrics": True, "track_private_metrics": True},
 }
 # What a certificate without a signature cannot prove: who wrote it with which program, and a worse reason to stop.
 UNPROVED = {"guarantee.stopped"}
@@ -170,6 +170,7 @@ def test_every_forged_field_that_promises_more_is_noticed_without_a_signature(re
         ({"events": ()}, "private.steps"),
         ({"unit": "all images of one patient"}, "data.unit"),
         ({"private_metrics_shown": False}, "logging.show_private_metrics"),
+        ({"private_metrics_shown": False}, "logging.track_private_metrics"),
         ({"epsilon": 0.5}, "cost"),
         ({"epsilon": 7.0}, "privacy.epsilon"),
     ],

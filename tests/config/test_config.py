@@ -233,6 +233,8 @@ def test_all_that_decides_the_release_is_refused_on_resume() -> None:
         "checkpoint.keep",
         "logging.tensorboard",
         "logging.show_private_metrics",
+        "logging.trackers",
+        "logging.track_private_metrics",
         "sampling.sampler",
         "sampling.steps",
         "sampling.per_class",

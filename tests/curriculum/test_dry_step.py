@@ -183,7 +183,7 @@ def test_if_one_process_cannot_do_a_step_none_begins(tmp_path):
     def work(world: World) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if world.rank == 1:
-                patch.setattr(module, "_machine_memory", lambda: 2**10)
+                patch.setattr(module, "machine_memory", lambda: 2**10)
                 patch.setattr(train, "require_memory", lambda _: None)
             with pytest.raises(DryStepError, match=r"another process" if world.is_main else "microbatch"):
                 train.run_curriculum(tiny(tmp_path, compute__processes=2), world)

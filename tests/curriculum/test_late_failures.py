@@ -160,7 +160,7 @@ def ends(place: Path, config: Config) -> tuple[str, str]:
         signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)  # of the processor: a busy machine changes nothing
         resource.setrlimit(resource.RLIMIT_AS, (2 * MEMORY, 2 * MEMORY))
         os.environ["XDG_STATE_HOME"] = str(place / "state")
-        dry_step._machine_memory = lambda: MEMORY
+        dry_step.machine_memory = lambda: MEMORY
         try:
             finish(config)
         except ValueError as error:

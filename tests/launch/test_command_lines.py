@@ -17,6 +17,7 @@ NEEDED = {
     "audit.py": ["config"],
     "budget.py": ["config"],
     "compare.py": ["runs"],
+    "doctor.py": ["config"],
     "evaluate.py": ["release", "--real", "digits"],
     "export.py": ["run", "--out", "there"],
     "new.py": [

@@ -32,6 +32,7 @@ WHOLE_LEDGER = Check(
 )
 TESTED = "tests.evaluation.test_what_is_tested:"
 COURSES = "tests.release.test_certified_course:"
+TRACKERS, DOCTOR = "tests.curriculum.test_trackers:", "tests.curriculum.test_doctor:"
 FIELDS = "tests.release.test_certificate_fields:"
 COURSE = COURSES + "test_releases_must_be_what_a_run_of_the_config_can_have_come_to"
 
@@ -235,12 +236,41 @@ RELEASE_FAULTS = [
     Fault(
         "private metrics that are shown before they are marked",
         "curriculumdp.curriculum.folder:RunFolder.accept",
-        "if config.logging.show_private_metrics:",
-        "if config.logging.show_private_metrics and self.ledger.events():",
+        "if config.logging.gives_private_metrics:",
+        "if config.logging.gives_private_metrics and self.ledger.events():",
         Check(
             "tests.curriculum.test_resume:"
             "test_metrics_that_a_killed_leg_has_shown_are_certified_whatever_later_legs_do"
         ),
+    ),
+    Fault(
+        "losses in the rows of every tracker",
+        "curriculumdp.tracking:Trackers.step",
+        "if self._private:",
+        "if figures:",
+        Check(TRACKERS + "test_nothing_private_reaches_a_tracker"),
+    ),
+    Fault(
+        "losses that trackers get and the certificate does not mention",
+        "curriculumdp.curriculum.folder:RunFolder.accept",
+        "if config.logging.gives_private_metrics:",
+        "if config.logging.show_private_metrics:",
+        Check(TRACKERS + "test_private_metrics_that_a_tracker_gets_are_certified_as_shown"),
+        raises=(ExportError,),
+    ),
+    Fault(
+        "paths among the options that trackers get",
+        "curriculumdp.curriculum.tracked:tracked",
+        "flattened(without_paths(config))",
+        "flattened(config.resolved())",
+        Check(TRACKERS + "test_a_tracker_is_told_the_options_without_paths"),
+    ),
+    Fault(
+        "the doctor's counts of the data on every console",
+        "curriculumdp.curriculum.surroundings:check_data",
+        "if case.show_private:",
+        "if images is not None:",
+        Check(DOCTOR + "test_counts_of_the_data_are_said_only_where_they_are_asked_for"),
     ),
     Fault(
         "another run's release replaced",
