@@ -90,7 +90,8 @@ def test_a_key_that_may_be_the_owner_is_not_passed_over_and_another_file_may_be(
 def test_labels_that_are_names_are_numbered_in_the_order_of_the_names(tmp_path: Path) -> None:
     parts = [*sample("a", 1, "dog"), *sample("b", 2, "cat"), *sample("c", 3, "dog")]
     assert load(tar(tmp_path / "a.tar", *parts)).labels.tolist() == [1, 0, 1]
-    assert "name 2 classes, ['cat', 'dog'], but data.classes = 3" in complaint(tar(tmp_path / "a.tar", *parts), classes=3)
+    said = complaint(tar(tmp_path / "a.tar", *parts), classes=3)
+    assert "name 2 classes, ['cat', 'dog'], but data.classes = 3" in said
     assert "use one kind" in complaint(tar(tmp_path / "a.tar", *parts, *sample("z", 4, 1)))
 
 

@@ -114,4 +114,13 @@ FREQUENCY_FAULTS = [
         " / max(1, len(run.images.labels)),",
         HALF,
     ),
+    Fault(
+        "an embedding that is in the checkpoint said to be charged again",
+        "curriculumdp.curriculum.recharge:recharge_of",
+        'position["frequency"] = 1',
+        'position["frequency"] = 0',
+        Check(
+            HERE + "test_an_embedding_that_was_saved_is_not_charged_again_on_another_machine_nor_said_to_be"
+        ),
+    ),
 ]
