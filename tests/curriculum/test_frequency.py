@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from curriculumdp.config.config import Config
-from curriculumdp.curriculum import embedding, frequency
+from curriculumdp.curriculum import embedding, frequency, recharge
 from curriculumdp.curriculum import fingerprint as fingerprints
 from curriculumdp.curriculum.embedding import Embedding, embedded_sum, unit_vectors
 from curriculumdp.curriculum.frequency import FrequencyPhase
@@ -323,6 +323,10 @@ def test_an_embedding_that_was_saved_is_not_charged_again_on_another_machine_nor
     preempted, monkeypatch
 ):
     never_again(monkeypatch)
+    monkeypatch.setattr(
+        recharge, "_cost", lambda *_: "1"
+    )  # where it is said: the accountants' figures take long
+    monkeypatch.setattr(recharge, "_lost", lambda *_: 0)
     original = fingerprints._machine
     monkeypatch.setattr(fingerprints, "_machine", lambda device: original(device) | {"torch": "another"})
     resumed = finish(preempted)  # RechargeRefused, if it would be

@@ -16,6 +16,7 @@ from PIL import Image
 
 from curriculumdp.config.config import Config, load_config
 from curriculumdp.config.yaml_file import ConfigError
+from curriculumdp.curriculum.declared import load_shared
 from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.release.agreement import config_problems
@@ -73,6 +74,20 @@ def test_a_release_says_what_its_labels_mean_wherever_it_is_looked_at(finished: 
     assert "data.class_names is" in config_problems(release, other)[0]
     pipeline = DiffusionPipeline.from_pretrained(str(release))
     assert pipeline.unet.config["_id2label"] == {"0": "1", "1": "2", "2": "10"}
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_names_that_only_the_data_give_are_said_to_become_public_before_anything_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], declared: bool
+) -> None:
+    """One person's folder, or label, may be the only one of its name."""
+    pictures(tmp_path / "data")
+    config = run_of(tmp_path, **({"data__class_names": NAMES} if declared else {}))
+    images = load_shared(config, one_process(), tmp_path / "cache", tmp_path / "pending", lambda: False)
+    assert images is not None
+    said = [line for line in capsys.readouterr().out.splitlines() if "PUBLIC" in line]
+    assert len(said) == (0 if declared else 1)
+    assert declared or str(NAMES) in said[0]
 
 
 def test_synthetic_images_carry_the_names_and_can_be_read_back_by_them(
