@@ -1,9 +1,11 @@
 """The meaning of labels is fixed when a run starts, and goes with everything that leaves it."""
 
+import io
 import json
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +80,15 @@ def test_a_release_says_what_its_labels_mean_wherever_it_is_looked_at(finished: 
 
 @pytest.mark.parametrize("declared", [False, True])
 def test_names_that_only_the_data_give_are_said_to_become_public_before_anything_begins(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], declared: bool
+    tmp_path: Path, declared: bool
 ) -> None:
     """One person's folder, or label, may be the only one of its name."""
     pictures(tmp_path / "data")
     config = run_of(tmp_path, **({"data__class_names": NAMES} if declared else {}))
-    images = load_shared(config, one_process(), tmp_path / "cache", tmp_path / "pending", lambda: False)
+    with redirect_stdout(io.StringIO()) as console:
+        images = load_shared(config, one_process(), tmp_path / "cache", tmp_path / "pending", lambda: False)
     assert images is not None
-    said = [line for line in capsys.readouterr().out.splitlines() if "PUBLIC" in line]
+    said = [line for line in console.getvalue().splitlines() if "PUBLIC" in line]
     assert len(said) == (0 if declared else 1)
     assert declared or str(NAMES) in said[0]
 
