@@ -141,6 +141,24 @@ def test_two_folders_that_swapped_names_are_other_data(killed: Path) -> None:
     assert "images, labels or units are not those" in refusal(lambda: finish(run_of(killed)))
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_names_edited_in_the_runs_folder_are_refused_and_lost_ones_are_found_again(
+    killed: Path, lost: bool
+) -> None:
+    file = killed / "run" / "private" / "config.json"
+    if lost:
+        file.unlink()
+        assert finish(run_of(killed)).is_dir()
+        assert json.loads(file.read_text())["data"]["class_names"] == NAMES
+        return
+    saved = json.loads(file.read_text())
+    saved["data"]["class_names"] = ["2", "1", "10"]
+    file.write_text(json.dumps(saved))
+    before = (killed / "run" / "private" / "ledger.jsonl").read_bytes()
+    assert "config" in refusal(lambda: finish(run_of(killed)))
+    assert (killed / "run" / "private" / "ledger.jsonl").read_bytes() == before
+
+
 def test_another_order_of_the_names_is_refused_and_the_same_one_is_not(killed: Path) -> None:
     other = run_of(killed, data__class_names=["1", "10", "2"])
     assert "data.class_names was ['1', '2', '10']" in refusal(lambda: finish(other))
