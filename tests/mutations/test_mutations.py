@@ -7,6 +7,7 @@ from tests.mutations.faults_of_dataset import DATASET_FAULTS
 from tests.mutations.faults_of_frequency import FREQUENCY_FAULTS
 from tests.mutations.faults_of_gpu import GPU_FAULTS
 from tests.mutations.faults_of_ledger import LEDGER_FAULTS
+from tests.mutations.faults_of_names import NAMES_FAULTS
 from tests.mutations.faults_of_noise import NOISE_FAULTS
 from tests.mutations.faults_of_release import RELEASE_FAULTS
 from tests.mutations.faults_of_sample import SAMPLE_FAULTS
@@ -22,6 +23,7 @@ FAULTS = [
     *FREQUENCY_FAULTS,
     *ACCOUNTING_FAULTS,
     *RELEASE_FAULTS,
+    *NAMES_FAULTS,
     *LEDGER_FAULTS,
     *DATASET_FAULTS,
 ]
