@@ -12,6 +12,7 @@ from curriculumdp.curriculum.preemption import launcher_is_gone, stop_signal
 from curriculumdp.data.content import shared_between_units
 from curriculumdp.data.decode import Stopped
 from curriculumdp.data.images import DataError, ImageSet
+from curriculumdp.data.names import listed
 from curriculumdp.data.pixels import Conversion
 from curriculumdp.data.sources import load_images
 from curriculumdp.disk import write_whole
@@ -53,6 +54,11 @@ def load_shared(
             raise error or StoppedByMain("another process cannot read the images")
         if world.any(stopped):
             return None
+    if images is not None and images.class_names is not None and data.class_names is None:
+        world.print(
+            f"classes named by the data: {listed(images.class_names)}; from the run's start on these names are PUBLIC "
+            "and leave with the release; where they are not, rename the classes or declare data.class_names"
+        )
     return images
 
 

@@ -92,6 +92,8 @@ def recharge_of(run: Run, state: State) -> Recharge | None:
     assert run.ledger is not None
     names, charged = run.config.curriculum, run.ledger.events()
     position = {name: state.step if place == state.phase else 0 for place, name in enumerate(names)}
+    if len(state.embedding):  # released before its fit was interrupted: it is never released again
+        position["frequency"] = 1
     ahead = names[state.phase :]
     recorded = {name: (position[name], run.ledger.charged.from_step(name, position[name])) for name in ahead}
     steps: dict[str, tuple[int, int]] = {name: found for name, found in recorded.items() if found[1]}

@@ -9,6 +9,7 @@ from curriculumdp.data.images import DataError
 from curriculumdp.data.names import by_name, labels_of_table
 
 LABEL, UNIT = "label", "unit"
+ROW_NUMBER = "__index_level_"  # how pandas names it in parquet files
 
 
 class Records:
@@ -60,8 +61,18 @@ class Records:
         return np.array(found, dtype=np.int64), known
 
     def units(self, origin: str) -> list[str] | None:
-        """Return the units, None if no record has one. Raises DataError if only some have."""
+        """Return the units, None if no record has one.
+
+        Raises DataError if only some have, and where none has but a key is unused: it may be the owner under another
+        name, and without owners each image would silently be its own unit.
+        """
         units = [unit for unit in self._units if unit is not None]
+        owners = sorted(key for key in self.unused if key and not key.startswith(ROW_NUMBER))
+        if not units and owners:
+            raise DataError(
+                f"{origin}: has {', '.join(map(repr, owners))} beside the label, but no unit: rename the one that "
+                "names each image's owner to unit, or remove them"
+            )
         if units and len(units) != len(self._units):
             raise DataError(
                 f"{origin}: some images name their unit and some do not: name the owner of every image"

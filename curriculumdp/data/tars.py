@@ -59,12 +59,13 @@ def list_tars(wanted: Wanted) -> Listing:
             records.add(record, where)
     if not images:
         raise DataError(f"{origin}: contains no images: add some or correct data.path")
+    units = records.units(origin)
     records.unused |= others
     labels, names = records.labels(origin, wanted.classes, wanted.class_names)
     return Listing(
         origin,
         labels,
-        records.units(origin),
+        units,
         tuple(shards),
         lambda: _opened(images, wanted),
         class_names=names,

@@ -22,6 +22,9 @@ READ = (
     "size",
     "window",
     "class_names",
+    "fit",
+    "background",
+    "to_grey",
 )
 
 
@@ -35,14 +38,17 @@ def training_set_of(released: Released, say: Callable[[str], None]) -> LabelledS
         return None
     try:
         data = json.loads((private / "config.json").read_text(encoding="utf-8"))["data"]
-        asked = {key: data[key] for key in READ if data.get(key) is not None}
-        if "window" in asked:
-            asked["window"] = tuple(asked["window"])  # as the run gave it: else its cache would be made anew
-        found = load_images(**asked, cache=private / "cache")
+        # As the run gave them: else its images would be read otherwise, and its cache made anew.
+        asked = {key: _as_given(data[key]) for key in READ if data.get(key) is not None}
+        found = load_images(**asked, part=data.get("split"), cache=private / "cache")
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         say(f"not checked whether test images were trained on: the run's own set cannot be read ({error})")
         return None
     return LabelledSet(found.images, found.labels, "the run's own training set")
+
+
+def _as_given(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def training_images(

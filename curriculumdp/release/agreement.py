@@ -1,5 +1,6 @@
 """A certificate against the training config beside it: facts, settings, counts, and whether a run can have both."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from curriculumdp.phases import DEFAULT_CURRICULUM, PHASES, SOLVED, title_of
 from curriculumdp.privacy.accountant import epsilon
 from curriculumdp.privacy.event import MAX_COUNT, MIN_NOISE_MULTIPLIER
 from curriculumdp.release.certificate import MAX_BYTES, Guarantee, PldAccounting, PublicEmbedding
-from curriculumdp.release.files import CENTRAL, CERTIFICATE, CONFIG, FREQUENCY, read_limited
+from curriculumdp.release.files import CENTRAL, CERTIFICATE, CONFIG, FREQUENCY, NETWORK, read_limited
 
 # The option that sets how often a phase is charged, None for once; a run that completed its plan charged at least that
 # often.
@@ -39,6 +40,28 @@ def config_problems(folder: Path, guarantee: Guarantee) -> list[str]:
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return [f"{CONFIG} is not a training config"]
+
+
+def network_problems(folder: Path, guarantee: Guarantee) -> list[str]:
+    """Return a line per fact of the certificate that the network's own config, which diffusers reads, contradicts."""
+    public = guarantee.public
+    names = None if public.id2label is None else {str(n): name for n, name in enumerate(public.id2label)}
+    try:
+        config = json.loads(read_limited(folder / NETWORK, MAX_BYTES))
+        pairs: list[tuple[str, Any, tuple[Any, ...]]] = [
+            ("_id2label", config.get("_id2label"), (names,)),
+            ("in_channels", config["in_channels"], public.image_shape[:1]),
+            ("sample_size", config["sample_size"], public.image_shape[1:2]),
+            # With or without the null class.
+            ("num_class_embeds", config["num_class_embeds"], (public.classes, public.classes + 1)),
+        ]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return [f"{NETWORK} is not a network's config"]
+    return [
+        f"{key} is {_shown(was)} in {NETWORK}, which {CERTIFICATE} contradicts"
+        for key, was, allowed in pairs
+        if was not in allowed
+    ]
 
 
 Pairs = Iterator[tuple[str, Any, Any]]

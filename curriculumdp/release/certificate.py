@@ -7,9 +7,9 @@ certificates are equal bytes, so that a reader can check the file's words agains
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from curriculumdp.errors import UserError
 from curriculumdp.printable import printable, require_line
@@ -119,6 +119,13 @@ class PublicFacts(Values):
     initial_weights: Line | None = None
     id2label: tuple[Line, ...] | None = None
     embedding: PublicEmbedding | None = None
+
+    @model_validator(mode="after")
+    def _names_each_class_once(self) -> Self:
+        names = self.id2label
+        if names is not None and (len(names) != self.classes or len(set(names)) < len(names)):
+            raise ValueError(f"id2label must give each of {self.classes} classes a name of its own")
+        return self
 
 
 class Guarantee(Values):

@@ -26,7 +26,7 @@ from curriculumdp.disk import replace_folder, sync, unfinished
 from curriculumdp.errors import UserError
 from curriculumdp.ledger.run_files import LEDGER
 from curriculumdp.privacy.event import PrivacyEvent
-from curriculumdp.release.agreement import config_problems
+from curriculumdp.release.agreement import config_problems, network_problems
 from curriculumdp.release.certificate import (
     Certificate,
     CertificateError,
@@ -202,6 +202,7 @@ def _certify(folder: Path, guarantee: Guarantee, accounting: Any, signing_key: P
         (folder / SIGNATURE).write_bytes(sign(content, signing_key))
     found, problems = list_files(folder)
     problems += file_problems(folder, found, certificate) + config_problems(folder, guarantee)
+    problems += network_problems(folder, guarantee)
     if problems:
         raise CertificateError(f"the release would not verify: {problems[0]}")
 

@@ -13,10 +13,11 @@ from curriculumdp.release.certificate import Certificate
 CERTIFICATE, SIGNATURE = "privacy.json", "privacy.json.sig"
 CENTRAL, FREQUENCY = "central.png", "frequency.png"
 WEIGHTS, CONFIG = "unet/diffusion_pytorch_model.safetensors", "training_config.yaml"
+NETWORK = "unet/config.json"
 REQUIRED = frozenset(
     {
         "model_index.json",
-        "unet/config.json",
+        NETWORK,
         WEIGHTS,
         "scheduler/scheduler_config.json",
         "README.md",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from curriculumdp.privacy.accountant import ACCOUNTANT, epsilon_rdp, has_opacus
 from curriculumdp.privacy.event import rounded_up
-from curriculumdp.release.agreement import config_problems, noise_problems
+from curriculumdp.release.agreement import config_problems, network_problems, noise_problems
 from curriculumdp.release.certificate import (
     MAX_BYTES,
     SLACK,
@@ -64,6 +64,7 @@ def check_release(folder: Path, signer_public_key: Path | None = None) -> Checke
         return Checked([*problems, str(error)])
     problems += file_problems(folder, found, certificate)
     problems += config_problems(folder, certificate.guarantee)
+    problems += network_problems(folder, certificate.guarantee)
     problems += version_problems(certificate)
     recomputed, unpaid = recompute(certificate.guarantee)
     problems += unpaid

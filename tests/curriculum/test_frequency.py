@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from curriculumdp.curriculum import embedding, frequency
+from curriculumdp.config.config import Config
+from curriculumdp.curriculum import embedding, frequency, recharge
+from curriculumdp.curriculum import fingerprint as fingerprints
 from curriculumdp.curriculum.embedding import Embedding, embedded_sum, unit_vectors
 from curriculumdp.curriculum.frequency import FrequencyPhase
 from curriculumdp.curriculum.run import OutOfBudget, Run
@@ -280,10 +282,12 @@ def test_killed_and_resumed_is_the_run_never_killed(tmp_path, release, moment):
     assert len(charges_of(resumed)) == CHARGES
 
 
-def test_a_fit_told_to_stop_keeps_the_embedding_which_is_never_computed_again(tmp_path, release, monkeypatch):
+@pytest.fixture
+def preempted(tmp_path: Path) -> Config:
+    """A run told to stop while it fitted the generator."""
     config = with_frequency(tmp_path / "run")
 
-    def preempted() -> None:
+    def stopped() -> None:
         original, calls = frequency.fit_generator, []
 
         def signalled(*given: object, **options: object) -> object:
@@ -296,13 +300,37 @@ def test_a_fit_told_to_stop_keeps_the_embedding_which_is_never_computed_again(tm
         outcome = run_curriculum(config, one_process(), secret=RunSecret.from_bytes(SECRET), nonce=NONCE)
         raise SystemExit(outcome.exit_code)
 
-    assert in_child(preempted) == 143
+    assert in_child(stopped) == 143
+    return config
+
+
+def never_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         FrequencyPhase, "release", lambda *_: pytest.fail("the embedding was in the checkpoint")
     )
-    resumed = finish(config)
+
+
+def test_a_fit_told_to_stop_keeps_the_embedding_which_is_never_computed_again(
+    preempted, release, monkeypatch
+):
+    never_again(monkeypatch)
+    resumed = finish(preempted)
     assert outcome_of(resumed)["weights"] == outcome_of(release)["weights"]
     assert len(charges_of(resumed)) == CHARGES
+
+
+def test_an_embedding_that_was_saved_is_not_charged_again_on_another_machine_nor_said_to_be(
+    preempted, monkeypatch
+):
+    never_again(monkeypatch)
+    monkeypatch.setattr(
+        recharge, "_cost", lambda *_: "1"
+    )  # where it is said: the accountants' figures take long
+    monkeypatch.setattr(recharge, "_lost", lambda *_: 0)
+    original = fingerprints._machine
+    monkeypatch.setattr(fingerprints, "_machine", lambda device: original(device) | {"torch": "another"})
+    resumed = finish(preempted)  # RechargeRefused, if it would be
+    assert [row["incarnation"] for row in charges_of(resumed)] == [0] * 4 + [1] * 6
 
 
 def test_a_world_of_two_sums_every_unit_once(tmp_path, digits, monkeypatch):

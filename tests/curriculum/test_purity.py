@@ -5,7 +5,8 @@ hands out can depend on D′ only by a way round the noise.
 """
 
 import io
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from curriculumdp.curriculum import train as module
 from curriculumdp.curriculum.central import CentralPhase
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.data.images import ImageSet
+from curriculumdp.time_left import TimeLeft
+from tests.support.frequency import with_frequency, without_solving
 from tests.support.one_step import charged_run, nobody
 from tests.support.runs import finish, tiny
 
@@ -73,8 +76,8 @@ class SilentBar:
     def set_description_str(self, text: str, refresh: bool) -> None:
         self.told.append(text)
 
-    def set_postfix(self, figures: Any, refresh: bool) -> None:
-        self.told.append(dict(figures))
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        self.told.append(text)
 
     def update(self) -> None:
         self.told.append("one step")
@@ -85,8 +88,9 @@ BARS: list[SilentBar] = []
 
 def everything_that_leaves(config: Config, images: ImageSet, patch: pytest.MonkeyPatch) -> dict[str, object]:
     """What a run shows to those without its private folder, and the state that its release was made of."""
-    patch.setattr(module, "load_shared", lambda *_: images)
+    patch.setattr(module, "load_unless_stopped", lambda *_: images)
     patch.setattr(metrics, "tqdm", SilentBar)
+    patch.setattr(metrics, "TimeLeft", partial(TimeLeft, clock=lambda: 0.0))
     BARS.clear()
     said, complained = io.StringIO(), io.StringIO()
     with redirect_stdout(said), redirect_stderr(complained):
@@ -104,18 +108,25 @@ def everything_that_leaves(config: Config, images: ImageSet, patch: pytest.Monke
     }
 
 
-@pytest.mark.parametrize("statistic", ["mean with public denominators", "mean with noisy counts", "mode"])
+KINDS: dict[str, dict[str, object]] = {
+    "mean with public denominators": {"central__count_weight": 0.0},
+    "mean with noisy counts": {"central__count_weight": 1.5},
+    "mode": {"central__statistic": "mode"},
+}
+
+
+@pytest.mark.parametrize("statistic", [*KINDS, "embedding"])
 def test_all_that_leaves_a_run_is_equal_to_the_bit_for_other_data(tmp_path, monkeypatch, digits, statistic):
     frozen = Frozen(monkeypatch)
-    changes: dict[str, object] = {"private__clip_norm": 0.5}
-    if statistic == "mode":
-        changes["central__statistic"] = "mode"
-    elif statistic == "mean with noisy counts":
-        changes["central__count_weight"] = 1.5
-    first = everything_that_leaves(tiny(tmp_path / "one", **changes), digits, monkeypatch)
-    frozen.replay()
-    second = everything_that_leaves(tiny(tmp_path / "two", **changes), others(digits), monkeypatch)
-    assert len(frozen.released) == 1 + 3 + 6  # the first in the dry step, on dummy images
+    made = with_frequency if statistic == "embedding" else tiny
+    changes = {"private__clip_norm": 0.5} | KINDS.get(statistic, {})
+    with without_solving() if statistic == "embedding" else nullcontext():
+        first = everything_that_leaves(made(tmp_path / "one", **changes), digits, monkeypatch)
+        frozen.replay()
+        second = everything_that_leaves(made(tmp_path / "two", **changes), others(digits), monkeypatch)
+    embeddings = int(statistic == "embedding")
+    # The first in the dry step, on dummy images.
+    assert len(frozen.released) == 1 + 3 + embeddings + 6
     assert not frozen._left, "the second run released another number of sums"
     assert first["names"] == second["names"]
     assert [name for name in first if first[name] != second[name]] == []

@@ -62,7 +62,16 @@ def test_names_of_classes_are_returned_in_the_order_of_their_numbers(folder: Pat
     write(folder, row("a.png", "wolf"), row("b.png", "ape"))
     assert load(folder, units=2).labels.tolist() == [1, 0]
     records = metadata_rows(folder / "metadata.jsonl")[1]
-    assert records.labels("there", 2)[1] == ("ape", "wolf")
+    assert records.labels("there", 2, None)[1] == ("ape", "wolf")
+
+
+@pytest.mark.parametrize("owner", ["units", "patient", "Unit", "age"])
+def test_a_key_that_may_be_the_owner_under_another_name_is_not_passed_over(folder: Path, owner: str) -> None:
+    """Without its owners each image would be protected alone."""
+    write(folder, row("a.png", 0, **{owner: 4}), row("b.png", 1))
+    message = complaint(folder, units=2)
+    assert repr(owner) in message
+    assert "to unit" in message
 
 
 @pytest.mark.parametrize(

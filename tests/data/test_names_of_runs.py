@@ -1,9 +1,11 @@
 """The meaning of labels is fixed when a run starts, and goes with everything that leaves it."""
 
+import io
 import json
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 
 from curriculumdp.config.config import Config, load_config
 from curriculumdp.config.yaml_file import ConfigError
+from curriculumdp.curriculum.declared import load_shared
 from curriculumdp.curriculum.train import run_curriculum
 from curriculumdp.ledger.run_ledger import Ledger
 from curriculumdp.release.agreement import config_problems
@@ -75,6 +78,21 @@ def test_a_release_says_what_its_labels_mean_wherever_it_is_looked_at(finished: 
     assert pipeline.unet.config["_id2label"] == {"0": "1", "1": "2", "2": "10"}
 
 
+@pytest.mark.parametrize("declared", [False, True])
+def test_names_that_only_the_data_give_are_said_to_become_public_before_anything_begins(
+    tmp_path: Path, declared: bool
+) -> None:
+    """One person's folder, or label, may be the only one of its name."""
+    pictures(tmp_path / "data")
+    config = run_of(tmp_path, **({"data__class_names": NAMES} if declared else {}))
+    with redirect_stdout(io.StringIO()) as console:
+        images = load_shared(config, one_process(), tmp_path / "cache", tmp_path / "pending", lambda: False)
+    assert images is not None
+    said = [line for line in console.getvalue().splitlines() if "PUBLIC" in line]
+    assert len(said) == (0 if declared else 1)
+    assert declared or str(NAMES) in said[0]
+
+
 def test_synthetic_images_carry_the_names_and_can_be_read_back_by_them(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -121,6 +139,24 @@ def test_two_folders_that_swapped_names_are_other_data(killed: Path) -> None:
     for old, new in (("1", "x"), ("2", "1"), ("x", "2")):
         (killed / "data" / old).rename(killed / "data" / new)
     assert "images, labels or units are not those" in refusal(lambda: finish(run_of(killed)))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_names_edited_in_the_runs_folder_are_refused_and_lost_ones_are_found_again(
+    killed: Path, lost: bool
+) -> None:
+    file = killed / "run" / "private" / "config.json"
+    if lost:
+        file.unlink()
+        assert finish(run_of(killed)).is_dir()
+        assert json.loads(file.read_text())["data"]["class_names"] == NAMES
+        return
+    saved = json.loads(file.read_text())
+    saved["data"]["class_names"] = ["2", "1", "10"]
+    file.write_text(json.dumps(saved))
+    before = (killed / "run" / "private" / "ledger.jsonl").read_bytes()
+    assert "config" in refusal(lambda: finish(run_of(killed)))
+    assert (killed / "run" / "private" / "ledger.jsonl").read_bytes() == before
 
 
 def test_another_order_of_the_names_is_refused_and_the_same_one_is_not(killed: Path) -> None:

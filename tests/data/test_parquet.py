@@ -58,6 +58,12 @@ def test_a_parquet_file_is_read(tmp_path: Path) -> None:
         assert said == [f"{tmp_path / 'a.parquet'}: not used: 'caption'"]
 
 
+def test_a_column_that_may_be_the_owner_is_not_passed_over_and_a_row_number_may_be(tmp_path: Path) -> None:
+    assert "'patient'" in complaint(parquet(tmp_path / "a.parquet", **COLUMNS, patient=["x", "y", "x"]))
+    numbered = parquet(tmp_path / "b.parquet", **COLUMNS, __index_level_0__=[0, 1, 2])
+    assert load(numbered).units.tolist() == [0, 1, 2]
+
+
 def test_bytes_without_a_struct_are_images_too(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", image=[picture(value) for value in (7, 8, 9)])
     assert load(path).images.max() == 9

@@ -80,10 +80,18 @@ def test_json_gives_labels_and_units(tmp_path: Path) -> None:
     assert said == [f"{tmp_path / 'a.tar'}: not used: '.txt', 'age'"]
 
 
+def test_a_key_that_may_be_the_owner_is_not_passed_over_and_another_file_may_be(tmp_path: Path) -> None:
+    parts = [*sample("a", 1, 0), *sample("b", 2, 1)]
+    assert "'patient'" in complaint(tar(tmp_path / "a.tar", *parts, *sample("c", 3, 1, patient="7")))
+    noted = tar(tmp_path / "b.tar", *parts, *sample("c", 3, 1), ("c.txt", b"a cat"))
+    assert load(noted).units.tolist() == [0, 1, 2]
+
+
 def test_labels_that_are_names_are_numbered_in_the_order_of_the_names(tmp_path: Path) -> None:
     parts = [*sample("a", 1, "dog"), *sample("b", 2, "cat"), *sample("c", 3, "dog")]
     assert load(tar(tmp_path / "a.tar", *parts)).labels.tolist() == [1, 0, 1]
-    assert "name 2 classes but data.classes = 3" in complaint(tar(tmp_path / "a.tar", *parts), classes=3)
+    said = complaint(tar(tmp_path / "a.tar", *parts), classes=3)
+    assert "name 2 classes, ['cat', 'dog'], but data.classes = 3" in said
     assert "use one kind" in complaint(tar(tmp_path / "a.tar", *parts, *sample("z", 4, 1)))
 
 

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from curriculumdp.data.images import DataError
+from curriculumdp.data.sources import load_images
 from curriculumdp.evaluation import evaluate as module
 from curriculumdp.evaluation import utility
 from curriculumdp.evaluation.evaluate import evaluate_release
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
+from curriculumdp.evaluation.overlap import training_set_of
 from curriculumdp.evaluation.record import private_folder, public_folder, table
 from curriculumdp.evaluation.released import load_set, read_released
 from curriculumdp.evaluation.request import Request, requested
@@ -184,6 +186,41 @@ def test_a_training_set_that_cannot_be_read_is_said_and_stops_nothing(
 ) -> None:
     evaluate(write_npz(tmp_path / "real.npz", digits("test", CLASSES)))
     assert said[0].startswith("not checked whether test images were trained on")
+
+
+CONVERTED: dict[str, dict[str, Any]] = {
+    "stretched": {"fit": "stretch"},
+    "padded": {"fit": "pad", "background": 7},
+    "grey": {"to_grey": True},
+    "validation": {"source": "medmnist", "split": "val"},
+}
+
+
+@pytest.mark.parametrize("how", CONVERTED)
+def test_a_runs_own_set_is_read_as_the_run_read_it_and_from_its_cache(
+    run: Path, place: Path, tmp_path: Path, how: str, said: list[str]
+) -> None:
+    """Converted otherwise, no image would be found again, and the figures would look honest."""
+    rng, colours = np.random.default_rng(0), (3,) if how == "grey" else ()
+    images, labels = rng.integers(0, 256, (6, 9, 12, *colours), dtype=np.uint8), np.arange(6) % CLASSES
+    arrays = {"images": images, "labels": labels}
+    if how == "validation":
+        arrays = {f"{part}_{name}": value for part in ("train", "val") for name, value in arrays.items()}
+        arrays["train_images"] = 255 - images
+    np.savez(tmp_path / "train.npz", **arrays)
+    data = {"source": "npz", "path": str(tmp_path / "train.npz"), "units": 6, "unit": "one image"}
+    data |= {"classes": CLASSES, "channels": 1, "size": 8} | CONVERTED[how]
+    part, cache = data.get("split"), place / "private" / "cache"
+    trained = load_images(
+        **{key: value for key, value in data.items() if key != "split"}, part=part, cache=cache
+    )
+    (place / "private" / "config.json").write_text(json.dumps({"data": {"split": None, "csv": None} | data}))
+    before = (cache / "images-train").stat().st_mtime_ns
+    found = training_set_of(read_released(place / "release"), said.append)
+    assert said == []
+    assert found is not None
+    assert np.array_equal(found.images, trained.images)
+    assert (cache / "images-train").stat().st_mtime_ns == before
 
 
 def test_a_classifier_that_always_gives_the_commonest_class_does_not_look_good(

@@ -1,5 +1,6 @@
 """Faults of the frequency phase: its sensitivity, its charge, its noise, and what else could tell of the data."""
 
+from curriculumdp.curriculum.recharge import RechargeRefused
 from curriculumdp.privacy.grid_noise import add_noise
 from dpkernels.grid import GRID
 from tests.mutations.planting import Check, Fault
@@ -113,5 +114,15 @@ FREQUENCY_FAULTS = [
         "torch.from_numpy(run.images.labels).bincount(minlength=self.data.classes).float().to(device)"
         " / max(1, len(run.images.labels)),",
         HALF,
+    ),
+    Fault(
+        "an embedding that is in the checkpoint said to be charged again",
+        "curriculumdp.curriculum.recharge:recharge_of",
+        'position["frequency"] = 1',
+        'position["frequency"] = 0',
+        Check(
+            HERE + "test_an_embedding_that_was_saved_is_not_charged_again_on_another_machine_nor_said_to_be"
+        ),
+        raises=(RechargeRefused,),
     ),
 ]

@@ -88,6 +88,16 @@ SUM_FAULTS = [
         HOSTILE,
     ),
     Fault(
+        "a record's owner under another name passed over",
+        "curriculumdp.data.records:Records.units",
+        "if not units and owners:",
+        "if units and owners:",
+        Check(
+            "tests.data.test_metadata:test_a_key_that_may_be_the_owner_under_another_name_is_not_passed_over",
+            {"owner": "patient"},
+        ),
+    ),
+    Fault(
         "padded rows that count",
         "curriculumdp.curriculum.batch:draw_batch",
         "present = (units >= 0) & (counts > 0)",

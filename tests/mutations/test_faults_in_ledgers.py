@@ -1,12 +1,13 @@
-"""Faults in ledgers: each is planted in the real code, and a test of the suite sees it."""
+"""Faults in names and ledgers: each is planted in the real code, and a test of the suite sees it."""
 
 import pytest
 
 from tests.mutations.faults_of_dataset import DATASET_FAULTS
 from tests.mutations.faults_of_ledger import LEDGER_FAULTS
+from tests.mutations.faults_of_names import NAMES_FAULTS
 from tests.mutations.planting import Check, Fault, require_caught, require_clean, unique_checks
 
-FAULTS = [*LEDGER_FAULTS, *DATASET_FAULTS]
+FAULTS = [*NAMES_FAULTS, *LEDGER_FAULTS, *DATASET_FAULTS]
 CHECKS = unique_checks(FAULTS)
 
 

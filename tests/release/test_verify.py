@@ -1,14 +1,16 @@
 """Whatever is done to a release's files or figures is noticed, in a line that says what."""
 
+import json
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
-from curriculumdp.release.certificate import CertificateError, certificate_bytes
+from curriculumdp.release.certificate import CertificateError, PublicFacts, certificate_bytes
 from curriculumdp.release.files import REQUIRED, WEIGHTS, release_of
 from curriculumdp.release.verify import (
     read_certificate,
@@ -172,3 +174,38 @@ def test_a_model_beside_a_release_does_not_stand_for_it(tmp_path: Path, beside: 
     assert release_of(run) == release
     (run / beside).symlink_to("nowhere")
     assert release_of(run) == run
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_id2label", {"0": "well", "1": "ill", "2": "dead"}),
+        ("num_class_embeds", 6),
+        ("num_class_embeds", 2),
+        ("num_class_embeds", None),
+        ("in_channels", 3),
+        ("sample_size", 16),
+    ],
+    ids=str,
+)
+def test_what_diffusers_reads_must_be_what_the_certificate_states(
+    release: Path, key: str, value: object
+) -> None:
+    """By somebody who certifies the files anew."""
+    file = release / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    certify_again(release)
+    assert [problem for problem in verify_release(release) if problem.startswith(key)] != []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 10_000, "null"], ids=len)
+def test_a_networks_config_that_is_none_is_named(release: Path, content: str) -> None:
+    (release / "unet" / "config.json").write_text(content)
+    certify_again(release)
+    assert "unet/config.json is not a network's config" in verify_release(release)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "a"), ("a", "b", "c", "d"), ()])
+def test_a_certificate_names_each_class_once_or_none(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match="a name of its own"):
+        PublicFacts(units=5, classes=3, image_shape=(1, 8, 8), id2label=names)

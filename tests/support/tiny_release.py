@@ -44,7 +44,8 @@ def guarantee(**changes: Any) -> Guarantee:
 def write_release(folder: Path, **changes: Any) -> Path:
     """A release of an untrained 8-pixel network."""
     torch.manual_seed(0)
-    net = build_unet((8, 16), 8, 1, 3, True, blocks=1)
+    classes = changes.get("guarantee", guarantee()).public.classes
+    net = build_unet((8, 16), 8, 1, classes, True, blocks=1)
     given: dict[str, Any] = {
         "weights": dict(net.named_parameters()),
         "net_config": net.config,
