@@ -30,7 +30,7 @@ from curriculumdp.curriculum.fingerprint import MECHANISM, fingerprint
 from curriculumdp.curriculum.folder import FolderError, RunFolder
 from curriculumdp.curriculum.frequency import FrequencyPhase
 from curriculumdp.curriculum.initial import initial_state, untrained_state
-from curriculumdp.curriculum.plan import Plan
+from curriculumdp.curriculum.plan import Plan, noise_figures
 from curriculumdp.curriculum.preemption import PREEMPTED, launcher_is_gone, stop_signal
 from curriculumdp.curriculum.private import PrivatePhase
 from curriculumdp.curriculum.recharge import announce_recharge, consent
@@ -133,6 +133,8 @@ def run_curriculum(
         world.from_main(lambda: consent(run, state, facts, accept_recharge))
         world.from_main(lambda: folder.accept(config))
         world.from_main(lambda: warn_of_repeats(folder.private, config, images))
+        for line in noise_figures(config, run.plan).warnings():
+            world.print(f"warning: {line}")
         run.begin(facts, nonce)
         try:
             reason = train(run, state, folder)
