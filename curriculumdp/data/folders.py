@@ -168,7 +168,11 @@ def _rows_of_csv(
                 units.append(row.get("unit", "").strip())
                 if "unit" in columns and not units[-1]:
                     raise DataError(f"{where}: the unit is empty: name the owner of every image")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{table}: cannot be read as a CSV table, as it is not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)"
+        ) from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as a CSV table ({error})") from None
     labels, names = labels_of_table(
         texts, list(lines.values()), wanted.class_names, wanted.classes, str(table)
@@ -183,6 +187,8 @@ def _unused(columns: list[str], table: Path) -> list[str]:
     be the owner under another name, and without owners each file would silently be its own unit.
     """
     counts = Counter(columns)
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        raise DataError(f"{table}: its columns are separated by {mark!r}: save it with commas")
     if not counts.keys() >= NEEDED or any(counts[name] > 1 for name in (*NEEDED, UNIT)):
         raise DataError(
             f"{table}: has columns {columns} but they must be path,label or path,label,unit, each once"
