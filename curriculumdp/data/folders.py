@@ -100,7 +100,14 @@ def _class_folders(
     folder: Path, wanted: Wanted, suffixes: set[str]
 ) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """Return the files, class by class in label order, their labels, and the classes' names."""
-    folders = sorted((one for one in _entries(folder) if one.is_dir()), key=lambda one: natural(one.name))
+    entries = _entries(folder)
+    folders = sorted((one for one in entries if one.is_dir()), key=lambda one: natural(one.name))
+    named = suffixes - {""}  # a DICOMDIR or a LICENSE is no image
+    beside = sorted(one.name for one in entries if one.suffix.lower() in named and not one.is_dir())
+    if folders and beside:
+        raise DataError(
+            f"{folder / beside[0]}: lies beside the classes' folders: move it, and its like, into one or out"
+        )
     if len(folders) != wanted.classes and wanted.class_names is None:
         raise DataError(
             f"{folder}: has {len(folders)} sub-folders but data.classes = {wanted.classes}: make one per class "

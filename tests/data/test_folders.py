@@ -74,6 +74,15 @@ def test_what_is_no_image_is_named_rather_than_passed_over(folder: Path) -> None
     assert "notes.txt" in complaint(folder)
 
 
+@pytest.mark.parametrize("name", ["contact-sheet.png", "lost.JPG"])
+def test_an_image_beside_the_class_folders_is_named_rather_than_passed_over(folder: Path, name: str) -> None:
+    (folder / "README.txt").write_text("?")
+    (folder / "LICENSE").write_text("?")
+    load(folder)
+    picture(folder / "some.png", 7).rename(folder / name)
+    assert f"{name}: lies beside the classes' folders" in complaint(folder)
+
+
 def test_a_nested_folder_is_named(folder: Path) -> None:
     picture(folder / "cats" / "more.png" / "d.png", 4)
     assert "more.png: is not an image" in complaint(folder)
