@@ -10,6 +10,7 @@ from curriculumdp.errors import UserError
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.released import Released
 
+# All options of the data that decide its pixels: images that are read otherwise are not recognised.
 READ = (
     "source",
     "path",
@@ -22,6 +23,9 @@ READ = (
     "size",
     "window",
     "class_names",
+    "fit",
+    "background",
+    "to_grey",
 )
 
 
@@ -36,9 +40,10 @@ def training_set_of(released: Released, say: Callable[[str], None]) -> LabelledS
     try:
         data = json.loads((private / "config.json").read_text(encoding="utf-8"))["data"]
         asked = {key: data[key] for key in READ if data.get(key) is not None}
-        if "window" in asked:
-            asked["window"] = tuple(asked["window"])  # as the run gave it: else its cache would be made anew
-        found = load_images(**asked, cache=private / "cache")
+        for key in ("window", "background"):
+            if isinstance(asked.get(key), list):
+                asked[key] = tuple(asked[key])  # as the run gave it: else its cache would be made anew
+        found = load_images(**asked, part=data.get("split"), cache=private / "cache")
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         say(f"not checked whether test images were trained on: the run's own set cannot be read ({error})")
         return None
