@@ -38,6 +38,10 @@ MACHINE_FAULTS = {
     errno.EFBIG,
     errno.EIO,
     errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
 }
 # Errors of the disk even when the system names no file, as when an open file cannot grow.
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
