@@ -1,6 +1,7 @@
 """What every command shares: user errors print one line and exit 2; bugs raise a traceback.
 
-Messages name other commands as launch/NAME.py; `as_typed_here` puts them as the user can type them.
+Messages name other commands as launch/NAME.py, and extras as in `pip install 'curriculumdp[NAME]'`; `as_typed_here`
+puts both as the user can type them.
 
 It imports only the standard library, so `--help` and command-line errors answer at once.
 """
@@ -37,6 +38,10 @@ MACHINE_FAULTS = {
     errno.EFBIG,
     errno.EIO,
     errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
 }
 # Errors of the disk even when the system names no file, as when an open file cannot grow.
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -96,9 +101,7 @@ def one_line_errors() -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRAS:
             raise
-        _stop(
-            f"{module} is not installed: in a checkout of curriculumdp, run pip install '.[{EXTRAS[module]}]'"
-        )
+        _stop(f"{module} is not installed: run pip install 'curriculumdp[{EXTRAS[module]}]'")
     except BrokenPipeError:
         # Otherwise Python would flush the rest of the buffer at shutdown, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,7 +116,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def as_typed_here(text: str) -> str:
-    """Return `text` with each command that it names as launch/NAME.py put as it can be typed here."""
+    """Return `text` with each command that it names as launch/NAME.py, and each extra, put as it can be typed here."""
+    text = re.sub(r"pip install 'curriculumdp\[(\w+)\]'", lambda found: installation(found[1]), text)
     return re.sub(r"(?<![\w./-])launch/([a-z]+)\.py\b", lambda found: invocation(found[1]), text)
 
 
@@ -127,6 +131,17 @@ def invocation(name: str) -> str:
     if script.is_file():
         return shlex.quote(_near(script))
     return shlex.join([_near(python), "-m", f"curriculumdp.commands.{name}"])
+
+
+def installation(extra: str) -> str:
+    """Return the words that install an extra for this interpreter: from a checkout, its own."""
+    root = Path(__file__).parents[1]
+    package = (
+        ["-e", f"{_near(root)}[{extra}]"]
+        if (root / "pyproject.toml").is_file()
+        else [f"curriculumdp[{extra}]"]
+    )
+    return shlex.join([_near(Path(sys.executable)), "-m", "pip", "install", *package])
 
 
 def _near(path: Path) -> str:

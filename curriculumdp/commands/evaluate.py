@@ -1,8 +1,9 @@
 """curriculumdp-evaluate RELEASE --real SET: evaluate a release's images against real held-out ones.
 
 Utility (classifiers trained on synthetic images and tested on real ones), fidelity (FD or FID, KID, precision,
-recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:PATH, folder:PATH. Metrics from a public real
-set go to OUT/evaluation/, all others to OUT/private/evaluation/, which may not leave.
+recall) and, with --train, memorisation. Sets: digits, idx:PATH, npz:PATH, medmnist:PATH (its test split),
+folder:PATH. Metrics from a public real set go to OUT/evaluation/, all others to OUT/private/evaluation/, which may not
+leave.
 """
 
 import sys

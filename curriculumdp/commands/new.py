@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from curriculumdp.command import Parser, one_line_errors
+from curriculumdp.errors import UserError
 
 
 def main() -> int:
@@ -36,6 +37,8 @@ def main() -> int:
     )
     asked = parser.parse_intermixed_args()
     with one_line_errors():
+        if asked.out is not None and os.path.lexists(asked.out):
+            raise UserError(f"{asked.out}: exists already: give another --out, or remove it first")
         from curriculumdp.curriculum.new import new_config
 
         text, warnings = new_config(vars(asked))

@@ -160,6 +160,8 @@ def _one_line(model: type[BaseModel], error: ErrorDetails) -> str:
     """Return one of pydantic's errors as `key is value: what is allowed (what it means); how to change it`."""
     path = error["loc"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if error["type"] in {"tuple_type", "list_type"}:  # pydantic's words are Python's
+        message = "must be a list, such as [1, 2]"
     if not path:
         return message
     key, value = ".".join(map(str, path)), shown(error["input"])

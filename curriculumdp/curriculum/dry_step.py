@@ -206,7 +206,7 @@ def require_packages(config: Config) -> None:
         except Exception as error:  # whatever a broken installation raises
             raise DryStepError(
                 f"{key} is true, but {module} cannot be imported ({' '.join(str(error).split())[:200]}): install "
-                f"it (pip install '.[{key.rpartition('.')[2]}]' in the checkout) or set {key}=false"
+                f"it (pip install 'curriculumdp[{key.rpartition('.')[2]}]') or set {key}=false"
             ) from error
 
 

@@ -100,7 +100,14 @@ def _class_folders(
     folder: Path, wanted: Wanted, suffixes: set[str]
 ) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """Return the files, class by class in label order, their labels, and the classes' names."""
-    folders = sorted((one for one in _entries(folder) if one.is_dir()), key=lambda one: natural(one.name))
+    entries = _entries(folder)
+    folders = sorted((one for one in entries if one.is_dir()), key=lambda one: natural(one.name))
+    named = suffixes - {""}  # a DICOMDIR or a LICENSE is no image
+    beside = sorted(one.name for one in entries if one.suffix.lower() in named and not one.is_dir())
+    if folders and beside:
+        raise DataError(
+            f"{folder / beside[0]}: lies beside the classes' folders: move it, and its like, into one or out"
+        )
     if len(folders) != wanted.classes and wanted.class_names is None:
         raise DataError(
             f"{folder}: has {len(folders)} sub-folders but data.classes = {wanted.classes}: make one per class "
@@ -168,7 +175,11 @@ def _rows_of_csv(
                 units.append(row.get("unit", "").strip())
                 if "unit" in columns and not units[-1]:
                     raise DataError(f"{where}: the unit is empty: name the owner of every image")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{table}: cannot be read as a CSV table, as it is not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)"
+        ) from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as a CSV table ({error})") from None
     labels, names = labels_of_table(
         texts, list(lines.values()), wanted.class_names, wanted.classes, str(table)
@@ -183,6 +194,8 @@ def _unused(columns: list[str], table: Path) -> list[str]:
     be the owner under another name, and without owners each file would silently be its own unit.
     """
     counts = Counter(columns)
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        raise DataError(f"{table}: its columns are separated by {mark!r}: save it with commas")
     if not counts.keys() >= NEEDED or any(counts[name] > 1 for name in (*NEEDED, UNIT)):
         raise DataError(
             f"{table}: has columns {columns} but they must be path,label or path,label,unit, each once"

@@ -135,7 +135,9 @@ def _roster(roster: Path) -> dict[str, int]:
     """Return each id's line, from 0. Blank lines at the end and a byte order mark count as absent."""
     try:
         text = roster.read_text(encoding="utf-8-sig").rstrip()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{roster}: cannot read data.roster, as it is not UTF-8: save it as UTF-8") from None
+    except OSError as error:
         raise DataError(f"{roster}: cannot read data.roster ({error}): correct its path or content") from None
     indices: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):

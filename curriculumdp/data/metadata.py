@@ -29,6 +29,8 @@ def metadata_rows(table: Path) -> tuple[list[str], Records]:
                     )
                 records.add(row, where)
                 names.append(name)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{table}: cannot be read, as it is not UTF-8: save it as UTF-8") from None
+    except OSError as error:
         raise DataError(f"{table}: cannot be read ({error})") from None
     return names, records

@@ -103,7 +103,7 @@ def labels_of_table(
     texts = [text.strip() for text in texts]
     numbers = all(map(is_number, texts))
     if numbers and not any(map(like_a_number, declared or ())):
-        return [int(text) for text in texts], None if declared is None else tuple(declared)
+        return _numbers_of_table(texts, lines), None if declared is None else tuple(declared)
     names = declared if declared is not None else _names_of_table(texts, lines, classes, where)
     places = {name: label for label, name in enumerate(names)}
     labels = []
@@ -113,6 +113,19 @@ def labels_of_table(
             raise DataError(f"{line}: label {text[:40]!r} is not one of the class names {listed(names)}")
         labels.append(places[name])
     return labels, tuple(names)
+
+
+def _numbers_of_table(texts: Sequence[str], lines: Sequence[str]) -> list[int]:
+    """Return labels that are all numbers. Raises DataError for a number that is written in two ways, as 1 and 01."""
+    spellings: dict[int, str] = {}
+    for text, line in zip(texts, lines, strict=True):
+        known = spellings.setdefault(int(text), text)
+        if known != text:
+            raise DataError(
+                f"{line}: label {text!r} is the same number as {known!r}: write it in one way, or set data.class_names "
+                "if they are two classes"
+            )
+    return [int(text) for text in texts]
 
 
 def _names_of_table(texts: Sequence[str], lines: Sequence[str], classes: int, where: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from curriculumdp.errors import UserError
 from curriculumdp.evaluation.labelled import EvaluationError, LabelledSet
 from curriculumdp.evaluation.released import Released
 
+# All options of the data that decide its pixels: images that are read otherwise are not recognised.
 READ = (
     "source",
     "path",

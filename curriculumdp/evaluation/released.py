@@ -124,18 +124,18 @@ def evaluation_device(asked: str) -> torch.device:
 def load_set(
     text: str, released: Released, split: Literal["train", "test"], csv: Path | None = None
 ) -> LabelledSet:
-    """Load the set that `text` names (digits, idx:PATH, npz:PATH, folder:PATH), fitted to the release's images.
+    """Load the set that `text` names, such as digits or folder:PATH, fitted to the release's images.
 
-    digits and idx have both splits; for the others, the named file or folder is the set. csv: the table of a folder's
-    labels; then `text` may be the folder's bare path. Class folders, and labels that are names, must be the release's.
-    Raises DataError or EvaluationError, one line.
+    digits, idx and medmnist have both splits; for the others, the named file or folder is the set. csv: the table of a
+    folder's labels; then `text` may be the folder's bare path. Class folders, and labels that are names, must be the
+    release's. Raises DataError or EvaluationError, one line.
     """
     kind, _, path = text.partition(":")
     if csv is not None and kind not in KINDS:
         kind, path = "folder", text
     if kind not in KINDS or bool(path) == (kind == "digits"):
         raise EvaluationError(
-            f"{text!r} is not a set of images: use digits, idx:PATH, npz:PATH or folder:PATH"
+            f"{text!r} is not a set of images: use digits, idx:PATH, npz:PATH, medmnist:PATH or folder:PATH"
         )
     if csv is not None and kind != "folder":
         raise EvaluationError(f"{text!r} is not a folder, so it has no table {csv}: leave out the table")

@@ -66,6 +66,8 @@ def test_a_config_cannot_be_changed_after_loading(small: Path) -> None:
     [
         ("privacy.epsilon=-1", ["privacy.epsilon is -1", "greater than 0", "privacy.epsilon=..."]),
         ("data.shift=4", ["data.shift is 4", "less than half of data.size = 8"]),
+        ("model.channels=8", ["model.channels is 8", "must be a list, such as [1, 2]"]),
+        ("data.class_names=ill", ["data.class_names is 'ill'", "must be a list"]),
         ("data.shift=-1", ["data.shift is -1", "greater than or equal to 0"]),
         ("data.shift=0.5", ["data.shift is 0.5", "integer"]),
         ("data.flip=sideways", ["data.flip is 'sideways'", "boolean"]),

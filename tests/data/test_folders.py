@@ -74,6 +74,15 @@ def test_what_is_no_image_is_named_rather_than_passed_over(folder: Path) -> None
     assert "notes.txt" in complaint(folder)
 
 
+@pytest.mark.parametrize("name", ["contact-sheet.png", "lost.JPG"])
+def test_an_image_beside_the_class_folders_is_named_rather_than_passed_over(folder: Path, name: str) -> None:
+    (folder / "README.txt").write_text("?")
+    (folder / "LICENSE").write_text("?")
+    load(folder)
+    picture(folder / "some.png", 7).rename(folder / name)
+    assert f"{name}: lies beside the classes' folders" in complaint(folder)
+
+
 def test_a_nested_folder_is_named(folder: Path) -> None:
     picture(folder / "cats" / "more.png" / "d.png", 4)
     assert "more.png: is not an image" in complaint(folder)
@@ -117,6 +126,8 @@ def test_without_owners_each_row_is_a_unit(folder: Path) -> None:
         ("path,label,units\ncats/a.png,1,4\n", "['path', 'label', 'units']"),
         ("path,label,label\ncats/a.png,1,1\n", "they must be path,label"),
         ("", "they must be path,label"),
+        ("path;label;unit\ncats/a.png;1;0\n", "separated by ';': save it with commas"),
+        ("path\tlabel\ncats/a.png\t1\n", "separated by '\\t': save it with commas"),
         ("path,label\ncats/a.png\n", "line 2: must have 2 fields"),
         ("path,label\ncats/a.png,1,2\n", "line 2: must have 2 fields"),
         ("path,label\ncats/a.png,1\ncats/b.png,one\n", "line 3: label 'one'"),
@@ -151,6 +162,20 @@ def test_a_bad_row_is_named_by_its_line(folder: Path, tmp_path: Path, text: str,
     (folder / "link").symlink_to(tmp_path)
     (folder / "loop").symlink_to(folder / "loop")
     assert part in complaint(folder, csv=table(folder, text))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+def test_a_table_in_another_encoding_is_refused_with_the_one_to_save_it_in(
+    folder: Path, tmp_path: Path, encoding: str
+) -> None:
+    csv = tmp_path / "table.csv"
+    csv.write_text("path,label\ncats/a.png,ärztlich\n", encoding=encoding)
+    assert "save it as UTF-8" in complaint(folder, csv=str(csv))
+    (roster := tmp_path / "roster.txt").write_text("p-1\nmüller\n", encoding=encoding)
+    owned = table(folder, "path,label,unit\ncats/a.png,0,p-1\n")
+    assert "save it as UTF-8" in complaint(folder, csv=owned, roster=str(roster), units=2)
+    (folder / "metadata.jsonl").write_text('{"file_name": "cats/ä.png", "label": 0}\n', encoding=encoding)
+    assert "save it as UTF-8" in complaint(folder)
 
 
 def test_a_row_may_name_an_image_of_the_folder_by_its_absolute_path(folder: Path, tmp_path: Path) -> None:

@@ -90,6 +90,11 @@ TABLES = {
     "numbers that names were given to": (["0", "0", "2", "2", "1", "1"], ["x", "y", "z"], [0, 0, 2, 2, 1, 1]),
     "names": (["c10", "c10", "c2", "c2", "c1", "c1"], None, [2, 2, 1, 1, 0, 0]),
     "declared names": (["c", "c", "a", "a", "b", "b"], ["b", "c", "a"], [1, 1, 2, 2, 0, 0]),
+    "two spellings that are two names": (
+        ["1", "1", "01", "01", "2", "2"],
+        ["01", "1", "2"],
+        [1, 1, 0, 0, 2, 2],
+    ),
     "numbers that are names": (["3", "3", "1", "1", "2", "2"], ["3", "2", "1"], [0, 0, 2, 2, 1, 1]),
     "spaces around": ([" c", "c ", "a", "a", "b", "b"], None, [2, 2, 0, 0, 1, 1]),
 }
@@ -124,6 +129,11 @@ BAD_TABLES = {
         ["0.0", "0.0", "1.0", "1.0", "2.0", "2.0"],
         None,
         "line 2: label '0.0' must be one of 0, 1, 2",
+    ),
+    "two spellings of a number": (
+        ["1", "1", "01", "01", "2", "2"],
+        None,
+        "line 4: label '01' is the same number as '1'",
     ),
     "not a number": (["nan", "0", "1", "1", "2", "2"], None, "line 2: label 'nan'"),
     "unprintable": (["a", "a", "b\u200b", "b", "c", "c"], None, "without U+200B"),

@@ -146,7 +146,8 @@ def test_digits_are_known_to_be_public() -> None:
 @pytest.mark.parametrize("text", ["mnist", "npz", "npz:", "digits:/x", "http://x"])
 def test_a_set_that_is_none_is_refused_in_one_line(run: Path, text: str) -> None:
     with pytest.raises(
-        EvaluationError, match="is not a set of images: use digits, idx:PATH, npz:PATH or folder:PATH"
+        EvaluationError,
+        match="is not a set of images: use digits, idx:PATH, npz:PATH, medmnist:PATH or folder:PATH",
     ):
         load_set(text, read_released(run / "release"), "test")
 

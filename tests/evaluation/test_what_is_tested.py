@@ -290,3 +290,49 @@ def test_quick_means_fewer_unless_said_otherwise() -> None:
     assert (quick.count, quick.seeds, quick.classifiers) == (500, 1, ("mlp",))
     assert (full.count, full.seeds, full.quick) == (2000, 3, False)
     assert requested(options | {"num": 40}).count == 40
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fit": "stretch", "to_grey": True},
+        {"fit": "pad", "background": 200, "to_grey": True},
+        {"fit": "pad", "background": [9, 99, 199], "channels": 3},
+        {"source": "medmnist", "split": "val"},
+    ],
+    ids=["stretched", "padded", "padded in colour", "another split"],
+)
+def test_the_training_set_is_read_as_the_run_read_it(
+    place: Path, tmp_path: Path, said: list[str], options: dict[str, Any]
+) -> None:
+    """Otherwise its images are not recognised among those of a test set."""
+    levels = np.random.default_rng(0).integers(0, 256, (4, 8, 12, 3), dtype=np.uint8)
+    for at, image in enumerate(levels):
+        (tmp_path / "set" / "abc"[at % 3]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "set" / "abc"[at % 3] / f"{at}.png")
+    path = tmp_path / "set"
+    if "split" in options:
+        path = tmp_path / "set.npz"
+        labels = np.array([[0], [1], [2], [0]])
+        np.savez(
+            path,
+            train_images=levels[::-1, :, :8, 0],
+            train_labels=labels,
+            val_images=levels[:, :, :8, 0],
+            val_labels=labels,
+        )
+    data = {
+        "source": "image_folder",
+        "path": str(path),
+        "units": 4,
+        "classes": 3,
+        "channels": 1,
+        "size": 8,
+    } | options
+    as_the_run = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    expected = load_images(part=as_the_run.pop("split", None), **as_the_run)
+    (place / "private").mkdir(exist_ok=True)
+    (place / "private" / "config.json").write_text(json.dumps({"data": data}))
+    found = training_set_of(read_released(place / "release"), said.append)
+    assert found is not None, said
+    assert np.array_equal(found.images, expected.images)

@@ -83,7 +83,7 @@ def test_a_missing_extra_is_one_line_that_names_it(
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: {module} is not installed")
-    assert f"'.[{extra}]'" in done.stderr
+    assert f"-m pip install -e '.[{extra}]'" in done.stderr
 
 
 def test_a_module_that_no_extra_brings_is_a_bug_and_keeps_its_traceback() -> None:
@@ -171,6 +171,21 @@ def test_a_printed_command_works_where_the_package_is_installed(
     assert said() == "do: 'some where/bin/curriculumdp-verify' runs/a/release"
     monkeypatch.setenv("PATH", str(bin_), prepend=os.pathsep)
     assert said() == "do: curriculumdp-verify runs/a/release"
+
+
+def test_an_extra_is_installed_into_the_environment_that_lacks_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A bare pip may be another environment's, and outside of a checkout there is no `.` to install."""
+    text = "run pip install 'curriculumdp[dicom]'"
+    monkeypatch.chdir(tmp_path)
+    in_an_environment(monkeypatch, tmp_path / ".venv/bin/python", tmp_path / "curriculumdp")
+    assert as_typed_here(text) == "run .venv/bin/python -m pip install 'curriculumdp[dicom]'"
+    (tmp_path / "pyproject.toml").touch()
+    assert as_typed_here(text) == "run .venv/bin/python -m pip install -e '.[dicom]'"
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert as_typed_here(text) == f"run {tmp_path}/.venv/bin/python -m pip install -e '{tmp_path}[dicom]'"
 
 
 def test_only_commands_are_replaced() -> None:
