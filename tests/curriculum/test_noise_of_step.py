@@ -300,7 +300,7 @@ def test_no_keystream_serves_twice_in_a_run_of_two_incarnations_and_a_replay(tmp
     for leg, at in legs:
         stop_at(at)
         with pytest.raises(Interrupted):
-            run_curriculum(leg, one_process(), secret=RunSecret.from_bytes(SECRET))
+            run_curriculum(leg, one_process(), secret=RunSecret.from_bytes(SECRET), accept_recharge=True)
     hidden: dict[bytes, set[bytes]] = {}
     for key, digest in draws.noise:
         hidden.setdefault(key, set()).add(digest)

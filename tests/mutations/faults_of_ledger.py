@@ -104,7 +104,7 @@ LEDGER_FAULTS = [
         "a secret that two runs share",
         OPEN,
         "made = secret or RunSecret.create()",
-        "made = secret or RunSecret.from_bytes(hashlib.sha256(str(config.seed).encode()).digest())",
+        "made = secret or RunSecret.from_bytes(config.seed.to_bytes(32))",
         Check(FOLDER + "test_every_run_has_a_secret_of_its_own_whatever_its_config_and_seed"),
     ),
     Fault(
