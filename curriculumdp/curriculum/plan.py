@@ -138,7 +138,7 @@ def other_budgets(plan: Plan) -> list[tuple[float, float | None]]:
     """Return (ε, DP-SGD's noise multiplier) for a quarter, half and twice the budget.
 
     Exact below EXACT_BELOW, where RDP is further off the smaller ε is; from there on by RDP, in a fraction of the time:
-    an upper bound. None if no noise is enough, as where the central queries alone cost more. Empty without DP-SGD.
+    an upper bound. None where the phases before it alone cost more. Empty without DP-SGD.
     """
     *before, last = plan.events()
     return [
@@ -188,7 +188,11 @@ def described(plan: Plan) -> str:
     table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     others = [
         f"ε = {budget:g}: "
-        + ("no noise is enough" if noise is None else f"{'≤ ' * (budget >= EXACT_BELOW)}{noise:.3g}")
+        + (
+            "the phases before DP-SGD cost as much alone"
+            if noise is None
+            else f"{'≤ ' * (budget >= EXACT_BELOW)}{noise:.3g}"
+        )
         for budget, noise in other_budgets(plan)
     ]
     table.append(
