@@ -125,14 +125,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_batch_norm_is_refused_by_name(tmp_path, monkeypatch):
-    original = train.build_unet
+    original = initial.build_unet
 
     def with_batch_norm(*args: object, **kwargs: object):
         net = original(*args, **kwargs)
         net.conv_norm_out = torch.nn.BatchNorm2d(8)
         return net
 
-    monkeypatch.setattr(train, "build_unet", with_batch_norm)
+    monkeypatch.setattr(initial, "build_unet", with_batch_norm)
     with pytest.raises(NetworkError, match="conv_norm_out"):
         finish(tiny(tmp_path))
     assert not (tmp_path / "private" / "ledger.jsonl").exists()
