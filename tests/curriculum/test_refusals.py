@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from curriculumdp.clipping.per_unit import PerUnitGradients
-from curriculumdp.curriculum import declared, folder, train
+from curriculumdp.curriculum import declared, folder, initial, train
 from curriculumdp.curriculum.train import export_run
 from curriculumdp.data.images import ImageSet
 from curriculumdp.diffusion.networks import NetworkError
