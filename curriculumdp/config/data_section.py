@@ -77,7 +77,7 @@ class DataConfig(Section):
     name: DataName | None = Field(
         default=None, description="name of the data set, whose own ledger composes all runs on it"
     )
-    ledger: PathName | None = Field(
+    ledger: str | None = Field(  # `~` stays refused: from another home it would be another ledger
         default=None,
         description="absolute path of that ledger's folder (default: the user's state folder)",
         json_schema_extra=NEUTRAL,

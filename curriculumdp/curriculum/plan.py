@@ -215,7 +215,7 @@ def _meaning(plan: Plan) -> str:
     )
     return (
         "that means: someone who knows every other unit, and tests the release for one unit's presence, detects it at "
-        f"most this often, whatever the method: {rates}"
+        f"most this often, whatever the method:\n  {rates}"
     )
 
 

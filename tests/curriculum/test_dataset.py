@@ -196,10 +196,11 @@ def test_what_all_runs_cost_and_what_is_left_is_shown(tmp_path, digits):
     limited = named(tmp_path / "a", tmp_path / "limited", 5.0)
     create(limited)
     held = opened(limited, digits)
-    *_, one, total, rest = described(limited).splitlines()
+    *_, one, total, rest, room = described(limited).splitlines()
     assert one.split()[:2] == [held.ledger.run, "unfinished"]
-    assert one.split()[2] == total.split()[2]
+    assert one.split()[2:] == total.split()[2:]
     assert f"{left(limited):.2%}" in rest
+    assert room.startswith("a new run of this config")
     free = named(tmp_path / "b", tmp_path / "free")
     for name in ("b", "c"):
         opened(named(tmp_path / name, tmp_path / "free"), digits)
