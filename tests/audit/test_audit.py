@@ -120,7 +120,7 @@ def test_every_step_of_an_audited_run_is_charged(
 
 def test_no_config_can_ask_for_the_control() -> None:
     assert AuditedPhase not in PHASE_CLASSES.values()
-    assert set(PHASE_CLASSES) == {"central", "warmup", "private"}
+    assert set(PHASE_CLASSES) == {"central", "frequency", "warmup", "private"}
 
 
 def test_the_record_says_what_it_is_and_what_it_could_have_seen(record: dict) -> None:
