@@ -142,7 +142,7 @@ def test_no_operation_beside_the_kernels_of_a_gpus_engine_is_one_that_does_not_r
 def test_no_operation_of_a_warm_up_step_is_one_that_does_not_repeat(attending, monkeypatch):
     run, state = attending
     phase = WarmupPhase(run)
-    batch = phase._batch(state, run.config.data.classes)  # augmented on the CPU, whatever the device
+    batch = phase._batch(state, 0, run.config.data.classes)  # augmented on the CPU, whatever the device
     monkeypatch.setattr(WarmupPhase, "_batch", lambda *_: batch)
     seen = recorded(lambda: phase.step(run, state, 0))
     assert {"convolution", "convolution_backward"} <= seen
