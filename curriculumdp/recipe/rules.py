@@ -1,7 +1,7 @@
 """The rules: each option of a run from what is public about it, with the reason. PUBLIC; sees no data, needs no torch.
 
 A user must not tune on private images: every run that is looked at is charged. `docs/recipes.md` has the evidence for
-each rule; what no rule was fitted on is checked by `bench/studies/rules_*.yaml`.
+each rule, and says what was not measured.
 """
 
 from bisect import bisect_left
